@@ -1,0 +1,46 @@
+# The few commands of this project. `make up` on a clean machine ends with a running platform.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do $$python -c '' 2>/dev/null && echo $$python && break; done)
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: up test check bench docs clean
+
+up: $(VENV)/.up  ## Install what is needed and start the platform
+	@exec $(BIN)/wootz up
+
+test: check  ## Everything that must hold
+	$(BIN)/pytest
+
+check: $(VENV)/.dev  ## Style, types and the floors of the house
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## The CPU serving benchmark beside its peers
+	$(BIN)/python benchmarks/serve_cpu.py
+
+docs: $(VENV)/.dev  ## Build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) site build dist bench-out .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Stamps: made anew only when what they were installed from has changed.
+
+KERNELS := $(wildcard src/wootz/kernels/*.cpp src/wootz/kernels/*.h) src/wootz/kernels/CMakeLists.txt
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.up: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
+	@echo "Installing Wootz into $(VENV) (once)…"
+	$(PIP) -e '.[engine,bench]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
+	@echo "Installing Wootz and its development tools into $(VENV) (once)…"
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.up

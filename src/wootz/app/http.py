@@ -1,0 +1,151 @@
+"""The HTTP process: every room's routes in one application, served on the socket that the supervisor bound.
+
+There is exactly one OpenAI-compatible server in this house. `wootz up` runs it with accounts, `wootz serve` without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from wootz import __version__, console, gateway
+from wootz.app.setup import SETUP_VARIABLE, HttpSetup
+from wootz.core import BadRequestError, Config, LanguageModel, WootzError
+from wootz.gateway import Gateway, KeyStore
+from wootz.gateway.errors import error_response
+from wootz.providers import EngineModel, open_models
+from wootz.store import Database
+from wootz.telemetry import Ledger, Telemetry
+
+try:
+    from uvloop import new_event_loop
+except ImportError:
+    new_event_loop = None
+
+STATS_SECONDS = 1.0
+CUT_SECONDS = 3.0
+"""What answers that were cut when draining get to write their records."""
+
+
+def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: bool = True) -> FastAPI:
+    """The application. Its lifespan opens the database and the models, and closes them.
+
+    ``engine_sockets`` has the socket of each local model's engine process. Without ``accounts`` nobody needs a key, but
+    must come by a loopback name (`LoopbackNames`).
+    """
+    database = Database(config.database_url)
+    ledger = Ledger(database)
+    prices = {name: model.price for name, model in config.models.items()}
+    telemetry = Telemetry(ledger, prices, config.telemetry.otlp_endpoint, service_name=config.telemetry.service_name)
+    models: dict[str, LanguageModel] = {}
+    front = Gateway(config, models, KeyStore(database) if accounts else None, telemetry)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(database.close)
+            await database.migrate()
+            stack.push_async_callback(telemetry.close)
+            models.update(open_models(config, engine_sockets))
+            for model in models.values():
+                stack.push_async_callback(model.close)
+            watch = asyncio.create_task(_watch_engines(models, telemetry))
+            stack.callback(watch.cancel)
+            yield
+
+    app = FastAPI(title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    if not accounts:
+        app.add_middleware(LoopbackNames)
+    gateway.install(app, config)
+    app.include_router(gateway.routes(front))
+    console.install(app, front, database, ledger)
+    return app
+
+
+class LoopbackNames:
+    """Answers only what is addressed to this machine by a loopback name.
+
+    Else any web page could reach a server without accounts through a name of its own (DNS rebinding).
+    """
+
+    HOST = re.compile(r"(127(\.\d+){3}|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http" and not self.HOST.fullmatch(Headers(scope=scope).get("host", "")):
+            message = "a server without accounts is only for callers on its own machine"
+            hint = "address it as 127.0.0.1 or localhost, or use `wootz up`, which asks for keys"
+            app = error_response(BadRequestError(message, code="wrong_host", hint=hint))
+        await app(scope, receive, send)
+
+
+async def _watch_engines(models: Mapping[str, LanguageModel], telemetry: Telemetry) -> None:
+    """The engines count; telemetry exports what they counted."""
+    engines = {name: model.client for name, model in models.items() if isinstance(model, EngineModel)}
+    while True:
+        for name, client in engines.items():
+            try:
+                telemetry.set_engine_stats(name, await client.stats())
+            except WootzError:
+                telemetry.set_engine_stats(name, None)
+        await asyncio.sleep(STATS_SECONDS)
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn's own handling would end the process before the lifespan is closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(setup: HttpSetup) -> None:
+    """Serve until SIGTERM; then running answers get ``server.drain_seconds`` to end, and are cut after that."""
+    config = setup.config
+    app = create_app(config, setup.engine_sockets, accounts=setup.accounts)
+    async with app.router.lifespan_context(app):
+        options = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_level=config.server.log_level,
+            access_log=config.server.log_level in ("debug", "info"),
+            timeout_graceful_shutdown=math.ceil(config.server.drain_seconds),
+            server_header=False,
+        )
+        server = Server(options)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, server.handle_exit, number, None)
+        await server.serve(sockets=[socket.socket(fileno=setup.listener)])
+        if cut := list(server.server_state.tasks):
+            await asyncio.wait(cut, timeout=CUT_SECONDS)
+
+
+def main() -> None:
+    setup = HttpSetup.model_validate_json(os.environ.pop(SETUP_VARIABLE))
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(serve(setup))
+    except WootzError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""`wootz cost`: what the requests on the ledger cost."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wootz.cli.common import AsJson, load, print_json, stderr, stdout, table
+
+if TYPE_CHECKING:
+    from wootz.telemetry import ReportRow
+
+app = typer.Typer(help="Report what was used and what it cost.", no_args_is_help=True)
+
+
+@app.callback()
+def cost() -> None:
+    """Report what was used and what it cost."""
+
+
+@app.command("report")
+def report(
+    ctx: typer.Context,
+    by: Annotated[str, typer.Option(help="Group by any of key, model, user, provider, route, day.")] = "key,model",
+    last: Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d, 4w.")] = "7d",
+    as_json: AsJson = False,
+) -> None:
+    """Sum requests, tokens and cost; the sums are exact decimals, costliest first.
+
+    Examples:
+      [bold]wootz cost report[/bold]
+      [bold]wootz cost report --by day,model --last 4w --json[/bold]
+    """
+    from wootz.telemetry import parse_period
+
+    names = [name.strip() for name in by.split(",") if name.strip()]
+    lines = asyncio.run(_report(ctx, names, datetime.now(UTC) - parse_period(last)))
+    if as_json:
+        print_json([{**line.group, **{k: v for k, v in asdict(line).items() if k != "group"}} for line in lines])
+        return
+    if not lines:
+        stderr().print(f"No requests in the last {last}.")
+        return
+    sums = ("requests", "errors", "tokens in", "cached", "tokens out", "USD")
+    rows = table(*names, *sums, right=sums)
+    for line in lines:
+        counts = (line.requests, line.errors, line.prompt_tokens, line.cached_tokens, line.completion_tokens)
+        rows.add_row(
+            *(value or "-" for value in line.group.values()),
+            *(f"{count:,}" for count in counts),
+            f"{line.cost.normalize():f}",
+        )
+    stdout().print(rows)
+
+
+async def _report(ctx: typer.Context, names: list[str], since: datetime) -> list[ReportRow]:
+    """The ledger's rows, its key ids replaced by the keys' names."""
+    from wootz.app.preflight import open_database
+    from wootz.gateway import KeyStore
+    from wootz.telemetry import Ledger
+
+    async with open_database(load(ctx).config) as database:
+        lines = await Ledger(database).report(names, since)
+        key_names = {key.id: key.name for key in await KeyStore(database).list()} if "key" in names else {}
+    for line in lines:
+        if (key_id := line.group.get("key")) is not None:
+            line.group["key"] = key_names.get(key_id, key_id)
+    return lines

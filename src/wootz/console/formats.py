@@ -1,0 +1,51 @@
+"""How numbers are written on the pages."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from urllib.parse import urlsplit
+
+EMPTY = "–"
+
+
+def count(number: int | None) -> str:
+    """1234567 -> 1,234,567"""
+    return EMPTY if number is None else f"{number:,}"
+
+
+def short(number: int) -> str:
+    """134515008 -> 135M"""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def seconds(value: float | None) -> str:
+    """0.0213 -> 21.3 ms, 1.5 -> 1.50 s"""
+    if value is None:
+        return EMPTY
+    if value < 1:
+        milliseconds = value * 1000
+        return f"{milliseconds:.0f} ms" if milliseconds >= 100 else f"{milliseconds:.1f} ms"
+    return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
+
+
+def usd(amount: Decimal) -> str:
+    """Every digit that is there, and at least cents: 0.00001230 -> $0.0000123, 2 -> $2.00"""
+    whole, _, fraction = f"{amount:f}".partition(".")
+    return f"${whole}.{fraction.rstrip('0').ljust(2, '0')}"
+
+
+def instant(moment: datetime | None) -> str:
+    """UTC, for where no script runs; the page's script rewrites it in the reader's own time zone."""
+    return EMPTY if moment is None else moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def host(url: str) -> str:
+    """Where a URL leads, without what else may be in it."""
+    return urlsplit(url).hostname or EMPTY
+
+
+FILTERS = {"count": count, "short": short, "seconds": seconds, "usd": usd, "instant": instant, "host": host}

@@ -1,0 +1,61 @@
+"""Shared types, config, errors, progress: small, and imports nothing of ours."""
+
+from wootz.core.config import (
+    EMBEDDED_MODEL,
+    EMBEDDED_MODEL_SOURCE,
+    Config,
+    EngineConfig,
+    LoadedConfig,
+    ModelConfig,
+    PriceConfig,
+    load_config,
+    resolve_secret,
+)
+from wootz.core.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ConfigError,
+    MissingExtraError,
+    ModelFileError,
+    NotFoundError,
+    PayloadTooLargeError,
+    PermissionError_,
+    RateLimitError,
+    UnavailableError,
+    UnsupportedError,
+    UpstreamError,
+    WootzError,
+)
+from wootz.core.progress import SILENT, Progress, progress_bar
+from wootz.core.protocol import LanguageModel, collect_chat, collect_completion
+
+__all__ = [
+    "EMBEDDED_MODEL",
+    "EMBEDDED_MODEL_SOURCE",
+    "SILENT",
+    "AuthenticationError",
+    "BadRequestError",
+    "Config",
+    "ConfigError",
+    "EngineConfig",
+    "LanguageModel",
+    "LoadedConfig",
+    "MissingExtraError",
+    "ModelConfig",
+    "ModelFileError",
+    "NotFoundError",
+    "PayloadTooLargeError",
+    "PermissionError_",
+    "PriceConfig",
+    "Progress",
+    "RateLimitError",
+    "UnavailableError",
+    "UnsupportedError",
+    "UpstreamError",
+    "WootzError",
+    "collect_chat",
+    "collect_completion",
+    "load_config",
+    "progress_bar",
+    "resolve_secret",
+]

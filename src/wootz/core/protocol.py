@@ -1,0 +1,133 @@
+"""`LanguageModel`: the one interface between everything that makes answers and everything that wants them.
+
+The local engine, every remote provider, a cascade, a cache, a replay of recorded traffic: each is one.
+Callers take a `LanguageModel` and never ask which. A model always streams; `collect_chat` folds the
+stream into a whole answer for those who want one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable
+from typing import Any, Protocol
+
+from wootz.core.errors import UnsupportedError, UpstreamError
+from wootz.core.wire import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    ChoiceLogprobs,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    EmbeddingRequest,
+    EmbeddingResponse,
+)
+
+
+class LanguageModel(Protocol):
+    """What can answer. Subclass it explicitly to inherit the refusals for what you cannot do.
+
+    Contract of `chat` and `complete`:
+
+    - The stream yields content chunks, each choice's last one carrying its ``finish_reason``, then exactly one
+      chunk with ``usage`` and no choices. Callers who did not ask for usage drop it; a record always needs it.
+    - Closing the iterator early cancels the work behind it at once.
+    - Failures are raised as `WootzError`, before the first chunk or in the middle of the stream; a stream that
+      ends without the usage chunk has failed.
+    """
+
+    name: str
+    """The name users call it by in ``request.model``."""
+
+    provider: str = "wootz"
+    """Who computes the answer, for the record: us, or the host of a remote endpoint."""
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+        raise UnsupportedError(f'model "{self.name}" cannot chat', param="model")
+
+    def complete(self, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
+        raise UnsupportedError(f'model "{self.name}" cannot continue plain text', param="model")
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        raise UnsupportedError(f'model "{self.name}" has no embeddings', param="model")
+
+    async def ready(self) -> bool:
+        """Whether a request sent now would be worked on (the engine is up, its weights are loaded)."""
+        return True
+
+    async def close(self) -> None:
+        """Give back connections. The model is not used afterwards."""
+
+
+async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
+    """Fold a chat stream into one whole answer; choices come in order of their index.
+
+    Raises `UpstreamError` for a stream that broke off: one without a last chunk that tells the usage.
+    """
+    answer: ChatCompletion | None = None
+    choices: dict[int, ChatChoice] = {}
+    tool_calls: dict[tuple[int, int], dict[str, Any]] = {}
+    async for chunk in chunks:
+        if answer is None:
+            answer = ChatCompletion(id=chunk.id, created=chunk.created, model=chunk.model, choices=[])
+        if chunk.usage is not None:
+            answer.usage = chunk.usage
+        for part in chunk.choices:
+            choice = choices.setdefault(part.index, ChatChoice(index=part.index, message=AnswerMessage(content="")))
+            message, delta = choice.message, part.delta
+            message.content = (message.content or "") + (delta.content or "")
+            if delta.reasoning_content is not None:
+                message.reasoning_content = (message.reasoning_content or "") + delta.reasoning_content
+            for fragment in delta.tool_calls or []:
+                place = (part.index, fragment.get("index", 0))
+                if place not in tool_calls:
+                    tool_calls[place] = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+                    message.tool_calls = [*(message.tool_calls or []), tool_calls[place]]
+                _extend_tool_call(tool_calls[place], fragment)
+            if part.logprobs is not None and part.logprobs.content is not None:
+                choice.logprobs = choice.logprobs or ChoiceLogprobs(content=[])
+                choice.logprobs.content = (choice.logprobs.content or []) + part.logprobs.content
+            choice.finish_reason = part.finish_reason or choice.finish_reason
+    if answer is None or answer.usage is None:
+        raise UpstreamError("the answer broke off before its end", hint="try again")
+    answer.choices = [choices[index] for index in sorted(choices)]
+    for choice in answer.choices:
+        if choice.message.tool_calls and not choice.message.content:
+            choice.message.content = None
+    return answer
+
+
+def _extend_tool_call(call: dict[str, Any], fragment: dict[str, Any]) -> None:
+    """Tool calls stream in fragments: the first of an index names the function, later ones extend its arguments."""
+    function = fragment.get("function") or {}
+    call["id"] = fragment.get("id") or call["id"]
+    call["function"]["name"] += function.get("name") or ""
+    call["function"]["arguments"] += function.get("arguments") or ""
+
+
+async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
+    """Fold a streamed text completion into one whole answer, as `collect_chat` does."""
+    answer: Completion | None = None
+    choices: dict[int, CompletionChoice] = {}
+    async for chunk in chunks:
+        if answer is None:
+            answer = Completion(id=chunk.id, created=chunk.created, model=chunk.model, choices=[])
+        if chunk.usage is not None:
+            answer.usage = chunk.usage
+        for part in chunk.choices:
+            choice = choices.setdefault(part.index, CompletionChoice(index=part.index, text=""))
+            choice.text += part.text
+            choice.finish_reason = part.finish_reason or choice.finish_reason
+            if part.logprobs is not None:
+                whole = choice.logprobs = choice.logprobs or CompletionLogprobs()
+                whole.tokens += part.logprobs.tokens
+                whole.token_logprobs += part.logprobs.token_logprobs
+                whole.top_logprobs += part.logprobs.top_logprobs
+                whole.text_offset += part.logprobs.text_offset
+    if answer is None or answer.usage is None:
+        raise UpstreamError("the answer broke off before its end", hint="try again")
+    answer.choices = [choices[index] for index in sorted(choices)]
+    return answer

@@ -1,0 +1,313 @@
+"""The OpenAI wire types: what a request, an answer and a stream are everywhere in Wootz.
+
+Requests are strict on what we support (a string is not a number, a temperature is between 0 and 2) and
+tolerant of fields we do not know: those are kept, so that a remote provider still receives them.
+Answers are built here only, so they are plain.
+
+Source: the OpenAI API reference for chat completions, completions and embeddings. Sampling fields that
+OpenAI lacks (`top_k`, `min_p`, `repetition_penalty`, `stop_token_ids`, `ignore_eos`, `min_tokens`) use the names
+that vLLM and others gave them.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+"""At least one, and small enough for every integer type on the way to an engine or a remote endpoint."""
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+def new_id(prefix: str) -> str:
+    """An unguessable identifier such as ``chatcmpl-3f…`` (32 hexadecimal digits)."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    return int(time.time())
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+OMIT_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
+"""Left out of the JSON when None, as OpenAI does; fields that clients index (``finish_reason``) stay as null."""
+
+
+# --- requests -------------------------------------------------------------------------------------------------
+
+
+class ContentPart(Request):
+    """One part of a message's content; only ``text`` has a field of its own, the rest is carried as it came."""
+
+    type: str
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _text_part_has_text(self) -> ContentPart:
+        if self.type == "text" and self.text is None:
+            raise ValueError('a part of type "text" needs the field "text"')
+        return self
+
+
+class FunctionCall(Request):
+    name: str
+    arguments: str
+
+
+class ToolCall(Request):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(Request):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> ChatMessage:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError(f'a message with role "{self.role}" needs "content"')
+        return self
+
+    @property
+    def text(self) -> str:
+        """The message's text, its text parts joined."""
+        if isinstance(self.content, list):
+            return "".join(part.text or "" for part in self.content if part.type == "text")
+        return self.content or ""
+
+
+class StreamOptions(Request):
+    include_usage: bool = False
+
+
+class SamplingFields(Request):
+    """What chat and plain completion requests have in common. ``None`` means the model's own default."""
+
+    model: str = Field(min_length=1, max_length=256)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(
+        default=None, ge=-1, lt=2**31, description="Keep the k likeliest tokens; 0 or -1 keeps all."
+    )
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: int | None = Field(default=None, ge=1, le=128)
+    stop: str | list[str] | None = Field(default=None)
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    max_tokens: Count | None = None
+    min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> SamplingFields:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError('"stream_options" is only allowed when "stream" is true')
+        if isinstance(self.stop, list) and len(self.stop) > 16:
+            raise ValueError('"stop" may hold at most 16 strings')
+        if any(not text for text in self.stop_strings):
+            raise ValueError('"stop" may not hold an empty string')
+        for token in self.logit_bias or {}:
+            if not token.isdecimal():
+                raise ValueError(f'"logit_bias" maps token ids to a bias; {token[:40]!r} is not a token id')
+        return self
+
+    @property
+    def stop_strings(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+
+class ChatRequest(SamplingFields):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _logprobs_fit_together(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError('"top_logprobs" needs "logprobs": true')
+        return self
+
+
+class CompletionRequest(SamplingFields):
+    """``POST /v1/completions``: continue a text, a list of texts, token ids, or a list of those."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool | None = None
+    best_of: Count | None = None
+    suffix: str | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _prompt_is_not_empty(self) -> CompletionRequest:
+        if len(self.prompts) == 0 or any(len(prompt) == 0 for prompt in self.prompts):
+            raise ValueError('"prompt" is empty')
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts one by one, each a text or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+class EmbeddingRequest(Request):
+    """``POST /v1/embeddings``."""
+
+    model: str = Field(min_length=1, max_length=256)
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count | None = None
+    user: str | None = None
+
+
+# --- answers --------------------------------------------------------------------------------------------------
+
+
+class PromptTokensDetails(Answer):
+    cached_tokens: int = 0
+
+
+class Usage(Answer):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails | None = OMIT_NONE
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else 0
+
+
+class TopLogprob(Answer):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob] = []
+
+
+class ChoiceLogprobs(Answer):
+    content: list[TokenLogprob] | None = None
+
+
+class Delta(Answer):
+    role: str | None = OMIT_NONE
+    content: str | None = OMIT_NONE
+    reasoning_content: str | None = OMIT_NONE
+    tool_calls: list[dict[str, Any]] | None = OMIT_NONE
+
+
+class ChunkChoice(Answer):
+    index: int = 0
+    delta: Delta
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(Answer):
+    """One event of a streamed chat answer. The last one before the end carries ``usage`` and no choices."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int = Field(default_factory=now)
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = OMIT_NONE
+
+
+class AnswerMessage(Answer):
+    role: str = "assistant"
+    content: str | None = None
+    reasoning_content: str | None = OMIT_NONE
+    tool_calls: list[dict[str, Any]] | None = OMIT_NONE
+
+
+class ChatChoice(Answer):
+    index: int = 0
+    message: AnswerMessage
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletion(Answer):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int = Field(default_factory=now)
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage | None = None
+
+
+class CompletionLogprobs(Answer):
+    """The older log-probability layout of ``/v1/completions``: parallel lists, one entry a token."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
+    text_offset: list[int] = []
+
+
+class CompletionChoice(Answer):
+    index: int = 0
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(Answer):
+    """A whole text completion, and (the wire format is the same) one event of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int = Field(default_factory=now)
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = OMIT_NONE
+
+
+class Embedding(Answer):
+    index: int
+    object: Literal["embedding"] = "embedding"
+    embedding: list[float] | str
+
+
+class EmbeddingResponse(Answer):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage

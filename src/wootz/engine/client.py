@@ -1,0 +1,178 @@
+"""`EngineClient`: an engine process as an async object. Imports no PyTorch.
+
+The connection is kept up in the background: while the engine is away, loading or restarting, `ready` is False and
+requests are refused with a retryable error; those in flight when it went away fail with one too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from wootz.core.errors import BadRequestError, RateLimitError, UnavailableError, UnsupportedError, WootzError
+from wootz.engine import protocol
+from wootz.engine.protocol import (
+    Cancel,
+    Failed,
+    Finished,
+    FromEngine,
+    GetStats,
+    Hello,
+    Output,
+    SamplingParams,
+    Stats,
+    Submit,
+    ToEngine,
+)
+
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 1.0
+
+
+class EngineClient:
+    """The engine behind one Unix socket. Any number of requests at once; belongs to one event loop."""
+
+    def __init__(self, socket_path: str | Path) -> None:
+        self.socket_path = str(socket_path)
+        self.hello: Hello | None = None
+        """What the engine said about itself; None while there is no connection."""
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._requests: dict[str, asyncio.Queue[Output | Finished | WootzError]] = {}
+        self._stats: list[asyncio.Future[Stats]] = []
+
+    @property
+    def ready(self) -> bool:
+        return self.hello is not None
+
+    def start(self) -> None:
+        """Begin to connect, in the running event loop; returns at once."""
+        self._task = asyncio.get_running_loop().create_task(self._stay_connected(), name=f"engine {self.socket_path}")
+
+    async def close(self) -> None:
+        """Let go of the engine, which then cancels what it still does for us. Requests in flight fail."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def generate(
+        self,
+        *,
+        messages: list[dict[str, Any]] | None = None,
+        text: str | None = None,
+        token_ids: list[int] | None = None,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[Output | Finished, None]:
+        """Answer one prompt, given in exactly one of three forms; the last event is `Finished`.
+
+        Closing the iterator cancels the request in the engine. Raises `BadRequestError` for what can't be served,
+        `RateLimitError` when the engine's queue is full, `UnavailableError` when there is no engine or it goes away.
+        """
+        request_id = request_id or uuid.uuid4().hex
+        if request_id in self._requests:
+            raise BadRequestError(f'request id "{request_id}" is in use', code="duplicate_request_id")
+        submit = Submit(
+            request_id=request_id,
+            params=params or SamplingParams(),
+            messages=messages,
+            text=text,
+            token_ids=token_ids,
+        )
+        self._send(submit)
+        events = self._requests[request_id] = asyncio.Queue()
+        over = False
+        try:
+            while not over:
+                event = await events.get()
+                over = not isinstance(event, Output)
+                if isinstance(event, WootzError):
+                    raise event
+                yield event
+        finally:
+            del self._requests[request_id]
+            if not over:
+                with contextlib.suppress(UnavailableError):
+                    self._send(Cancel(request_id))
+
+    async def stats(self) -> Stats:
+        """The engine's counters now. Raises `UnavailableError`."""
+        self._send(GetStats())
+        answer: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
+        self._stats.append(answer)
+        return await answer
+
+    # --- connection -------------------------------------------------------------------------------------------
+
+    async def _stay_connected(self) -> None:
+        delay = FIRST_DELAY_SECONDS
+        while True:
+            try:
+                reader, self._writer = await asyncio.open_unix_connection(self.socket_path)
+                while True:
+                    self._receive(await protocol.read_message(reader, protocol.decode_from_engine))
+                    delay = FIRST_DELAY_SECONDS
+            except (OSError, EOFError, protocol.ProtocolError):
+                pass
+            finally:
+                self._disconnected()
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+
+    def _receive(self, message: FromEngine) -> None:
+        match message:
+            case Output() | Finished():
+                if message.request_id in self._requests:  # else it was cancelled while this was on its way
+                    self._requests[message.request_id].put_nowait(message)
+            case Failed():
+                if message.request_id in self._requests:
+                    self._requests[message.request_id].put_nowait(_error(message))
+            case Stats():
+                answer = self._stats.pop(0)
+                if not answer.done():
+                    answer.set_result(message)
+            case Hello():
+                self.hello = message
+
+    def _disconnected(self) -> None:
+        """Fail everything in flight; whoever asks from now on is refused until the next `Hello`."""
+        self.hello = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        for events in self._requests.values():
+            events.put_nowait(_engine_restarted())
+        for answer in self._stats:
+            if not answer.done():
+                answer.set_exception(_engine_restarted())
+        self._stats.clear()
+
+    def _send(self, message: ToEngine) -> None:
+        """Unix sockets take what is written at once or keep it in memory; an engine always reads."""
+        if self.hello is None or self._writer is None:
+            raise UnavailableError("the model is not ready: its engine is starting", hint="try again in a moment")
+        self._writer.write(protocol.frame(message))
+
+
+def _engine_restarted() -> UnavailableError:
+    return UnavailableError("the model's engine went away while it answered; try again", code="engine_restarted")
+
+
+def _error(failed: Failed) -> WootzError:
+    """The error the engine raised, raised here."""
+    match failed.status:
+        case 400 if failed.code == UnsupportedError.code:
+            return UnsupportedError(failed.message, param=failed.param)
+        case 400:
+            return BadRequestError(failed.message, code=failed.code, param=failed.param)
+        case 429:
+            return RateLimitError(failed.message, code=failed.code)
+        case 503:
+            return UnavailableError(failed.message, code=failed.code)
+        case _:
+            return WootzError(failed.message, code=failed.code, param=failed.param)

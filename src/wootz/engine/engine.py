@@ -1,0 +1,345 @@
+"""`Engine`: requests in, tokens out, one step at a time.
+
+    engine = Engine("SmolLM2-135M-Instruct.Q4_1.gguf")
+    answers = engine.generate(["The sea is"], SamplingParams(temperature=0, max_tokens=20))
+
+`step` is the whole life of the engine: schedule, run, sample, say what is new. `generate` calls it until all is done;
+the server's thread calls it for as long as the process lives. One thread at a time uses an engine; only
+`make_request`, which tokenizes, may be called from any.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from wootz.core import BadRequestError, EngineConfig, RateLimitError, progress_bar
+from wootz.engine import setup
+from wootz.engine.attention import PagedCache
+from wootz.engine.cache import BlockPool
+from wootz.engine.output import NoText, TextStream
+from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
+from wootz.engine.runner import Model, Runner
+from wootz.engine.sampler import Sampled, sample
+from wootz.engine.scheduler import Chunk, Scheduler
+from wootz.engine.sequence import Request, Sequence
+from wootz.engine.validation import check_params
+from wootz.tokenization import StreamDecoder
+
+if TYPE_CHECKING:
+    from wootz.tokenization import Tokenizer
+
+Prompt = str | Many[int] | Many[dict[str, Any]]
+"""Text, token ids, or chat messages (rendered by the model's chat template)."""
+
+Event = tuple[Request, Output | Finished]
+
+
+@dataclass
+class Choice:
+    """One answer. ``token_ids`` and ``logprobs`` hold every sampled token, also the one that ended it."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass
+class Generation:
+    """All choices of one prompt; the first one's fields can be read off directly."""
+
+    prompt_token_ids: list[int]
+    choices: list[Choice]
+    cached_tokens: int = 0
+    """Of the prompt, found in the cache."""
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.choices[0].token_ids
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        return self.choices[0].logprobs
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.choices[0].finish_reason
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    def _add(self, event: Output | Finished) -> None:
+        if isinstance(event, Finished):
+            self.cached_tokens = event.cached_tokens
+            return
+        choice = self.choices[event.index]
+        choice.text += event.text
+        choice.token_ids += event.token_ids
+        choice.finish_reason, choice.stop_reason = event.finish_reason, event.stop_reason
+        if event.logprobs is not None:
+            choice.logprobs = (choice.logprobs or []) + event.logprobs
+
+
+class Engine:
+    """One model, its cache, and the requests being worked on.
+
+    ``model`` is a path (a folder in Hugging Face layout, or a GGUF file) or a model that is loaded already; the
+    tokenizer is read from the path, and may be missing for a loaded model, which then takes and gives token ids only.
+    """
+
+    def __init__(
+        self, model: str | Path | Model, *, config: EngineConfig | None = None, tokenizer: Tokenizer | None = None
+    ) -> None:
+        config = config or EngineConfig()
+        self.model, self.tokenizer = setup.load(model, tokenizer, config)
+        num_blocks, self.max_model_len = setup.size_cache(self.model, config)
+        cache = PagedCache(
+            self.model.cache_specs, num_blocks, config.block_size, dtype=self.model.dtype, device=self.model.device
+        )
+        self.pool = BlockPool(num_blocks, config.block_size, prefix_caching=config.prefix_caching, copy=cache.copy)
+        self.scheduler = Scheduler(self.pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens)
+        self.runner = Runner(self.model, cache)
+        self.max_waiting = config.max_waiting
+        self.eos_token_ids = frozenset(self.model.config.eos_token_ids)
+        if self.tokenizer is not None:
+            self.eos_token_ids |= self.tokenizer.eos_token_ids
+        self._arrivals = itertools.count()
+        self._chunks: list[Chunk] = []
+        self._started = time.monotonic()
+        self.num_steps = self.num_prompt_tokens = self.num_generated = self.num_finished = self.num_cancelled = 0
+
+    # --- one step ---------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Compute one batch; returns what is new, in order. With nothing to do, nothing is new."""
+        chunks = self._chunks = self.scheduler.schedule()
+        if not chunks:
+            return []
+        logits_SV = self.runner.run(chunks)
+        self.scheduler.computed(chunks)
+        self._count(chunks)
+        choosing = [
+            (row, choice)
+            for row, sequence in enumerate(chunk.sequence for chunk in chunks if chunk.samples)
+            for choice in (sequence, *self._fork(sequence))
+        ]
+        if len(choosing) > len(logits_SV):
+            logits_SV = logits_SV[[row for row, _ in choosing]]
+        sequences = [sequence for _, sequence in choosing]
+        return [
+            event
+            for sequence, sampled in zip(sequences, sample(logits_SV, sequences), strict=True)
+            for event in self._extend(sequence, sampled)
+        ]
+
+    def _fork(self, sequence: Sequence) -> list[Sequence]:
+        """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
+        request = sequence.request
+        if len(request.sequences) == request.params.n:
+            return []
+        children = [self._new_sequence(request, index) for index in range(1, request.params.n)]
+        for child in children:
+            self.scheduler.fork(sequence, child)
+        return children
+
+    def _extend(self, sequence: Sequence, sampled: Sampled) -> list[Event]:
+        """Append the token; say what text it brings, and end the choice if it is to end here."""
+        request, params, token = sequence.request, sequence.request.params, sampled.token_id
+        sequence.token_ids.append(token)
+        self.num_generated += 1
+        text, finish_reason, stop_reason = "", None, None
+        if token in request.end_token_ids:
+            finish_reason, stop_reason = "stop", token if token in params.stop_token_ids else None
+        else:
+            text = sequence.text.push(token, may_stop=sequence.num_output_tokens >= params.min_tokens)
+            if len(sequence.token_ids) == request.max_len:
+                finish_reason = "length"
+        if finish_reason:
+            text += sequence.text.finish()
+        if sequence.text.stopped_by is not None:
+            finish_reason, stop_reason = "stop", sequence.text.stopped_by
+        output = Output(
+            request_id=request.id,
+            index=sequence.index,
+            text=text,
+            token_ids=[token],
+            logprobs=self._logprobs(sampled),
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+        )
+        return [(request, output), *(self._end(sequence) if finish_reason else [])]
+
+    def _end(self, sequence: Sequence) -> list[Event]:
+        request = sequence.request
+        self.scheduler.remove(sequence)
+        request.num_open -= 1
+        if request.num_open:
+            return []
+        self.num_finished += 1
+        finished = Finished(
+            request_id=request.id,
+            prompt_tokens=len(request.prompt_token_ids),
+            completion_tokens=sum(choice.num_output_tokens for choice in request.sequences),
+            cached_tokens=request.cached_tokens or 0,
+        )
+        return [(request, finished)]
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def make_request(self, prompt: Prompt, params: SamplingParams, *, id: str = "") -> Request:
+        """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served."""
+        vocab_size = self.model.config.vocab_size
+        check_params(params, vocab_size)
+        token_ids, param = self._encode(prompt)
+        if not token_ids:
+            raise BadRequestError("the prompt is empty", param=param)
+        if not all(0 <= token < vocab_size for token in token_ids):
+            raise BadRequestError(f"the prompt's token ids must be at least 0 and below {vocab_size}", param=param)
+        if len(token_ids) >= self.max_model_len:
+            raise BadRequestError(
+                f"the prompt has {len(token_ids)} tokens; prompt and answer together may have {self.max_model_len}",
+                code="context_length_exceeded",
+                param=param,
+            )
+        max_tokens = params.max_tokens or self.max_model_len
+        return Request(
+            id=id,
+            prompt_token_ids=token_ids,
+            continues_text=param == "prompt",
+            params=params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids),
+            max_len=min(len(token_ids) + max_tokens, self.max_model_len),
+        )
+
+    def submit(self, request: Request) -> None:
+        """Put the request into the queue. Raises `RateLimitError` when the queue is full."""
+        if len(self.scheduler.waiting) >= self.max_waiting:
+            raise RateLimitError(f"{self.max_waiting} requests are waiting already; try again later", code="queue_full")
+        request.arrival, request.num_open = next(self._arrivals), request.params.n
+        self.scheduler.add(self._new_sequence(request, 0))
+
+    def cancel(self, request: Request) -> None:
+        """Its blocks are free at once, and nothing more is said of it. A request that is over is left alone."""
+        if request.num_open:
+            for sequence in request.sequences:
+                self.scheduler.remove(sequence)
+            request.num_open = 0
+            self.num_cancelled += 1
+
+    def drop_running(self) -> list[Request]:
+        """After a step that raised: cancel, and return, every request that it may have left half-done."""
+        sequences = [*self.scheduler.running, *(chunk.sequence for chunk in self._chunks)]
+        requests = list(dict.fromkeys(sequence.request for sequence in sequences))
+        for request in requests:
+            self.cancel(request)
+        return requests
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def stats(self) -> Stats:
+        return Stats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            blocks_total=self.pool.num_blocks,
+            blocks_used=self.pool.num_referenced,
+            steps=self.num_steps,
+            prompt_tokens_computed=self.num_prompt_tokens,
+            prompt_tokens_cached=self.scheduler.num_cached_tokens,
+            tokens_generated=self.num_generated,
+            requests_finished=self.num_finished,
+            requests_cancelled=self.num_cancelled,
+            preemptions=self.scheduler.num_preemptions,
+            uptime_seconds=time.monotonic() - self._started,
+        )
+
+    # --- many at once -----------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: str | Many[Prompt],
+        params: SamplingParams | Many[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Generation]:
+        """Answer all prompts, batched as well as they can be, in the order given.
+
+        ``params`` is for all of them, or one for each. Nothing is begun if any of them is refused (`BadRequestError`).
+        ``progress`` shows a bar on a terminal.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(prompts)
+        requests = [self.make_request(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        answers = {
+            request: Generation(request.prompt_token_ids, [Choice(index) for index in range(request.params.n)])
+            for request in requests
+        }
+        queue = iter(requests)
+        num_left = len(requests)
+        try:
+            with progress_bar("Generating", len(requests), quiet=not progress) as bar:
+                while num_left:
+                    while len(self.scheduler.waiting) < self.max_waiting and (request := next(queue, None)):
+                        self.submit(request)
+                    for request, event in self.step():
+                        if request in answers:
+                            answers[request]._add(event)
+                            if isinstance(event, Finished):
+                                num_left -= 1
+                                bar.advance()
+        finally:
+            for request in requests:
+                self.cancel(request)
+        return list(answers.values())
+
+    # --- parts ------------------------------------------------------------------------------------------------
+
+    def _encode(self, prompt: Prompt) -> tuple[list[int], str]:
+        """The prompt's token ids, and what a user calls it."""
+        if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], dict)):
+            return list(cast(Many[int], prompt)), "prompt"
+        if self.tokenizer is None:
+            raise BadRequestError("this engine has no tokenizer; give token ids", param="prompt")
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt), "prompt"
+        return self.tokenizer.encode_chat(cast(Many[dict[str, Any]], prompt)), "messages"
+
+    def _new_sequence(self, request: Request, index: int) -> Sequence:
+        decoder = NoText()
+        if self.tokenizer is not None:
+            decoder = StreamDecoder(self.tokenizer, continues_text=request.continues_text)
+        sequence = Sequence(request, index, list(request.prompt_token_ids), TextStream(decoder, request.params.stop))
+        request.sequences.append(sequence)
+        return sequence
+
+    def _logprobs(self, sampled: Sampled) -> list[TokenLogprob] | None:
+        if sampled.logprob is None:
+            return None
+        spell = self.tokenizer.token_bytes if self.tokenizer else lambda _: b""
+        top = [(token, spell(token), logprob) for token, logprob in sampled.top]
+        return [TokenLogprob(sampled.token_id, spell(sampled.token_id), sampled.logprob, top)]
+
+    def _count(self, chunks: list[Chunk]) -> None:
+        self.num_steps += 1
+        for chunk in chunks:
+            prompt_end = min(chunk.end, len(chunk.sequence.request.prompt_token_ids))
+            self.num_prompt_tokens += max(0, prompt_end - chunk.start)

@@ -1,0 +1,181 @@
+"""What the engine process and its callers say to each other.
+
+One Unix stream socket per engine process; each message is a 4-byte big-endian length and that many bytes of
+MessagePack holding one of the tagged structs below. The engine side renders chat templates, tokenizes,
+samples and detokenizes, so a caller needs neither tokenizer nor PyTorch. This module imports neither.
+
+A request's life on the wire: `Submit` -> any number of `Output` (one per step that produced text for a choice)
+-> one `Finished`; or `Failed` at any point. `Cancel` may come at any time; nothing follows it for that request.
+When the connection ends, the engine cancels every request that came over it, and the caller fails all it
+had in flight with a retryable error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose the next token, and when to stop. Names and meanings are vLLM's.
+
+    ``temperature=0`` is greedy. ``max_tokens=None`` means until the model's context is full. ``seed`` makes a
+    request's tokens depend on nothing but its own prompt and parameters, whatever else is in the batch.
+    ``logprobs=None`` returns none; ``logprobs=k`` the chosen token's and those of the k likeliest (0 is allowed).
+    Penalties: ``repetition_penalty`` (over prompt and output; CTRL, arXiv 1909.05858) divides positive logits,
+    ``presence_penalty`` and ``frequency_penalty`` (over output; OpenAI) are subtracted.
+    """
+
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A chosen token: its id, its bytes, its log-probability before penalties, and the likeliest alternatives."""
+
+    token_id: int
+    token: bytes
+    logprob: float
+    top: list[tuple[int, bytes, float]] = []
+    """``(token id, bytes, logprob)``, likeliest first."""
+
+
+# --- caller to engine -----------------------------------------------------------------------------------------
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """Generate. Exactly one of ``messages`` (rendered by the chat template), ``text`` and ``token_ids`` is given."""
+
+    request_id: str
+    params: SamplingParams
+    messages: list[dict[str, Any]] | None = None
+    text: str | None = None
+    token_ids: list[int] | None = None
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    request_id: str
+
+
+class GetStats(msgspec.Struct, frozen=True, tag="get_stats"):
+    """Ask for one `Stats`."""
+
+
+# --- engine to caller -----------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message on a connection, sent once the weights are loaded."""
+
+    family: str
+    num_parameters: int
+    vocab_size: int
+    max_model_len: int
+    dtype: str
+    device: str
+    has_chat_template: bool
+    defaults: dict[str, Any] = {}
+    """Sampling defaults from the model's ``generation_config.json`` (temperature, top_p, …), where it has them."""
+
+
+class Output(msgspec.Struct, frozen=True, tag="output"):
+    """New text (possibly empty) and tokens of one choice; ``finish_reason`` is set on the choice's last one."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    """``stop`` (end token, stop string or stop id) or ``length``."""
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that matched; None for the end token."""
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """All choices are done. ``cached_tokens`` of the prompt were not computed again."""
+
+    request_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The request could not be run; fields are those of `wootz.core.WootzError`."""
+
+    request_id: str
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """Counters since start, and gauges. The engine counts; telemetry exports."""
+
+    running: int
+    waiting: int
+    blocks_total: int
+    blocks_used: int
+    steps: int
+    prompt_tokens_computed: int
+    prompt_tokens_cached: int
+    tokens_generated: int
+    requests_finished: int
+    requests_cancelled: int
+    preemptions: int
+    uptime_seconds: float
+
+
+ToEngine = Submit | Cancel | GetStats
+FromEngine = Hello | Output | Finished | Failed | Stats
+
+MAX_MESSAGE_BYTES = 256 * 2**20
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+
+
+# --- framing --------------------------------------------------------------------------------------------------
+
+Message = TypeVar("Message")
+
+
+class ProtocolError(Exception):
+    """The other side sent something that is no message."""
+
+
+def frame(message: ToEngine | FromEngine) -> bytes:
+    """The message as it goes over the socket."""
+    data = encode(message)
+    return len(data).to_bytes(4, "big") + data
+
+
+async def read_message(reader: asyncio.StreamReader, decode: Callable[[bytes], Message]) -> Message:
+    """The next message. Raises EOFError at the end of the connection, and `ProtocolError`."""
+    length = int.from_bytes(await reader.readexactly(4), "big")
+    if length > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a message of {length} bytes")
+    try:
+        return decode(await reader.readexactly(length))
+    except msgspec.DecodeError as error:
+        raise ProtocolError(str(error)) from None

@@ -1,0 +1,66 @@
+"""One forward pass: a list of chunks in, logits of the tokens that choose a next one out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wootz.engine.attention import PagedCache, PagedContext
+from wootz.engine.scheduler import Chunk
+from wootz.models.context import CacheSpec, Context
+
+
+class ModelShape(Protocol):
+    """What the engine asks of a model's configuration."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+
+
+class Model(Protocol):
+    """What the engine asks of a model; everything in `wootz.models` is one."""
+
+    @property
+    def config(self) -> ModelShape: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def cache_specs(self) -> list[CacheSpec]: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def __call__(self, token_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor: ...
+    def unembed(self, hidden_TD: Tensor) -> Tensor: ...
+    def prepare_for_inference(self) -> object: ...
+
+
+class Runner:
+    """The model, and the cache it looks into."""
+
+    def __init__(self, model: Model, cache: PagedCache) -> None:
+        self.model, self.cache = model, cache
+
+    def run(self, chunks: list[Chunk]) -> Tensor:
+        """Logits ``(S, V)``, one row for each chunk that `samples`, in their order."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        last_rows: list[int] = []
+        for chunk in chunks:
+            token_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
+            positions += range(chunk.start, chunk.end)
+            if chunk.samples:
+                last_rows.append(len(token_ids) - 1)
+        context = PagedContext(self.cache, chunks)
+        device = self.model.device
+        token_ids_T, positions_T = torch.tensor(token_ids, device=device), torch.tensor(positions, device=device)
+        hidden_TD = self.model(token_ids_T, positions_T, context)
+        return self.model.unembed(hidden_TD[torch.tensor(last_rows, dtype=torch.int64, device=device)])

@@ -1,0 +1,64 @@
+"""A request and its choices: what is asked, and each answer as far as it has grown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from wootz.engine.cache import BlockTable
+from wootz.engine.output import TextStream
+from wootz.engine.protocol import SamplingParams
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt and how to continue it. ``id`` is the caller's; the engine knows a request by the object itself."""
+
+    id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    """Of every random choice made for this request; drawn by the engine when ``params.seed`` is None."""
+    end_token_ids: frozenset[int]
+    """Tokens that end a choice: the model's own unless ``ignore_eos``, and ``stop_token_ids``."""
+    max_len: int
+    """Prompt and answer together end here."""
+    continues_text: bool = False
+    """Whether the answer goes on in the prompt's own text, rather than being a text of its own (a chat's)."""
+    arrival: int = -1
+    """Place in the order of arrival; set when the request is submitted."""
+    cached_tokens: int | None = None
+    """Prompt tokens found in the cache; None until the prompt is first admitted."""
+    sequences: list[Sequence] = field(default_factory=list)
+    """Its choices: the first from the start, the others from when the prompt is computed."""
+    num_open: int = 0
+    """Choices that have not ended. 0 before the request is submitted and once it is over."""
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One choice of a request: prompt and answer in one run of tokens, and how much of it the cache holds.
+
+    ``token_ids[:num_computed]`` have their keys and values in ``table``. A running sequence that has answered so far
+    with k tokens is behind by exactly one: the last token is known, but not yet computed.
+    """
+
+    request: Request
+    index: int
+    token_ids: list[int]
+    text: TextStream
+    table: BlockTable = field(default_factory=BlockTable)
+    num_computed: int = 0
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens to compute before the next one can be sampled."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def priority(self) -> tuple[int, int]:
+        """Order of arrival: the smallest goes first, the largest is preempted first."""
+        return self.request.arrival, self.index

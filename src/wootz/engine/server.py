@@ -1,0 +1,280 @@
+"""The engine process: one model behind a Unix socket.
+
+    python -m wootz.engine.server --name NAME --path PATH --socket SOCKET [--config JSON]
+
+Two threads share the work. The *event loop* reads messages, has prompts tokenized (in a small pool of threads, so that
+a long one holds up nobody), and writes answers. The *step thread* owns the engine and does nothing but step; what it
+should do besides (take a request, drop one) comes to it as a call in a queue, which it empties before each step.
+
+What can go wrong, and what happens then:
+
+- A connection ends: all its requests are cancelled. A reader that leaves `MAX_UNREAD_BYTES` lying about is dropped, so
+  it neither holds up the engine nor fills its memory.
+- A step raises: the requests that were running fail with status 500 and their blocks are freed; the others never
+  notice. `MOST_FAILED_STEPS` in a row mean that the device or the weights are broken: the process ends with exit code
+  70, for its supervisor to start it again.
+- The model can't be loaded: one line on stderr, exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from pydantic import ValidationError
+
+from wootz.core import ConfigError, EngineConfig, WootzError
+from wootz.engine import protocol
+from wootz.engine.protocol import Cancel, Failed, Finished, FromEngine, GetStats, Hello, Submit
+
+if TYPE_CHECKING:
+    from wootz.engine.engine import Engine, Event
+    from wootz.engine.sequence import Request
+
+MAX_UNREAD_BYTES = 32 * 2**20
+MOST_FAILED_STEPS = 3
+BROKEN_EXIT_CODE = 70
+
+log = logging.getLogger("wootz.engine")
+
+
+class Connection:
+    """One caller. ``requests`` are those it waits for: being tokenized (a task), or in the engine."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self.requests: dict[str, asyncio.Task[None] | Request] = {}
+
+    def send(self, *messages: FromEngine) -> None:
+        if self.writer.is_closing():
+            return
+        self.writer.write(b"".join(map(protocol.frame, messages)))
+        if self.writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            log.warning("a caller does not read its answers; its connection is closed")
+            self.writer.transport.abort()
+
+
+class Server:
+    """The event loop's side."""
+
+    def __init__(self, engine: Engine, hello: Hello) -> None:
+        self.engine, self.hello = engine, hello
+        self.owners: dict[Request, Connection] = {}
+        self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self.steps = StepThread(engine, asyncio.get_running_loop(), self.deliver, self.fail)
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection's life."""
+        connection = Connection(writer)
+        connection.send(self.hello)
+        try:
+            while True:
+                match await protocol.read_message(reader, protocol.decode_to_engine):
+                    case Submit(request_id=id) as submit:
+                        if id in connection.requests:
+                            raise protocol.ProtocolError(f"request id {id!r} twice")
+                        connection.requests[id] = asyncio.create_task(self.submit(connection, submit))
+                    case Cancel(request_id=id):
+                        if request := connection.requests.pop(id, None):
+                            self.drop(request)
+                    case GetStats():
+                        connection.send(self.engine.stats())
+        except (EOFError, OSError):
+            pass
+        except protocol.ProtocolError as error:
+            log.warning("a caller broke the protocol: %s; its connection is closed", error)
+        finally:
+            for request in connection.requests.values():
+                self.drop(request)
+            connection.requests.clear()
+            writer.close()
+
+    async def submit(self, connection: Connection, submit: Submit) -> None:
+        id, loop = submit.request_id, asyncio.get_running_loop()
+        prompt = next((p for p in (submit.messages, submit.text, submit.token_ids) if p is not None), [])
+        make_request = partial(self.engine.make_request, prompt, submit.params, id=id)
+        try:
+            request = await loop.run_in_executor(self.tokenizing, make_request)
+        except Exception as error:
+            if not isinstance(error, WootzError):
+                log.exception("a prompt could not be tokenized")
+                error = WootzError("the prompt could not be tokenized")
+            del connection.requests[id]
+            connection.send(_failed(id, error))
+        else:
+            connection.requests[id] = request
+            self.owners[request] = connection
+            self.steps.call(partial(self.steps.submit, request))
+
+    def drop(self, request: asyncio.Task[None] | Request) -> None:
+        """Nobody waits for it any more."""
+        if isinstance(request, asyncio.Task):
+            request.cancel()
+        else:
+            del self.owners[request]
+            self.steps.call(partial(self.engine.cancel, request))
+
+    def deliver(self, events: list[Event]) -> None:
+        """Send what a step brought, to each connection in one write."""
+        messages: dict[Connection, list[FromEngine]] = {}
+        for request, event in events:
+            if connection := self.owners.get(request):
+                messages.setdefault(connection, []).append(event)
+                if isinstance(event, Finished):
+                    self.forget(request)
+        for connection, batch in messages.items():
+            connection.send(*batch)
+
+    def fail(self, requests: list[Request], error: WootzError) -> None:
+        for request in requests:
+            if connection := self.owners.get(request):
+                self.forget(request)
+                connection.send(_failed(request.id, error))
+
+    def forget(self, request: Request) -> None:
+        del self.owners.pop(request).requests[request.id]
+
+
+class StepThread(threading.Thread):
+    """The engine's side. ``deliver`` and ``fail`` are called in the event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        deliver: Callable[[list[Event]], None],
+        fail: Callable[[list[Request], WootzError], None],
+    ) -> None:
+        super().__init__(name="step", daemon=True)
+        self.engine, self.loop, self.deliver, self.fail = engine, loop, deliver, fail
+        self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.num_failed_steps = 0
+
+    def call(self, call: Callable[[], None]) -> None:
+        """Have the step thread do this before its next step."""
+        self.calls.put(call)
+
+    def submit(self, request: Request) -> None:
+        try:
+            self.engine.submit(request)
+        except WootzError as error:
+            self.loop.call_soon_threadsafe(self.fail, [request], error)
+
+    def run(self) -> None:
+        try:
+            while True:
+                while not self.calls.empty() or not self.engine.has_work:
+                    self.calls.get()()
+                self.step()
+        except BaseException:
+            log.critical("the engine is broken and ends", exc_info=True)
+            os._exit(BROKEN_EXIT_CODE)
+
+    def step(self) -> None:
+        try:
+            events = self.engine.step()
+        except Exception:
+            self.num_failed_steps += 1
+            if self.num_failed_steps == MOST_FAILED_STEPS:
+                raise
+            log.exception("a step failed")
+            error = WootzError("the engine failed while it worked on this request")
+            self.loop.call_soon_threadsafe(self.fail, self.engine.drop_running(), error)
+        else:
+            self.num_failed_steps = 0
+            if events:
+                self.loop.call_soon_threadsafe(self.deliver, events)
+
+
+def _failed(request_id: str, error: WootzError) -> Failed:
+    return Failed(request_id, status=error.status, message=str(error), code=error.code, param=error.param)
+
+
+# --- the process ----------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m wootz.engine.server", description="One model behind a socket.")
+    parser.add_argument("--name", required=True, help="what users call the model; for messages")
+    parser.add_argument("--path", required=True, type=Path, help="model folder or GGUF file")
+    parser.add_argument("--socket", required=True, type=Path, help="Unix socket to listen on")
+    parser.add_argument("--config", default="{}", help="JSON of the engine section of the configuration")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        engine, hello = _load(arguments.path, arguments.config)
+        listener = _listen(arguments.socket)
+    except WootzError as error:
+        print(f'model "{arguments.name}": {error}'.replace("\n", " "), file=sys.stderr)
+        sys.exit(2)
+    asyncio.run(_serve(engine, hello, listener))
+
+
+def _load(path: Path, config_json: str) -> tuple[Engine, Hello]:
+    # How long OpenMP's threads wait for each other awake, read when PyTorch is first imported. The default is so long
+    # that one busy process beside us costs a multiple of its share; this short, it costs its share.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from wootz.engine.engine import Engine
+    from wootz.engine.setup import sampling_defaults
+
+    try:
+        config = EngineConfig.model_validate_json(config_json)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"engine.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    engine = Engine(path, config=config)
+    model, tokenizer = engine.model, engine.tokenizer
+    hello = Hello(
+        family=model.config.family,
+        num_parameters=model.num_parameters,
+        vocab_size=model.config.vocab_size,
+        max_model_len=engine.max_model_len,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
+        defaults=sampling_defaults(path),
+    )
+    return engine, hello
+
+
+def _listen(path: Path) -> socket.socket:
+    """A socket only its owner may use. A file that a dead process left in its place is replaced."""
+    listener = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o177)
+    try:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't listen here ({error.strerror or error})") from None
+    finally:
+        os.umask(umask)
+    return listener
+
+
+async def _serve(engine: Engine, hello: Hello, listener: socket.socket) -> NoReturn:
+    """Until SIGTERM or SIGINT, and then not a moment longer: a step under way is not waited for."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    server = Server(engine, hello)
+    server.steps.start()
+    await asyncio.start_unix_server(server.talk, sock=listener)
+    await stopping.wait()
+    os.unlink(listener.getsockname())
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

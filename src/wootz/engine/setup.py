@@ -1,0 +1,97 @@
+"""What an engine needs before its first step: a loaded model, its end tokens, and how large the cache may be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from wootz.core import ConfigError, EngineConfig
+from wootz.engine.attention import PagedCache
+from wootz.engine.runner import Model
+from wootz.models import load as load_model
+from wootz.tokenization import load_tokenizer
+
+if TYPE_CHECKING:
+    from wootz.tokenization import Tokenizer
+
+MOST_CPU_CACHE_BYTES = 2 * 2**30
+CPU_SHARE, GPU_SHARE = 0.25, 0.85
+"""Of the memory that is free once the weights are loaded; on a GPU the rest is for activations."""
+
+SAMPLING_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def load(
+    model: str | Path | Model, tokenizer: Tokenizer | None, config: EngineConfig
+) -> tuple[Model, Tokenizer | None]:
+    """The model, its weights laid out for speed, and its tokenizer."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if isinstance(model, str | Path):
+        path = Path(model)
+        tokenizer = tokenizer or load_tokenizer(path)
+        device = pick_device(config.device)
+        model = load_model(path, dtype=pick_dtype(config.dtype, device), device=device, keep_quantized=True)
+    model.prepare_for_inference()
+    return model, tokenizer
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f'engine.device: this machine has no "{name}"', hint='use "auto" or "cpu"') from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 on a GPU that has it. On a CPU it is float32: without special instructions, which few have,
+    bfloat16 products of more than one row run several times slower."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return getattr(torch, name)
+
+
+def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
+    """``(num_blocks, max_model_len)``: as many blocks as memory allows and ``max_running`` sequences could ever use,
+    and the longest sequence that both model and cache can hold."""
+    longest = model.config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigError(f"engine.max_model_len: {config.max_model_len} is more than the model's own {longest}")
+    max_model_len = config.max_model_len or longest
+
+    block_bytes = PagedCache.block_bytes(model.cache_specs, config.block_size, model.dtype)
+    budget = config.cache_bytes or _default_cache_bytes(model.device)
+    useful = config.max_running * -(-max_model_len // config.block_size)
+    num_blocks = min(budget // block_bytes, useful)
+    room = num_blocks * config.block_size
+    if num_blocks < 1 or (config.max_model_len is not None and room < config.max_model_len):
+        tokens = config.max_model_len or config.block_size
+        needed = -(-tokens // config.block_size) * block_bytes
+        raise ConfigError(
+            f"engine.cache_bytes: {budget} is too small; {tokens} tokens of this model take {needed} bytes"
+        )
+    return num_blocks, min(max_model_len, room)
+
+
+def _default_cache_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(GPU_SHARE * free)
+    return min(int(CPU_SHARE * psutil.virtual_memory().available), MOST_CPU_CACHE_BYTES)
+
+
+def sampling_defaults(path: Path) -> dict[str, Any]:
+    """What the model's ``generation_config.json`` says about sampling."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return {}
+    settings = json.loads(file.read_text())
+    return {name: settings[name] for name in SAMPLING_DEFAULTS if settings.get(name) is not None}

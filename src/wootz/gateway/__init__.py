@@ -1,0 +1,7 @@
+"""The HTTP service: keys, limits, OpenAI's endpoints, streaming, and the path that every request takes."""
+
+from wootz.gateway.gateway import Gateway
+from wootz.gateway.keys import SCOPES, Key, KeyStore
+from wootz.gateway.routes import install, routes
+
+__all__ = ["SCOPES", "Gateway", "Key", "KeyStore", "install", "routes"]

@@ -1,0 +1,106 @@
+"""Send an answer while watching the client: who goes away stops the work at once, streamed or not.
+
+A stream's status is only sent with its first chunk, so whatever fails before that is a proper HTTP error. What
+fails later is an event with the error in it, after which the stream ends without ``[DONE]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from wootz.core import WootzError
+from wootz.core.wire import ChatChunk, Completion
+
+Chunk = TypeVar("Chunk", ChatChunk, Completion)
+
+
+class StreamedAnswer(Response):
+    """Server-sent events as OpenAI's: each chunk a ``data:`` line, then ``[DONE]``."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncGenerator[Chunk, None], *, include_usage: bool) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.chunks = chunks
+        self.include_usage = include_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _unless_gone(receive, self._stream(send))
+
+    async def _stream(self, send: Send) -> None:
+        async with aclosing(self.chunks) as chunks:
+            started = False
+            try:
+                async for chunk in chunks:
+                    if not started:
+                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                        started = True
+                    if chunk.usage is None or self.include_usage:
+                        await _send_event(send, chunk.model_dump_json().encode())
+            except WootzError as error:
+                if not started:
+                    raise
+                await _send_event(send, msgspec.json.encode(error.to_openai()))
+            else:
+                await _send_event(send, b"[DONE]")
+            await send({"type": "http.response.body", "body": b""})
+
+
+class WholeAnswer(Response):
+    """One JSON body."""
+
+    media_type = "application/json"
+
+    def __init__(self, answer: Coroutine[Any, Any, BaseModel]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _unless_gone(receive, self._send_whole(scope, receive, send))
+
+    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = (await self.answer).model_dump_json()
+        await Response(body, media_type=self.media_type)(scope, receive, send)
+
+
+def answer_with(
+    chunks: AsyncGenerator[Chunk, None],
+    collect: Callable[[AsyncGenerator[Chunk, None]], Coroutine[Any, Any, BaseModel]],
+    *,
+    stream: bool | None,
+    include_usage: bool,
+) -> Response:
+    """The chunks as they come, or folded into one by ``collect``."""
+    return StreamedAnswer(chunks, include_usage=include_usage) if stream else WholeAnswer(collect(chunks))
+
+
+async def _send_event(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; cancel it, and wait until it has let go of everything, when the client goes away first."""
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,198 @@
+"""The life of a request, from the key to the record. HTTP, the console and tests all walk this same path:
+
+1. *observe*: the record begins, so what is refused from here on is recorded too
+2. *authorize*: the key may use this model, and has not used up its requests per minute
+3. *answer*: the model's chunks go through as they come
+4. *record*: written, durably, before the caller gets the answer's last word
+
+A caller who closes the iterator (or is cancelled) cancels the model's work at once, and is recorded as gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
+
+from wootz.core import (
+    AuthenticationError,
+    Config,
+    LanguageModel,
+    NotFoundError,
+    PermissionError_,
+    UpstreamError,
+    WootzError,
+)
+from wootz.core.wire import (
+    ChatChunk,
+    ChatRequest,
+    ChunkChoice,
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    SamplingFields,
+    Usage,
+)
+from wootz.gateway.keys import Key, KeyStore
+from wootz.gateway.limits import RequestLimiter
+from wootz.telemetry import Observation, Telemetry
+
+log = logging.getLogger(__name__)
+
+Chunk = TypeVar("Chunk", ChatChunk, Completion)
+AnyRequest = SamplingFields | EmbeddingRequest
+
+
+class Gateway:
+    """``keys=None`` means no accounts: everybody may use every model."""
+
+    def __init__(
+        self,
+        config: Config,
+        models: Mapping[str, LanguageModel],
+        keys: KeyStore | None,
+        telemetry: Telemetry,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.models = models
+        self.keys = keys
+        self.telemetry = telemetry
+        self.started = int(time.time())
+        self._limiter = RequestLimiter(clock)
+
+    # --- who ------------------------------------------------------------------------------------------------------
+
+    async def authenticate(self, authorization: str | None, scope: str = "inference") -> Key | None:
+        """The key of an ``Authorization`` header; None where there are no accounts.
+
+        Raises `AuthenticationError` for a missing or bad key, `PermissionError_` for one without the scope.
+        """
+        if self.keys is None:
+            return None
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise AuthenticationError("no API key was given", hint="send the header Authorization: Bearer sk-wootz-…")
+        key = await self.keys.authenticate(token.strip())
+        if not key.may(scope):
+            raise PermissionError_(f'this API key lacks the scope "{scope}"', code="insufficient_scope")
+        return key
+
+    def visible_models(self, key: Key | None) -> list[str]:
+        """The names of the models that this key may use."""
+        return [name for name in self.models if key is None or key.may_use(name)]
+
+    def model(self, key: Key | None, name: str) -> LanguageModel:
+        """Raises `NotFoundError`, in the same words for a model that is not there and one the key may not use."""
+        if name not in self.visible_models(key):
+            raise NotFoundError(
+                f'the model "{name}" does not exist or you do not have access to it',
+                code="model_not_found",
+                param="model",
+            )
+        return self.models[name]
+
+    async def unready(self) -> list[str]:
+        """The names of the models that would not work on a request now."""
+        ready = await asyncio.gather(*(model.ready() for model in self.models.values()))
+        return [name for name, is_ready in zip(self.models, ready, strict=True) if not is_ready]
+
+    # --- what -----------------------------------------------------------------------------------------------------
+
+    def chat(
+        self, key: Key | None, request: ChatRequest, *, request_id: str, route: str = "/v1/chat/completions"
+    ) -> AsyncGenerator[ChatChunk, None]:
+        """The answer as `LanguageModel.chat` streams it, its last chunk the usage. Raises `WootzError`."""
+        return self._answer(key, request, lambda model: model.chat(request), request_id, route)
+
+    def complete(
+        self, key: Key | None, request: CompletionRequest, *, request_id: str, route: str = "/v1/completions"
+    ) -> AsyncGenerator[Completion, None]:
+        """The same for `LanguageModel.complete`."""
+        return self._answer(key, request, lambda model: model.complete(request), request_id, route)
+
+    async def embed(
+        self, key: Key | None, request: EmbeddingRequest, *, request_id: str, route: str = "/v1/embeddings"
+    ) -> EmbeddingResponse:
+        async with self._recorded(key, request, request_id, route) as observation:
+            answer = await self._admit(key, request).embed(request)
+            observation.usage(answer.usage)
+            return answer
+
+    async def _answer(
+        self,
+        key: Key | None,
+        request: SamplingFields,
+        ask: Callable[[LanguageModel], AsyncGenerator[Chunk, None]],
+        request_id: str,
+        route: str,
+    ) -> AsyncGenerator[Chunk, None]:
+        num_parts, complete = 0, False
+        async with self._recorded(key, request, request_id, route) as observation:
+            model = self._admit(key, request)
+            try:
+                async with aclosing(ask(model)) as chunks:
+                    async for chunk in chunks:
+                        for choice in chunk.choices:
+                            if _has_content(choice):
+                                num_parts += 1
+                                observation.chunk()
+                            observation.finish_reason = choice.finish_reason or observation.finish_reason
+                        if chunk.usage is not None:
+                            complete = True
+                            observation.usage(chunk.usage)
+                            await observation.end()
+                        yield chunk
+            finally:
+                if not complete:  # Nobody will tell the usage of half an answer; its parts are nearly its tokens.
+                    observation.usage(Usage(completion_tokens=num_parts, total_tokens=num_parts))
+            if not complete:
+                raise UpstreamError("the model's answer broke off", code="incomplete_answer")
+
+    def _admit(self, key: Key | None, request: AnyRequest) -> LanguageModel:
+        model = self.model(key, request.model)
+        if key is not None and key.requests_per_minute is not None:
+            self._limiter.take(key.id, key.requests_per_minute)
+        return model
+
+    @asynccontextmanager
+    async def _recorded(
+        self, key: Key | None, request: AnyRequest, request_id: str, route: str
+    ) -> AsyncGenerator[Observation, None]:
+        """Whatever way the block ends, one record is left when it has. Unforeseen exceptions become a bare 500."""
+        model = self.models.get(request.model)
+        observation = self.telemetry.observe(
+            request_id=request_id,
+            route=route,
+            key_id=key.id if key else None,
+            model=request.model,
+            provider=model.provider if model else None,
+            stream=bool(getattr(request, "stream", False)),
+            user=request.user,
+        )
+        try:
+            yield observation
+            await observation.end()
+        except WootzError as error:
+            await observation.end(error=error)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            await observation.end(client_disconnected=True)
+            raise
+        except Exception:
+            log.exception("request %s to model %s failed", request_id, request.model)
+            error = WootzError(f"the server failed; its log tells more under {request_id}")
+            await observation.end(error=error)
+            raise error from None
+
+
+def _has_content(choice: ChunkChoice | CompletionChoice) -> bool:
+    if isinstance(choice, CompletionChoice):
+        return bool(choice.text)
+    return bool(choice.delta.content or choice.delta.reasoning_content or choice.delta.tool_calls)

@@ -1,0 +1,82 @@
+"""Around every request, as plain ASGI (nothing is buffered, streams pass as they are): its id, a net under the code
+for what nobody foresaw, and the limit on its body."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wootz.core import WootzError
+from wootz.core.wire import new_id
+
+log = logging.getLogger(__name__)
+
+CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
+
+
+class RequestId:
+    """Gives each request an id, in ``scope["state"]`` and in the answer's header ``x-request-id``.
+
+    A client's own ``x-request-id`` is kept as the beginning of ours. It is not ours as it is: the ledger has one row
+    per id, so a client that sends the same id twice (a retry, or on purpose) would otherwise go unrecorded.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = f"{given}-{secrets.token_hex(6)}" if CLIENT_ID.fullmatch(given) else new_id("req")
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            if started:
+                raise  # The server cuts the connection, so that half an answer can't pass for a whole one.
+            error = WootzError(f"the server failed; its log tells more under {request_id}")
+            await JSONResponse(error.to_openai(), error.status)(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuses a body of more than ``max_bytes`` with 413, by its declared length or, without one, as it arrives."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "")
+        too_large = declared.isdecimal() and int(declared) > self.max_bytes
+        num_bytes = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal num_bytes
+            if too_large:
+                raise HTTPException(413)
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_bytes:
+                raise HTTPException(413)
+            return message
+
+        await self.app(scope, receive_within_limit, send)

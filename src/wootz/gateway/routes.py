@@ -1,0 +1,167 @@
+"""The HTTP face: OpenAI's endpoints, keys for administrators, and what a load balancer and Prometheus ask.
+
+A route that needs a key authenticates before it reads the body, so a stranger can't make us parse megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+
+from wootz.core import Config, collect_chat, collect_completion
+from wootz.core.wire import (
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    SamplingFields,
+)
+from wootz.gateway import errors
+from wootz.gateway.answers import WholeAnswer, answer_with
+from wootz.gateway.gateway import Gateway
+from wootz.gateway.keys import KeyStore
+from wootz.gateway.middleware import BodyLimit, RequestId
+from wootz.gateway.schemas import ErrorBody, Health, KeyInfo, KeyList, KeyRequest, ModelInfo, ModelList, NewKeyInfo
+from wootz.gateway.strict_json import StrictJSONRequest
+from wootz.telemetry import CONTENT_TYPE
+
+BEARER = HTTPBearer(scheme_name="key", description="A Wootz key: sk-wootz-…", auto_error=False)
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The request can never succeed as it is written."},
+    401: {"model": ErrorBody, "description": "No key, or an unknown, revoked or expired one."},
+    403: {"model": ErrorBody, "description": "The key lacks the scope."},
+    404: {"model": ErrorBody, "description": "It does not exist, or this key may not see it."},
+    413: {"model": ErrorBody, "description": "The body is larger than server.max_body_bytes."},
+    "default": {"model": ErrorBody, "description": "Any other failure."},
+}
+ANSWER_ERRORS: dict[int | str, dict[str, Any]] = {
+    429: {"model": ErrorBody, "description": "A rate limit is used up; the header retry-after says for how long."},
+    502: {"model": ErrorBody, "description": "A remote endpoint failed."},
+    503: {"model": ErrorBody, "description": "The model is loading or restarting; the same request may succeed later."},
+}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": 'The whole answer, or with "stream": true its chunks as server-sent events.',
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def install(app: FastAPI, config: Config) -> None:
+    """Error bodies, request ids and the body limit for all of an application's routes, the console's too."""
+    errors.add_handlers(app)
+    app.add_middleware(BodyLimit, max_bytes=config.server.max_body_bytes)
+    app.add_middleware(RequestId)  # The last one added is the outermost.
+
+
+def routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter()
+    router.include_router(_inference(gateway))
+    router.include_router(_operations(gateway))
+    if gateway.keys is not None:
+        router.include_router(_admin(gateway, gateway.keys))
+    return router
+
+
+def _inference(gateway: Gateway) -> APIRouter:
+    router = _router_with_key(gateway, "inference", tags=["inference"])
+
+    @router.get("/v1/models")
+    async def list_models(request: Request) -> ModelList:
+        names = gateway.visible_models(request.state.key)
+        return ModelList(data=[model_info(name) for name in names])
+
+    @router.get("/v1/models/{model:path}")
+    async def get_model(request: Request, model: str) -> ModelInfo:
+        return model_info(gateway.model(request.state.key, model).name)
+
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM | ANSWER_ERRORS)
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        chunks = gateway.chat(request.state.key, body, request_id=request.state.request_id)
+        return answer_with(chunks, collect_chat, stream=body.stream, include_usage=_wants_usage(body))
+
+    @router.post("/v1/completions", response_model=Completion, responses=STREAM | ANSWER_ERRORS)
+    async def complete(request: Request, body: CompletionRequest) -> Response:
+        chunks = gateway.complete(request.state.key, body, request_id=request.state.request_id)
+        return answer_with(chunks, collect_completion, stream=body.stream, include_usage=_wants_usage(body))
+
+    @router.post("/v1/embeddings", response_model=EmbeddingResponse, responses=ANSWER_ERRORS)
+    async def embed(request: Request, body: EmbeddingRequest) -> Response:
+        return WholeAnswer(gateway.embed(request.state.key, body, request_id=request.state.request_id))
+
+    def model_info(name: str) -> ModelInfo:
+        return ModelInfo(id=name, created=gateway.started, owned_by=gateway.models[name].provider)
+
+    return router
+
+
+def _admin(gateway: Gateway, keys: KeyStore) -> APIRouter:
+    router = _router_with_key(gateway, "admin", prefix="/admin/keys", tags=["keys"])
+
+    @router.post("", status_code=201)
+    async def create_key(body: KeyRequest, response: Response) -> NewKeyInfo:
+        key, token = await keys.create(**dict(body))
+        response.headers["cache-control"] = "no-store"
+        return NewKeyInfo(**dict(KeyInfo.of(key)), key=token)
+
+    @router.get("")
+    async def list_keys() -> KeyList:
+        return KeyList(data=[KeyInfo.of(key) for key in await keys.list()])
+
+    @router.delete("/{id_or_name:path}")
+    async def revoke_key(id_or_name: str) -> KeyInfo:
+        """The key is refused from now on; it stays in the list, and so does what it used."""
+        return KeyInfo.of(await keys.revoke(id_or_name))
+
+    return router
+
+
+def _operations(gateway: Gateway) -> APIRouter:
+    """Open to everybody who reaches the port: they hold no secrets, and probes carry no keys."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/healthz")
+    async def live() -> Health:
+        """The server answers; it says nothing of the models."""
+        return Health(status="ok")
+
+    @router.get("/readyz", responses={503: {"model": Health, "description": "Some models do not answer yet."}})
+    async def ready(response: Response) -> Health:
+        """Every model would work on a request sent now."""
+        unready = await gateway.unready()
+        response.status_code = 503 if unready else 200
+        return Health(status="loading" if unready else "ready", waiting_for=unready)
+
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {CONTENT_TYPE: {}}}})
+    async def metrics() -> Response:
+        """Prometheus exposition."""
+        return Response(gateway.telemetry.metrics_text(), media_type=CONTENT_TYPE)
+
+    return router
+
+
+def _router_with_key(gateway: Gateway, scope: str, **options: Any) -> APIRouter:
+    class RouteWithKey(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def authenticate_then_handle(request: Request) -> Response:
+                request.state.key = await gateway.authenticate(request.headers.get("authorization"), scope)
+                return await handle(StrictJSONRequest(request.scope, request.receive))
+
+            return authenticate_then_handle
+
+    # BEARER checks nothing; it puts the key into /openapi.json.
+    dependencies = [Security(BEARER)] if gateway.keys is not None else []
+    return APIRouter(route_class=RouteWithKey, dependencies=dependencies, responses=ERRORS, **options)
+
+
+def _wants_usage(body: SamplingFields) -> bool:
+    return body.stream_options is not None and body.stream_options.include_usage

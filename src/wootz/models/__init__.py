@@ -1,0 +1,56 @@
+"""Models, written once over a flat run of tokens; see `wootz.models.context`.
+
+    model = wootz.models.load("SmolLM2-135M-Instruct.Q4_1.gguf")
+    logits_TV = model.logits([1, 4093, 28])
+
+Importing this room does not import PyTorch; using it does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from wootz.core.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from wootz.models.context import CacheSpec, Context, PackedContext, PagedKV
+    from wootz.models.linear import Linear
+    from wootz.models.llama import Llama, LlamaConfig
+    from wootz.models.loading import load
+    from wootz.models.rotary import Llama3Scaling
+
+_HOMES = {
+    "CacheSpec": "context",
+    "Context": "context",
+    "Linear": "linear",
+    "Llama": "llama",
+    "Llama3Scaling": "rotary",
+    "LlamaConfig": "llama",
+    "PackedContext": "context",
+    "PagedKV": "context",
+    "load": "loading",
+}
+
+__all__ = [
+    "CacheSpec",
+    "Context",
+    "Linear",
+    "Llama",
+    "Llama3Scaling",
+    "LlamaConfig",
+    "PackedContext",
+    "PagedKV",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name and not error.name.startswith("wootz"):
+            raise MissingExtraError("models", "engine", error.name) from None
+        raise

@@ -1,0 +1,148 @@
+"""From files to a model: `load`.
+
+A model is a folder in Hugging Face layout (``config.json`` and ``*.safetensors``, possibly in shards) or one GGUF
+file. Both are opened as a `Checkpoint`: a config, and tensors that are read one by one, by their Hugging Face names,
+straight into place. So loading needs the memory of the model and of one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wootz import kernels
+from wootz.core.errors import ConfigError, ModelFileError, NotFoundError
+from wootz.models.block_weight import BlockWeight
+from wootz.models.gguf import GGUFCheckpoint
+from wootz.models.linear import Linear
+from wootz.models.llama import Llama, LlamaConfig
+from wootz.models.model_folder import FolderCheckpoint
+from wootz.models.names import checkpoint_pieces, checkpoint_views
+
+
+def load(
+    path: Path | str,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    keep_quantized: bool = False,
+) -> Llama:
+    """The model in a folder or ``.gguf`` file, its weights converted to ``dtype``.
+
+    With ``keep_quantized``, projections that `wootz.kernels` can compute with as they are stay quantised (in float32 on
+    a CPU, from a GGUF file): a fraction of the memory and time, the same numbers, but a model that can only be run.
+
+    Anything wrong with the files is one `ModelFileError` that names the file.
+    """
+    path, dtype, device = Path(path), _dtype(dtype), _device(device)
+    checkpoint = _open(path)
+    with torch.device("meta"):
+        model = Llama(checkpoint.config)
+    model.to(dtype).to_empty(device=device)
+    model.tie_weights()
+    views = checkpoint_views(model)
+    _check_names(path, views.keys(), checkpoint.names, tied=checkpoint.config.tie_embeddings)
+    if keep_quantized and kernels.AVAILABLE and (dtype, device.type) == (torch.float32, "cpu"):
+        for name in _keep_quantized(path, model, checkpoint):
+            del views[name]
+    for name, view in views.items():
+        tensor = checkpoint.tensor(name)
+        _check_shape(path, name, tensor.shape, view.shape)
+        view.copy_(tensor)
+    return model.eval()
+
+
+def _keep_quantized(path: Path, model: Llama, checkpoint: Checkpoint) -> set[str]:
+    """Hand quantised weights to the projections that can hold them; returns the names that are thereby loaded."""
+    pieces = checkpoint_pieces(model)
+    loaded = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, Linear):
+            continue
+        own = pieces.get(f"{name}.weight") or pieces["embedding.weight"]  # a tied head reads the embedding
+        found = {theirs: checkpoint.blocks(theirs) for theirs in own}
+        for theirs, blocks in found.items():
+            if blocks is not None:
+                _check_shape(path, theirs, blocks.shape, own[theirs].shape)
+        stacked = BlockWeight.stack(list(found.values()))
+        if stacked is not None:
+            module.hold_blocks(stacked)
+            if f"{name}.weight" in pieces:
+                loaded |= own.keys()
+    return loaded
+
+
+def _check_shape(path: Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if tuple(found) != tuple(wanted):
+        raise ModelFileError(
+            f'{path}: tensor "{name}" has shape {tuple(found)}, but the config makes it {tuple(wanted)}'
+        )
+
+
+class Checkpoint(Protocol):
+    """An opened model file or folder."""
+
+    config: LlamaConfig
+
+    @property
+    def names(self) -> Collection[str]:
+        """The tensors that are there, by Hugging Face name."""
+        ...
+
+    def tensor(self, name: str) -> Tensor: ...
+
+    def blocks(self, name: str) -> BlockWeight | None:
+        """The tensor as it is stored, if `wootz.kernels` can compute with that."""
+        ...
+
+
+def _open(path: Path) -> Checkpoint:
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such model file or folder")
+    if path.is_dir():
+        return FolderCheckpoint(path)
+    if path.suffix == ".gguf":
+        return GGUFCheckpoint(path)
+    raise ModelFileError(f"{path}: neither a model folder nor a .gguf file")
+
+
+def _check_names(path: Path, wanted: Collection[str], found: Collection[str], *, tied: bool) -> None:
+    if missing := [name for name in wanted if name not in found]:
+        raise ModelFileError(f"{path}: lacks {_enumerate(missing)}; the file is incomplete or of another architecture")
+    # Weights we would ignore mean a model that we would compute wrongly. Two kinds may be ignored: a copy of the
+    # tied embedding, and the rotary frequencies that old exports carry.
+    ignorable = {"lm_head.weight"} if tied else set()
+    unknown = [
+        name
+        for name in found
+        if name not in wanted and name not in ignorable and not name.endswith("rotary_emb.inv_freq")
+    ]
+    if unknown:
+        raise ModelFileError(f"{path}: holds {_enumerate(unknown)}, which this architecture does not have")
+
+
+def _enumerate(names: list[str]) -> str:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f'tensor "{names[0]}"{others}'
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, dtype)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f'"{dtype}" is not a dtype for weights', hint="use float32, bfloat16, float16 or float64")
+    return dtype
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f'device "{device}" cannot be used: {reason}') from None
+    return device

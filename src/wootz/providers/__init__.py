@@ -1,0 +1,7 @@
+"""Everything that implements `LanguageModel`: the local engine, and remote endpoints that speak OpenAI's protocol."""
+
+from wootz.providers.engine_model import EngineModel
+from wootz.providers.openai_compatible import OpenAICompatibleModel
+from wootz.providers.opening import open_models
+
+__all__ = ["EngineModel", "OpenAICompatibleModel", "open_models"]

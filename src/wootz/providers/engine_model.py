@@ -1,0 +1,237 @@
+"""The local engine as a `LanguageModel`: OpenAI's request in, the engine's message out, and back.
+
+The engine process renders the chat template, tokenizes and detokenizes, so this side only translates. A sampling
+setting that the request leaves open is the configured default, else the model's own (its ``generation_config.json``),
+else OpenAI's.
+What the engine cannot do yet is refused with the parameter's name; it is never dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+from wootz.core import BadRequestError, LanguageModel, UnavailableError, UnsupportedError
+from wootz.core.config import SamplingConfig
+from wootz.core.wire import (
+    ChatChunk,
+    ChatMessage,
+    ChatRequest,
+    ChunkChoice,
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+    Delta,
+    FinishReason,
+    PromptTokensDetails,
+    SamplingFields,
+    Usage,
+    new_id,
+    now,
+)
+from wootz.engine.client import EngineClient
+from wootz.engine.protocol import Finished, Hello, Output, SamplingParams
+from wootz.providers.logprobs import CompletionLogprobsWriter, chat_logprobs
+from wootz.providers.merge import merge
+
+COMPLETION_MAX_TOKENS = 16
+"""OpenAI's default for ``/v1/completions``; a chat answer may fill the model's context."""
+
+MAX_PROMPTS = 1024
+
+REFUSED = ("functions", "function_call", "audio", "web_search_options", "structured_outputs")
+REFUSED_PREFIX = "guided_"
+"""Fields that `ChatRequest` does not know but that would change the answer if they were heeded."""
+
+
+class EngineModel(LanguageModel):
+    """``sampling`` overrides the model's own defaults, field by field."""
+
+    def __init__(self, name: str, client: EngineClient, sampling: SamplingConfig | None = None) -> None:
+        self.name = name
+        self.client = client
+        self._sampling = sampling.model_dump(exclude_none=True) if sampling else {}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The sampling settings of a request that names none (``temperature``, ``top_p``, …), as far as any are set."""
+        return (self.client.hello.defaults if self.client.hello else {}) | self._sampling
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+        hello = self._hello()
+        _refuse_what_chat_lacks(request, hello)
+        top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        max_tokens = request.max_completion_tokens or request.max_tokens
+        params = sampling_params(request, hello, self.defaults, max_tokens=max_tokens, logprobs=top_logprobs)
+        messages = [_template_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)]
+
+        id, created, opened = new_id("chatcmpl"), now(), set[int]()
+        finished: list[Finished] = []
+        async with aclosing(self.client.generate(messages=messages, params=params)) as outputs:
+            async for output in outputs:
+                if isinstance(output, Finished):
+                    finished.append(output)
+                    continue
+                role = None if output.index in opened else "assistant"
+                logprobs = None if top_logprobs is None else chat_logprobs(output.logprobs, top_logprobs)
+                if not (output.text or role or logprobs or output.finish_reason):
+                    continue  # A token that is a part of a character: its text comes with a later one.
+                opened.add(output.index)
+                choice = ChunkChoice(
+                    index=output.index,
+                    delta=Delta(role=role, content=output.text),
+                    logprobs=logprobs,
+                    finish_reason=cast("FinishReason | None", output.finish_reason),
+                )
+                yield ChatChunk(id=id, created=created, model=self.name, choices=[choice])
+        yield ChatChunk(id=id, created=created, model=self.name, choices=[], usage=_usage(finished))
+
+    async def complete(self, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
+        hello = self._hello()
+        _refuse_what_completion_lacks(request, hello)
+        n = request.n or 1
+        max_tokens = request.max_tokens or COMPLETION_MAX_TOKENS
+        params = sampling_params(request, hello, self.defaults, max_tokens=max_tokens, logprobs=request.logprobs)
+
+        id, created = new_id("cmpl"), now()
+        finished: list[Finished] = []
+        writers: dict[int, CompletionLogprobsWriter] = {}
+        seen = set[int]()
+        async with aclosing(merge([self._generate(prompt, params) for prompt in request.prompts])) as outputs:
+            async for which, output in outputs:
+                if isinstance(output, Finished):
+                    finished.append(output)
+                    continue
+                index = which * n + output.index
+                text = output.text
+                if request.echo and index not in seen:
+                    text = str(request.prompts[which]) + text
+                seen.add(index)
+                reason = cast("FinishReason | None", output.finish_reason)
+                choice = CompletionChoice(index=index, text=text, finish_reason=reason)
+                if request.logprobs is not None:
+                    writer = writers.setdefault(index, CompletionLogprobsWriter(request.logprobs))
+                    choice.logprobs = writer.layout(output.logprobs)
+                yield Completion(id=id, created=created, model=self.name, choices=[choice])
+        yield Completion(id=id, created=created, model=self.name, choices=[], usage=_usage(finished))
+
+    async def ready(self) -> bool:
+        return self.client.ready
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    def _hello(self) -> Hello:
+        if self.client.hello is None:
+            raise UnavailableError(f'model "{self.name}" is still loading', hint="try again shortly")
+        return self.client.hello
+
+    def _generate(self, prompt: str | list[int], params: SamplingParams) -> AsyncGenerator[Output | Finished, None]:
+        if isinstance(prompt, str):
+            return self.client.generate(text=prompt, params=params)
+        return self.client.generate(token_ids=prompt, params=params)
+
+
+def sampling_params(
+    request: SamplingFields, hello: Hello, defaults: Mapping[str, Any], *, max_tokens: int | None, logprobs: int | None
+) -> SamplingParams:
+    """The request's settings, where it has none the model's own, where that has none OpenAI's."""
+
+    def setting(name: str, otherwise: Any) -> Any:
+        value = getattr(request, name)
+        return defaults.get(name, otherwise) if value is None else value
+
+    if max_tokens is not None and (request.min_tokens or 0) > max_tokens:
+        raise BadRequestError('"min_tokens" is more than the most tokens allowed', param="min_tokens")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens or 0,
+        temperature=float(setting("temperature", 1.0)),
+        top_k=max(setting("top_k", 0), 0),
+        top_p=float(setting("top_p", 1.0)),
+        min_p=float(setting("min_p", 0.0)),
+        repetition_penalty=float(setting("repetition_penalty", 1.0)),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias={
+            _token_id(token, hello, f"logit_bias.{token}"): bias for token, bias in (request.logit_bias or {}).items()
+        },
+        seed=request.seed,
+        n=request.n or 1,
+        stop=tuple(request.stop_strings),
+        stop_token_ids=tuple(_token_id(token, hello, "stop_token_ids") for token in request.stop_token_ids or ()),
+        ignore_eos=request.ignore_eos or False,
+        logprobs=logprobs,
+    )
+
+
+def _token_id(token: int | str, hello: Hello, param: str) -> int:
+    if len(str(token)) > len(str(hello.vocab_size)) or not 0 <= int(token) < hello.vocab_size:
+        raise BadRequestError(
+            f"token id {str(token)[:20]} is not in the model's vocabulary (0 to {hello.vocab_size - 1})",
+            param=param[:100],
+        )
+    return int(token)
+
+
+def _template_message(message: ChatMessage, where: str) -> dict[str, Any]:
+    """The message as chat templates know it: its text in one piece, "developer" under its older name."""
+    if isinstance(message.content, list):
+        for position, part in enumerate(message.content):
+            if part.type != "text":
+                raise UnsupportedError(
+                    f'this model reads text only, not a part of type "{part.type[:40]}"',
+                    param=f"{where}.content[{position}]",
+                )
+    told = message.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+    return {"role": "system" if message.role == "developer" else message.role, "content": message.text, **told}
+
+
+def _refuse_what_chat_lacks(request: ChatRequest, hello: Hello) -> None:
+    if not hello.has_chat_template:
+        raise UnsupportedError(
+            f'model "{request.model}" has no chat template', param="model", hint="use /v1/completions"
+        )
+    if request.tools:
+        raise UnsupportedError("tools are not supported by this model yet", param="tools")
+    if request.tool_choice not in (None, "none", "auto"):
+        raise UnsupportedError("tools are not supported by this model yet", param="tool_choice")
+    if (request.response_format or {}).get("type", "text") != "text":
+        raise UnsupportedError('only {"type": "text"} is supported by this model yet', param="response_format")
+    _refuse_unknown(request)
+
+
+def _refuse_what_completion_lacks(request: CompletionRequest, hello: Hello) -> None:
+    if request.suffix:
+        raise UnsupportedError("filling in before a suffix is not supported by this model", param="suffix")
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise UnsupportedError('"best_of" other than "n" is not supported by this model', param="best_of")
+    if len(request.prompts) > MAX_PROMPTS:
+        raise BadRequestError(f'"prompt" may hold at most {MAX_PROMPTS} prompts', param="prompt")
+    for prompt in request.prompts:
+        if not isinstance(prompt, str):
+            if request.echo:
+                raise UnsupportedError('"echo" needs a prompt of text', param="echo")
+            for token in prompt:
+                _token_id(token, hello, "prompt")
+    if request.echo and request.logprobs is not None:
+        raise UnsupportedError('"echo" together with "logprobs" is not supported by this model', param="echo")
+    _refuse_unknown(request)
+
+
+def _refuse_unknown(request: SamplingFields) -> None:
+    for name, value in (request.model_extra or {}).items():
+        if value and (name in REFUSED or name.startswith(REFUSED_PREFIX)):
+            raise UnsupportedError(f'"{name}" is not supported by this model', param=name)
+
+
+def _usage(finished: Sequence[Finished]) -> Usage:
+    prompt_tokens = sum(one.prompt_tokens for one in finished)
+    completion_tokens = sum(one.completion_tokens for one in finished)
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(one.cached_tokens for one in finished)),
+    )

@@ -1,0 +1,19 @@
+"""Where things are kept: SQL (keys, sessions, the request ledger) and models."""
+
+from wootz.store.columns import USD_DECIMALS, ExactUSD, UtcDateTime
+from wootz.store.database import Base, Database
+from wootz.store.inspect import ModelInfo, inspect_model
+from wootz.store.models import ModelStore, StoredModel, model_name
+
+__all__ = [
+    "USD_DECIMALS",
+    "Base",
+    "Database",
+    "ExactUSD",
+    "ModelInfo",
+    "ModelStore",
+    "StoredModel",
+    "UtcDateTime",
+    "inspect_model",
+    "model_name",
+]

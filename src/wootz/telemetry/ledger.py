@@ -1,0 +1,192 @@
+"""The ledger: one durable row per request, read by cost reports and the console.
+
+Writes are grouped. `Ledger.write` queues its record and waits; one task takes whatever has queued up while the
+last transaction committed and commits it as one, so a burst of answers costs few disk syncs and a lone one
+costs no delay. The request id is the primary key and a second write of it does nothing, so a retry can't double.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Boolean, Column, Double, Index, Integer, String, Table, and_, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from wootz.core import NotFoundError, UnavailableError
+from wootz.store import Base, Database, ExactUSD, UtcDateTime
+from wootz.telemetry.record import RequestRecord
+from wootz.telemetry.report import ReportRow, cost_report
+
+log = logging.getLogger(__name__)
+
+requests = Table(
+    "requests",
+    Base.metadata,
+    Column("request_id", String, primary_key=True),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("route", String, nullable=False),
+    Column("key_id", String),
+    Column("model", String, nullable=False),
+    Column("provider", String),
+    Column("stream", Boolean, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("error_code", String),
+    Column("finish_reason", String),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("cost", ExactUSD, nullable=False),
+    Column("time_to_first_token", Double),
+    Column("inter_token_latency", Double),
+    Column("duration", Double, nullable=False),
+    Column("client_disconnected", Boolean, nullable=False),
+    Column("user", String),
+    Index(None, "started_at"),
+    Index(None, "key_id", "started_at"),
+    Index(None, "model", "started_at"),
+)
+
+MAX_GROUP = 500
+RETRY_DELAYS = (0.1, 0.5, 1.5)
+"""Seconds between attempts when the database can't be reached; after the last the caller learns of it."""
+
+
+class Ledger:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._queue: asyncio.Queue[tuple[RequestRecord, asyncio.Future[None]]] = asyncio.Queue()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def write(self, record: RequestRecord) -> None:
+        """Durable when it returns. A caller that is cancelled while it waits has still handed the record over.
+
+        Raises `UnavailableError` when the database stays out of reach through all retries; the record has then been
+        logged, whole, as one JSON line.
+        """
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((record, written))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_groups(), name="ledger writer")
+        await written
+
+    async def close(self) -> None:
+        """Wait until all that was handed over is written."""
+        if self._writer is not None:
+            await self._writer
+
+    async def get(self, request_id: str) -> RequestRecord:
+        async with self.database.session() as session:
+            row = (await session.execute(select(requests).where(requests.c.request_id == request_id))).one_or_none()
+        if row is None:
+            raise NotFoundError(f'no request "{request_id}" in the ledger')
+        return RequestRecord(**row._mapping)
+
+    async def list(
+        self,
+        limit: int = 50,
+        before: str | None = None,
+        model: str | None = None,
+        key_id: str | None = None,
+        status: int | range | None = None,
+        since: datetime | None = None,
+        search: str | None = None,
+    ) -> list[RequestRecord]:
+        """Newest first. ``before`` is the request id the last page ended with; ``status`` may be ``range(400, 600)``.
+
+        ``search`` is found anywhere in the request id, model, user or error code, whatever its case.
+        """
+        c = requests.c
+        query = select(requests).order_by(c.started_at.desc(), c.request_id.desc()).limit(limit)
+        if before is not None:
+            last = await self.get(before)
+            query = query.where(
+                or_(
+                    c.started_at < last.started_at,
+                    and_(c.started_at == last.started_at, c.request_id < last.request_id),
+                )
+            )
+        if model is not None:
+            query = query.where(c.model == model)
+        if key_id is not None:
+            query = query.where(c.key_id == key_id)
+        if isinstance(status, range):
+            query = query.where(c.status.between(status.start, status.stop - 1))
+        elif status is not None:
+            query = query.where(c.status == status)
+        if since is not None:
+            query = query.where(c.started_at >= since)
+        if search:
+            fields = (c.request_id, c.model, c.user, c.error_code)
+            query = query.where(or_(*(field.icontains(search.replace("\0", ""), autoescape=True) for field in fields)))
+        async with self.database.session() as session:
+            return [RequestRecord(**row._mapping) for row in await session.execute(query)]
+
+    async def report(self, by: Sequence[str], since: datetime | None = None) -> list[ReportRow]:
+        """Exact totals, grouped by any of `GROUPS`; see `cost_report`."""
+        async with self.database.session() as session:
+            return await cost_report(session, requests, by, since)
+
+    # --- the writer -------------------------------------------------------------------------------------------
+
+    async def _write_groups(self) -> None:
+        while not self._queue.empty():
+            group = [self._queue.get_nowait() for _ in range(min(self._queue.qsize(), MAX_GROUP))]
+            try:
+                await self._insert_with_retries([record for record, _ in group])
+            except UnavailableError as error:
+                for record, written in group:
+                    _fail(record, written, error)
+            except Exception:
+                # One record that the database refuses must not take the others of its group with it.
+                for record, written in group:
+                    await self._write_alone(record, written)
+            else:
+                for _, written in group:
+                    _succeed(written)
+
+    async def _write_alone(self, record: RequestRecord, written: asyncio.Future[None]) -> None:
+        try:
+            await self._insert_with_retries([record])
+        except Exception as error:
+            _fail(record, written, error)
+        else:
+            _succeed(written)
+
+    async def _insert_with_retries(self, records: list[RequestRecord]) -> None:
+        for delay in RETRY_DELAYS:
+            try:
+                return await self._insert(records)
+            except UnavailableError as error:
+                log.warning("ledger: %s; trying again in %s s", error, delay)
+                await asyncio.sleep(delay)
+        await self._insert(records)
+
+    async def _insert(self, records: list[RequestRecord]) -> None:
+        insert = sqlite.insert if self.database.dialect == "sqlite" else postgresql.insert
+        async with self.database.session() as session:
+            await session.execute(insert(requests).on_conflict_do_nothing(), [_row(record) for record in records])
+
+
+def _row(record: RequestRecord) -> dict[str, Any]:
+    """Names come from outside, and databases refuse what JSON lets through: NUL and lone surrogates."""
+    return {
+        name: value.encode("utf-8", "replace").decode().replace("\0", "?") if isinstance(value, str) else value
+        for name, value in asdict(record).items()
+    }
+
+
+def _succeed(written: asyncio.Future[None]) -> None:
+    if not written.done():
+        written.set_result(None)
+
+
+def _fail(record: RequestRecord, written: asyncio.Future[None], error: Exception) -> None:
+    log.error("ledger: row not written (%s): %s", error, json.dumps(asdict(record), default=str))
+    if not written.done():
+        written.set_exception(error)

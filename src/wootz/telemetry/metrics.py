@@ -1,0 +1,117 @@
+"""Prometheus metrics: what was answered (from each record) and how the engines do (from their `Stats`).
+
+Names and units follow https://prometheus.io/docs/practices/naming/. A registry of our own, so that two platforms
+in one process (tests, notebooks) don't share counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from wootz.engine.protocol import Stats
+from wootz.telemetry.record import RequestRecord
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+INTER_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1)
+DURATION_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        model = ("model",)
+        self.requests = Counter(
+            "wootz_requests", "Requests that ended.", ("route", "model", "status"), registry=registry
+        )
+        self.prompt_tokens = Counter("wootz_prompt_tokens", "Prompt tokens, cached included.", model, registry=registry)
+        self.cached_tokens = Counter(
+            "wootz_cached_tokens", "Prompt tokens not computed again.", model, registry=registry
+        )
+        self.completion_tokens = Counter("wootz_completion_tokens", "Tokens answered.", model, registry=registry)
+        self.cost = Counter(
+            "wootz_cost_usd", "Cost in USD (the ledger is exact; this is a float).", model, registry=registry
+        )
+        self.in_flight = Gauge("wootz_requests_in_flight", "Requests being answered.", model, registry=registry)
+        self.time_to_first_token = Histogram(
+            "wootz_time_to_first_token_seconds", "Until the first token.", model, buckets=FIRST_TOKEN_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.inter_token_latency = Histogram(
+            "wootz_inter_token_latency_seconds", "Mean time between tokens of an answer.", model,
+            buckets=INTER_TOKEN_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.duration = Histogram(
+            "wootz_request_duration_seconds", "Whole requests.", ("route", "model"), buckets=DURATION_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.rows_lost = Counter(
+            "wootz_ledger_rows_lost", "Records that could not be stored (they are in the log).", registry=registry
+        )
+        self.engines = EngineCollector()
+        registry.register(self.engines)
+
+    def text(self) -> bytes:
+        """The exposition, as ``GET /metrics`` answers it (see `CONTENT_TYPE`)."""
+        return generate_latest(self.registry)
+
+    def count(self, record: RequestRecord) -> None:
+        model = model_label(record)
+        self.requests.labels(record.route, model, str(record.status)).inc()
+        self.prompt_tokens.labels(model).inc(record.prompt_tokens)
+        self.cached_tokens.labels(model).inc(record.cached_tokens)
+        self.completion_tokens.labels(model).inc(record.completion_tokens)
+        self.cost.labels(model).inc(float(record.cost))
+        self.duration.labels(record.route, model).observe(record.duration)
+        if record.time_to_first_token is not None:
+            self.time_to_first_token.labels(model).observe(record.time_to_first_token)
+        if record.inter_token_latency is not None:
+            self.inter_token_latency.labels(model).observe(record.inter_token_latency)
+
+
+def model_label(record: RequestRecord) -> str:
+    """A name that no provider answers to is not a label: anyone could make up a million time series."""
+    return "unknown" if record.provider is None else record.model
+
+
+ENGINE_GAUGES = {
+    "running": "Sequences in the running batch.",
+    "waiting": "Requests waiting for a place in the batch.",
+    "blocks_total": "Cache blocks there are.",
+    "blocks_used": "Cache blocks in use.",
+    "uptime_seconds": "Since the engine process began.",
+}
+ENGINE_COUNTERS = {
+    "steps": "Forward passes.",
+    "prompt_tokens_computed": "Prompt tokens computed.",
+    "prompt_tokens_cached": "Prompt tokens found in the cache.",
+    "tokens_generated": "Tokens generated.",
+    "requests_finished": "Requests that ran to their end.",
+    "requests_cancelled": "Requests whose client went away.",
+    "preemptions": "Sequences put back to waiting for lack of blocks.",
+}
+
+
+class EngineCollector(Collector):
+    """The engines' own counts, exported as they last said them. A restarted engine's counters begin again at 0."""
+
+    def __init__(self) -> None:
+        self.stats: dict[str, Stats | None] = {}
+
+    def collect(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily("wootz_engine_up", "1 while the engine process answers.", labels=["model"])
+        for model, stats in self.stats.items():
+            up.add_metric([model], 0.0 if stats is None else 1.0)
+        yield up
+        for family, texts in ((GaugeMetricFamily, ENGINE_GAUGES), (CounterMetricFamily, ENGINE_COUNTERS)):
+            for field, text in texts.items():
+                metric = family(f"wootz_engine_{field}", text, labels=["model"])
+                for model, stats in self.stats.items():
+                    if stats is not None:
+                        metric.add_metric([model], getattr(stats, field))
+                yield metric

@@ -1,0 +1,163 @@
+"""Watch one request from its start to its end, and leave its record: a ledger row, a span, and metrics.
+
+observation = telemetry.observe(request_id=…, route=…, key_id=…, model=…, provider=…, stream=True)
+async for chunk in model.chat(request):
+    observation.chunk()
+    …
+observation.usage(usage)
+await observation.end()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from opentelemetry.sdk.trace import TracerProvider
+
+from wootz.core import PriceConfig, WootzError
+from wootz.core.wire import Usage
+from wootz.engine.protocol import Stats
+from wootz.telemetry.ledger import Ledger
+from wootz.telemetry.metrics import Metrics, model_label
+from wootz.telemetry.prices import cost
+from wootz.telemetry.record import RequestRecord
+from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that went away; nobody receives it, the ledger shows it."""
+
+
+class Telemetry:
+    """``prices`` are per model name; a model without one costs nothing.
+
+    Spans go to ``otlp_endpoint`` where it is given, else to ``tracer_provider``, else to the process's own.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        prices: Mapping[str, PriceConfig],
+        otlp_endpoint: str | None = None,
+        *,
+        service_name: str = "wootz",
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
+        self.ledger = ledger
+        self.prices = prices
+        self.metrics = Metrics()
+        self._provider = otlp_provider(otlp_endpoint, service_name) if otlp_endpoint else tracer_provider
+        self.tracer = tracer_of(self._provider)
+
+    def observe(
+        self,
+        *,
+        request_id: str,
+        route: str,
+        key_id: str | None,
+        model: str,
+        provider: str | None,
+        stream: bool,
+        user: str | None = None,
+    ) -> Observation:
+        """Begin. ``provider`` is None when no model of that name is configured (see `model_label`)."""
+        begun = RequestRecord(
+            request_id=request_id,
+            started_at=datetime.now(UTC),
+            route=route,
+            key_id=key_id,
+            model=model,
+            provider=provider,
+            stream=stream,
+            status=0,
+            user=user,
+        )
+        return Observation(self, begun)
+
+    def metrics_text(self) -> bytes:
+        """Prometheus exposition."""
+        return self.metrics.text()
+
+    def set_engine_stats(self, model: str, stats: Stats | None) -> None:
+        """What the model's engine last said of itself; None when it doesn't answer."""
+        self.metrics.engines.stats[model] = stats
+
+    async def close(self) -> None:
+        """Wait for the ledger's last rows and send the last spans."""
+        await self.ledger.close()
+        if self._provider is not None:
+            await asyncio.to_thread(self._provider.shutdown)
+
+
+class Observation:
+    """One request, from `Telemetry.observe` to `end`. Set ``finish_reason`` when it is known."""
+
+    def __init__(self, telemetry: Telemetry, begun: RequestRecord) -> None:
+        self.finish_reason: str | None = None
+        self._telemetry = telemetry
+        self._begun = begun
+        self._usage = Usage()
+        self._num_tokens = self._num_first_tokens = 0
+        self._first = self._last = 0.0
+        self._ended: asyncio.Future[RequestRecord] | None = None
+        self._in_flight = telemetry.metrics.in_flight.labels(model_label(begun))
+        self._in_flight.inc()
+        self._span = start_span(telemetry.tracer, begun)
+        self._started = time.perf_counter()
+
+    def chunk(self, num_tokens: int = 1) -> None:
+        """Content arrived (not the opening chunk with only a role): marks the first token and the time since."""
+        now = self._last = time.perf_counter()
+        self._num_tokens += num_tokens
+        if not self._first:
+            self._first, self._num_first_tokens = now, self._num_tokens
+
+    def usage(self, usage: Usage) -> None:
+        self._usage = usage
+
+    async def end(
+        self, status: int = 200, error: WootzError | None = None, client_disconnected: bool = False
+    ) -> RequestRecord:
+        """Leave the record; the ledger row is durable when this returns. Only the first call counts.
+
+        An ``error`` gives status and code. A caller cancelled in here has still left the record. When the database is
+        out of reach the answer is not held up for long: see `Ledger.write`; the record is then in the log.
+        """
+        if self._ended is None:
+            record = self._record(status, error, client_disconnected)
+            self._in_flight.dec()
+            self._telemetry.metrics.count(record)
+            end_span(self._span, record)
+            self._ended = asyncio.ensure_future(self._keep(record))
+        return await asyncio.shield(self._ended)
+
+    async def _keep(self, record: RequestRecord) -> RequestRecord:
+        try:
+            await self._telemetry.ledger.write(record)
+        except Exception:
+            self._telemetry.metrics.rows_lost.inc()  # The ledger has logged the record and the reason.
+        return record
+
+    def _record(self, status: int, error: WootzError | None, client_disconnected: bool) -> RequestRecord:
+        if error is not None:
+            status = error.status
+        elif client_disconnected:
+            status = CLIENT_CLOSED_REQUEST
+        num_later_tokens = self._num_tokens - self._num_first_tokens
+        return replace(
+            self._begun,
+            status=status,
+            error_code=error.code if error is not None else None,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self._usage.prompt_tokens,
+            cached_tokens=self._usage.cached_tokens,
+            completion_tokens=self._usage.completion_tokens,
+            cost=cost(self._usage, self._telemetry.prices.get(self._begun.model)),
+            time_to_first_token=self._first - self._started if self._first else None,
+            inter_token_latency=(self._last - self._first) / num_later_tokens if num_later_tokens else None,
+            duration=time.perf_counter() - self._started,
+            client_disconnected=client_disconnected,
+        )

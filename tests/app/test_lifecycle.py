@@ -1,0 +1,210 @@
+"""Starting and stopping: a failure is one clear line and a non-zero code; nothing is left running or half-written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from wootz.store import ModelStore
+
+
+@pytest.fixture
+def tiny(tiny_model_folder: Path) -> dict[str, str]:
+    """Settings that make the tiny model the only one."""
+    return {"WOOTZ_MODELS__TINY__PATH": str(tiny_model_folder)}
+
+
+def fails_with(platform, code: int) -> str:
+    """Wait for the end; the one line that it printed."""
+    assert platform.process.wait(60) == code, platform.output
+    platform._reader.join(5)
+    assert len(platform.lines) == 1, platform.output
+    assert platform.lines[0].startswith("error: ")
+    return platform.lines[0]
+
+
+def gone(processes: list[psutil.Process], seconds: float = 10) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not alive
+
+
+def test_first_start_shows_the_key_and_later_ones_do_not(start, tiny, tmp_path):
+    first = start(home=tmp_path / "home", **tiny).wait_until_ready()
+    assert first.output.count("Your admin key") == 1
+    assert f"{first.url}/v1/chat/completions" in first.output
+    headers = {"authorization": f"Bearer {first.key}"}
+    assert httpx.get(f"{first.url}/v1/models", headers=headers).json()["data"][0]["id"] == "tiny"
+    assert first.stop() == 0
+
+    second = start(home=tmp_path / "home", **tiny).wait_until_ready()
+    assert second.key == ""
+    assert httpx.get(f"{second.url}/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_leaves_no_process(start, tiny, number):
+    platform = start(**tiny).wait_until_ready()
+    children = platform.children()
+    assert len(children) == 2
+    assert platform.stop(number) == 0
+    assert gone(children, 1)
+    assert "Traceback" not in platform.output
+
+
+def test_a_killed_supervisor_takes_its_children_along(start, tiny):
+    platform = start(**tiny).wait_until_ready()
+    children = platform.children()
+    platform.stop(signal.SIGKILL)
+    assert gone(children)
+
+
+def test_running_answers_may_finish_while_stopping(start, tiny):
+    platform = start(**tiny).wait_until_ready()
+    status: list[int] = []
+
+    def ask() -> None:
+        body = {"model": "tiny", "prompt": "The", "max_tokens": 600, "ignore_eos": True}
+        headers = {"authorization": f"Bearer {platform.key}"}
+        status.append(httpx.post(f"{platform.url}/v1/completions", json=body, headers=headers, timeout=60).status_code)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until_running(platform)
+    assert platform.stop(signal.SIGINT) == 0
+    asking.join()
+    assert status == [200]
+
+
+def test_a_second_ctrl_c_stops_at_once(start, tiny):
+    platform = start(WOOTZ_SERVER__DRAIN_SECONDS="300", **tiny).wait_until_ready()
+    children = platform.children()
+    body = {"model": "tiny", "prompt": "The", "max_tokens": 2000, "ignore_eos": True, "n": 32}
+    headers = {"authorization": f"Bearer {platform.key}"}
+
+    def ask() -> None:
+        with pytest.raises(httpx.TransportError):
+            httpx.post(f"{platform.url}/v1/completions", json=body, headers=headers, timeout=300)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until_running(platform)
+    platform.process.send_signal(signal.SIGINT)
+    platform.wait_for("stopping")
+    assert platform.process.poll() is None
+    platform.stop(signal.SIGINT)
+    assert gone(children, 1)
+    asking.join()
+
+
+def wait_until_running(platform) -> None:
+    deadline = time.monotonic() + 30
+    while not re.search(r'wootz_engine_running\{model="tiny"\} [1-9]', httpx.get(f"{platform.url}/metrics").text):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_port_in_use(start, tiny):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = fails_with(start("up", "--port", port, **tiny), 2)
+    assert f"port {port}" in line
+    assert "--port" in line
+
+
+def test_unset_secret(start, tiny):
+    remote = {"WOOTZ_MODELS__GPT__BASE_URL": "https://api.example/v1", "WOOTZ_MODELS__GPT__API_KEY": "env:NOT_SET_HERE"}
+    platform = start(**tiny, **remote)
+    line = fails_with(platform, 2)
+    assert "env:NOT_SET_HERE" in line
+    assert not platform.home.exists()
+
+
+def test_a_path_that_is_not_there(start, tmp_path):
+    line = fails_with(start(WOOTZ_MODELS__TINY__PATH=str(tmp_path / "nothing")), 2)
+    assert "models.tiny" in line
+
+
+@pytest.mark.parametrize("content", [b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, b"", b"this is no model"])
+def test_broken_model_file(start, tmp_path, content):
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(content)
+    assert "broken.gguf" in fails_with(start(WOOTZ_MODELS__TINY__PATH=str(file)), 2)
+
+
+def test_truncated_weights(start, tmp_path, tiny_model_folder):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, folder)
+    weights = folder / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    assert "model.safetensors" in fails_with(start(WOOTZ_MODELS__TINY__PATH=str(folder)), 2)
+
+
+def test_a_model_that_the_engine_cannot_load(start, tmp_path, tiny_model_folder):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"perceptron"'))
+    line = fails_with(start(WOOTZ_MODELS__TINY__PATH=str(folder)), 1)
+    assert "tiny does not start" in line
+    assert "perceptron" in line
+
+
+def test_unreachable_database(start, tiny):
+    line = fails_with(start(WOOTZ_DATABASE__URL="postgresql://wootz:hunter2@127.0.0.1:9/wootz", **tiny), 2)
+    assert "database" in line
+    assert "hunter2" not in line
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 48 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", folder]).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_full_disk(start, small_disk, smollm2_gguf):
+    """The model does not fit: one line, and nothing of it stays but what a later pull goes on from."""
+    platform = start(home=small_disk / "home", WOOTZ_MODELS__SMOL__SOURCE=f"file:{smollm2_gguf}")
+    line = fails_with(platform, 1)
+    assert "full" in line or "space" in line
+    assert ModelStore(small_disk / "home" / "models").list() == []
+
+
+def test_home_without_room(start, small_disk, tiny):
+    (small_disk / "filler").write_bytes(b"x" * (40 * 2**20))
+    assert "full" in fails_with(start(home=small_disk / "home", **tiny), 2)
+
+
+def test_home_that_is_a_file(start, tmp_path, tiny):
+    (tmp_path / "file").write_text("")
+    line = fails_with(start(home=tmp_path / "file" / "home", **tiny), 2)
+    assert "--home" in line
+
+
+def test_serve_needs_no_key_and_answers_only_this_machine(start, tiny_model_folder):
+    platform = start("serve", str(tiny_model_folder), "--name", "mine", "--port", "0").wait_until_ready()
+    body = {"model": "mine", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+    url = f"{platform.url}/v1/chat/completions"
+    assert httpx.post(url, json=body, timeout=30).status_code == 200
+    assert httpx.post(url, json=body, headers={"authorization": "Bearer whatever"}, timeout=30).status_code == 200
+    for name in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", ""):
+        refused = httpx.post(url, json=body, headers={"host": name})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "wrong_host")
+    for name in ("localhost", "LOCALHOST:80", "[::1]:8080"):
+        assert httpx.get(f"{platform.url}/healthz", headers={"host": name}).status_code == 200
+    assert httpx.get(f"{platform.url}/chat").status_code == 200

