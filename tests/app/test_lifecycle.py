@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -71,47 +70,36 @@ def test_a_killed_supervisor_takes_its_children_along(start, tiny):
 
 def test_running_answers_may_finish_while_stopping(start, tiny):
     platform = start(**tiny).wait_until_ready()
-    status: list[int] = []
-
-    def ask() -> None:
-        body = {"model": "tiny", "prompt": "The", "max_tokens": 600, "ignore_eos": True}
-        headers = {"authorization": f"Bearer {platform.key}"}
-        status.append(httpx.post(f"{platform.url}/v1/completions", json=body, headers=headers, timeout=60).status_code)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    wait_until_running(platform)
-    assert platform.stop(signal.SIGINT) == 0
-    asking.join()
-    assert status == [200]
+    with streaming(platform, max_tokens=600) as lines:
+        platform.process.send_signal(signal.SIGINT)
+        assert list(lines)[-1] == "data: [DONE]"
+    assert platform.process.wait(60) == 0
 
 
 def test_a_second_ctrl_c_stops_at_once(start, tiny):
     platform = start(WOOTZ_SERVER__DRAIN_SECONDS="300", **tiny).wait_until_ready()
     children = platform.children()
-    body = {"model": "tiny", "prompt": "The", "max_tokens": 2000, "ignore_eos": True, "n": 32}
-    headers = {"authorization": f"Bearer {platform.key}"}
-
-    def ask() -> None:
+    with streaming(platform, max_tokens=2000, n=32) as lines:
+        platform.process.send_signal(signal.SIGINT)
+        platform.wait_for("stopping")
+        assert platform.process.poll() is None
+        platform.stop(signal.SIGINT)
+        assert gone(children, 1)
         with pytest.raises(httpx.TransportError):
-            httpx.post(f"{platform.url}/v1/completions", json=body, headers=headers, timeout=300)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    wait_until_running(platform)
-    platform.process.send_signal(signal.SIGINT)
-    platform.wait_for("stopping")
-    assert platform.process.poll() is None
-    platform.stop(signal.SIGINT)
-    assert gone(children, 1)
-    asking.join()
+            list(lines)
 
 
-def wait_until_running(platform) -> None:
-    deadline = time.monotonic() + 30
-    while not re.search(r'wootz_engine_running\{model="tiny"\} [1-9]', httpx.get(f"{platform.url}/metrics").text):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@contextmanager
+def streaming(platform, **fields) -> Iterator[Iterator[str]]:
+    """An answer under way: its lines after the first, read as they come."""
+    body = {"model": "tiny", "prompt": "The", "ignore_eos": True, "stream": True, **fields}
+    headers = {"authorization": f"Bearer {platform.key}"}
+    url = f"{platform.url}/v1/completions"
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=300) as response:
+        assert response.status_code == 200
+        lines = (line for line in response.iter_lines() if line)
+        assert next(lines).startswith("data: ")
+        yield lines
 
 
 def test_port_in_use(start, tiny):
