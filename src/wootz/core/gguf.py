@@ -9,6 +9,7 @@ its models lacks. Specification: https://github.com/ggml-org/ggml/blob/master/do
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -50,13 +51,16 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """An opened GGUF file: ``metadata``, ``tensors`` and their bytes. Damage is a `ModelFileError`."""
+    """An opened GGUF file: ``metadata``, ``tensors`` and their bytes. Damage is a `ModelFileError`.
+
+    The first of several files that one model was split into (``…-00001-of-00003.gguf``) opens as the whole model.
+    """
 
     metadata: dict[str, Any]
     """By key, e.g. ``llama.block_count``. Strings, numbers, booleans, and lists of these."""
     tensors: dict[str, GGUFTensor]
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, _is_part: bool = False) -> None:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
@@ -71,11 +75,34 @@ class GGUFFile:
             self._read_header()
         except (struct.error, _DamagedError):
             raise ModelFileError(f"{self.path}: the GGUF file is cut short or damaged", hint="fetch it again") from None
+        self._pages = dict.fromkeys(self.tensors, self._data)
+        if not _is_part:
+            self._join_parts()
 
     def bytes_of(self, name: str) -> memoryview:
         """The tensor's bytes, straight from the file's pages."""
         tensor = self.tensors[name]
-        return memoryview(self._data)[tensor.offset : tensor.offset + tensor.num_bytes]
+        return memoryview(self._pages[name])[tensor.offset : tensor.offset + tensor.num_bytes]
+
+    def _join_parts(self) -> None:
+        """The tensors of the parts beside this one, if the model was split; the metadata is all in the first."""
+        number, count = (self.metadata.pop(key, default) for key, default in (("split.no", 0), ("split.count", 1)))
+        self.metadata.pop("split.tensors.count", None)
+        if count == 1:
+            return
+        part = re.fullmatch(r"(.*)-\d{5}-of-\d{5}", self.path.stem)
+        if part is None or not isinstance(number, int) or not isinstance(count, int):
+            raise ModelFileError(f"{self.path}: a part of a split GGUF, but not named like one")
+        if number != 0:
+            first = f"{part[1]}-00001-of-{count:05}.gguf"
+            raise ModelFileError(f"{self.path}: one part of a split GGUF", hint=f"give its first part, {first}")
+        for n in range(2, count + 1):
+            file = self.path.with_name(f"{part[1]}-{n:05}-of-{count:05}.gguf")
+            if not file.exists():
+                raise ModelFileError(f"{file}: this part of a split GGUF is missing", hint="fetch the model again")
+            other = GGUFFile(file, _is_part=True)
+            self.tensors |= other.tensors
+            self._pages |= other._pages
 
     def _read_header(self) -> None:
         if self._data[:4] != b"GGUF":
