@@ -9,7 +9,8 @@ except ImportError:
 
 from wootz.tokenization.chat_template import ChatTemplate
 from wootz.tokenization.load import load_tokenizer
+from wootz.tokenization.stop import StopMatcher
 from wootz.tokenization.stream import StreamDecoder
 from wootz.tokenization.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+__all__ = ["ChatTemplate", "StopMatcher", "StreamDecoder", "Tokenizer", "load_tokenizer"]
