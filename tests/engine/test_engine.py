@@ -9,7 +9,7 @@ import torch
 
 from wootz.core import BadRequestError, ConfigError, EngineConfig, RateLimitError
 from wootz.engine import Engine, SamplingParams
-from wootz.models import Llama, LlamaConfig
+from wootz.models import read_config
 from wootz.tokenization import load_tokenizer
 
 SMALL = EngineConfig(cache_bytes=2**22)
@@ -59,16 +59,20 @@ def test_a_completion_goes_on_where_its_prompt_ends(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.strips_leading_space
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
+    config = read_config(
+        {
+            "model_type": "llama",
+            "vocab_size": tokenizer.vocab_size,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+        }
     )
-    engine = Engine(Llama(config), config=SMALL, tokenizer=tokenizer)
+    engine = Engine(config.build(), config=SMALL, tokenizer=tokenizer)
     answers = engine.generate(["the sea"] * 20, [SamplingParams(seed=seed, max_tokens=6) for seed in range(20)])
     assert any(answer.text.startswith(" ") for answer in answers)
     for answer in answers:

@@ -18,7 +18,7 @@ from wootz.core import BadRequestError, EngineConfig, RateLimitError, Unavailabl
 from wootz.engine import Engine, EngineClient, SamplingParams, protocol, server
 from wootz.engine.protocol import Finished, Hello, Output, Submit
 from wootz.engine.server import Server
-from wootz.models import Llama
+from wootz.models import Decoder
 
 HELLO = Hello("tiny", 0, 0, 256, "float64", "cpu", False)
 LONG = SamplingParams(temperature=0, max_tokens=1500, ignore_eos=True)
@@ -205,7 +205,7 @@ async def in_this_process(engine: Engine, socket: Path):
 
 
 async def test_a_step_that_fails_fails_its_requests_and_no_others(socket):
-    class Cursed(Llama):
+    class Cursed(Decoder):
         """Raises when it meets token 13."""
 
         def forward(self, token_ids_T, positions_T, context):

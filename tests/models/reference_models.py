@@ -36,7 +36,7 @@ FAMILIES = {
     ),
     "llama3": (transformers.LlamaConfig, {"rope_parameters": LLAMA3_ROPE}),
     "mistral": (transformers.MistralConfig, {"sliding_window": None, "head_dim": 16}),
-    "mistral-windowed": (transformers.MistralConfig, {"sliding_window": 200, "head_dim": 24}),
+    "mistral-windowed": (transformers.MistralConfig, {"sliding_window": 50, "head_dim": 24}),
     "qwen2": (transformers.Qwen2Config, {}),
     "qwen3": (transformers.Qwen3Config, {"head_dim": 32}),
 }

@@ -110,7 +110,7 @@ class GrowingContext:
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
-    def attend(self, layer: int, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, *, scale: float) -> Tensor:
+    def attend(self, layer: int, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, *, scale: float, **_) -> Tensor:
         if layer not in self.keys:
             self.keys[layer], self.values[layer] = k_TKd, v_TKd
             return PackedContext([len(q_THd)]).attend(layer, q_THd, k_TKd, v_TKd, scale=scale)

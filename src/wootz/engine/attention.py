@@ -1,7 +1,8 @@
 """`PagedContext`: what a token may look at when keys and values live in blocks. Plain PyTorch, any device.
 
-One tensor per layer, ``(num_blocks, block_size, 2, K, d)``: a token's key and value lie together, so one gather brings
-both, and what was gathered is ``(…, L, 2, K, d)`` without a further copy. A step has two kinds of rows:
+A token's key and value lie together in a layer's tensor, so one gather brings both, and what was gathered is
+``(…, L, 2, K, d)`` without a further copy. A layer with a window gathers the blocks of its window only. A recurrent
+layer keeps a state per sequence instead. A step has two kinds of rows:
 
 - *decodes*, one token per sequence, are attended to together, padded to the longest. To bound the padding they are put
   in groups, in each of which the shortest is at least half as long as the longest. On a CPU in float32 a kernel reads
@@ -9,7 +10,7 @@ both, and what was gathered is ``(…, L, 2, K, d)`` without a further copy. A s
 - *prefill chunks*, one by one: a prompt's first chunk over itself, a later one over its gathered blocks.
 
 The G = H / K query heads that share a key/value head are laid out as G query positions of that head, so that each key
-and value is read once, not G times. All index tensors are made once per step and serve every layer.
+and value is read once, not G times. Index tensors are made once per step and window, and serve every layer.
 
 Shape suffixes are those of `wootz.models.context`; B sequences of a group, L token places gathered for each.
 """
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,29 +29,70 @@ from torch import Tensor
 
 from wootz import kernels
 from wootz.engine.scheduler import Chunk
-from wootz.models.context import CacheSpec
+from wootz.models.attention.dense import attend
+from wootz.models.context import Advance, CacheSpec, LatentKV, RecurrentState, ScoreBias, relative_places, visible
 
 
 class PagedCache:
-    """The memory behind a `BlockPool`: zeros at first, which no page of real memory backs until it is written."""
+    """The memory behind a `BlockPool`: zeros at first, which no page of real memory backs until it is written.
+
+    ``layers`` has for each slot what its `CacheSpec` asks for: keys and values ``(num_blocks, block_size, 2, K, d)``,
+    latent vectors ``(num_blocks, block_size, d)``, or a tuple of states ``(num_states, …)``.
+    """
 
     def __init__(
-        self, specs: list[CacheSpec], num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        specs: list[CacheSpec],
+        num_blocks: int,
+        block_size: int,
+        *,
+        num_states: int = 0,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.block_size = block_size
-        self.layers = [
-            _zeros((num_blocks, block_size, 2, spec.num_kv_heads, spec.head_dim), dtype, device) for spec in specs
-        ]
+        self.specs, self.block_size, self.dtype, self.device = specs, block_size, dtype, device
+        self.layers: list[Any] = []
+        for spec in specs:
+            if isinstance(spec, RecurrentState):
+                self.layers.append(spec.start(num_states, dtype, device))
+            else:
+                shape = (spec.dim,) if isinstance(spec, LatentKV) else (2, spec.num_kv_heads, spec.head_dim)
+                self.layers.append(_zeros((num_blocks, block_size, *shape), dtype, device))
 
     def copy(self, source: int, target: int) -> None:
         """Copy one block's content in every layer."""
-        for layer in self.layers:
-            layer[target] = layer[source]
+        for spec, layer in zip(self.specs, self.layers, strict=True):
+            if not isinstance(spec, RecurrentState):
+                layer[target] = layer[source]
+
+    def copy_state(self, source: int, target: int) -> None:
+        """Copy one sequence's running state in every layer."""
+        for spec, layer in zip(self.specs, self.layers, strict=True):
+            if isinstance(spec, RecurrentState):
+                for tensor in layer:
+                    tensor[target] = tensor[source]
+
+    def restart(self, states: list[int]) -> None:
+        """Set these states to where a sequence starts."""
+        for spec, layer in zip(self.specs, self.layers, strict=True):
+            if isinstance(spec, RecurrentState):
+                for tensor, start in zip(layer, spec.start(1, self.dtype, self.device), strict=True):
+                    tensor[states] = start
 
     @staticmethod
     def block_bytes(specs: list[CacheSpec], block_size: int, dtype: torch.dtype) -> int:
         """Memory one block takes in all layers together."""
-        return sum(2 * spec.num_kv_heads * spec.head_dim for spec in specs) * block_size * dtype.itemsize
+        return sum(spec.numbers_per_token for spec in specs) * block_size * dtype.itemsize
+
+    @staticmethod
+    def state_bytes(specs: list[CacheSpec], dtype: torch.dtype) -> int:
+        """Memory one sequence takes, however long it is."""
+        return sum(
+            math.prod(shape) * torch.promote_types(dtype, torch.float32).itemsize
+            for spec in specs
+            if isinstance(spec, RecurrentState)
+            for shape in spec.shapes
+        )
 
 
 @dataclass(frozen=True)
@@ -58,8 +102,11 @@ class Decodes:
     rows_B: Tensor
     blocks: Tensor
     """Block numbers ``(B * L / block_size,)``; short sequences repeat block 0, which their mask hides."""
+    relative_B1L: Tensor
+    """Each gathered place minus the token's own."""
+    visible_B11L: Tensor
     mask_B11L: Tensor
-    """0 where a token may look, -inf beyond the sequence's end."""
+    """0 where a token may look, -inf beyond the sequence's end and before its window."""
 
 
 @dataclass(frozen=True)
@@ -67,60 +114,189 @@ class Prefill:
     """Several tokens of one sequence."""
 
     rows: slice
-    end: int
     blocks: Tensor | None
-    """The sequence's blocks; None for a prompt's first chunk, which needs nothing from the cache."""
-    mask_TL: Tensor | None
+    """The sequence's blocks, as far as they may be looked at; None for a prompt's first chunk, which needs nothing
+    from the cache."""
+    num_keys: int
+    relative_QL: Tensor
+    mask_QL: Tensor | None
+    """None for a chunk's own causal mask."""
 
 
 class PagedContext:
     """The `Context` of one step. Rows of the flat run are the chunks' tokens, in the chunks' order."""
 
+    remembers = True
+
     def __init__(self, cache: PagedCache, chunks: list[Chunk]) -> None:
-        self.cache = cache
-        like = cache.layers[0]
+        self.cache, self.device = cache, cache.device
         slots: list[int] = []
-        decodes: list[tuple[int, Chunk]] = []
-        self.prefills: list[Prefill] = []
+        self.decoding: list[tuple[int, Chunk]] = []
+        self.prefilling: list[tuple[int, Chunk]] = []
         size = cache.block_size
         for chunk in chunks:
             row, blocks = len(slots), chunk.sequence.table.blocks
             slots += [blocks[p // size] * size + p % size for p in range(chunk.start, chunk.end)]
-            if chunk.num_tokens == 1:
-                decodes.append((row, chunk))
-            else:
-                self.prefills.append(_prefill(chunk, row, size, like.device))
-        self.slots_T = torch.tensor(slots, device=like.device)
-        self.tables = _tables(decodes) if decodes and kernels.can_decode(like) else None
-        self.decodes = [] if self.tables else [_decodes(group, size, like) for group in _similar_in_length(decodes)]
+            (self.decoding if chunk.num_tokens == 1 else self.prefilling).append((row, chunk))
+        self.slots_T = torch.tensor(slots, device=self.device)
+        self._decodes: dict[int | None, list[Decodes]] = {}
+        self._prefills: dict[int | None, list[Prefill]] = {}
+        if starting := [chunk.sequence.table.state for chunk in chunks if chunk.start == 0]:
+            cache.restart([state for state in starting if state is not None])
 
-    def attend(self, layer: int, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, *, scale: float) -> Tensor:
-        cache = self.cache.layers[layer]
-        cache.flatten(0, 1).index_copy_(0, self.slots_T, torch.stack((k_TKd, v_TKd), dim=1))
+    # --- attention --------------------------------------------------------------------------------------------
+
+    def attend(
+        self,
+        slot: int,
+        q_THd: Tensor,
+        k_TKd: Tensor,
+        v_TKe: Tensor,
+        *,
+        scale: float,
+        causal: bool = True,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks_H: Tensor | None = None,
+        bias: ScoreBias | None = None,
+    ) -> Tensor:
+        if not causal:
+            raise ValueError("a model that looks ahead cannot be served token by token")
+        cache = self.cache.layers[slot]
+        cache.flatten(0, 1).index_copy_(0, self.slots_T, torch.stack((k_TKd, v_TKe), dim=1))
+        scoring = _Scoring(scale, window, softcap, sinks_H, bias)
         out_THd = q_THd.new_empty(q_THd.shape)
-        num_kv_heads = k_TKd.shape[1]
-        if self.tables is not None:
+        if scoring.is_plain and self.tables is not None and (window is None or self.longest_decode <= window):
             kernels.decode(cache, q_THd, out_THd, *self.tables, scale)
-        for group in self.decodes:
-            q_BKGd = q_THd[group.rows_B].unflatten(1, (num_kv_heads, -1))
-            kv = cache.index_select(0, group.blocks).view(len(q_BKGd), -1, *cache.shape[2:])
-            k_BKLd, v_BKLd = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
-            out = F.scaled_dot_product_attention(q_BKGd, k_BKLd, v_BKLd, attn_mask=group.mask_B11L, scale=scale)
-            out_THd[group.rows_B] = out.flatten(1, 2)
-        for chunk in self.prefills:
-            k, v = k_TKd[chunk.rows], v_TKd[chunk.rows]
+        else:
+            self._attend_decodes(cache, q_THd, out_THd, scoring)
+        for chunk in self._prefills_of(window):
+            k_LKd, v_LKd = k_TKd[chunk.rows], v_TKe[chunk.rows]
             if chunk.blocks is not None:
-                k, v = cache.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.end].unbind(1)
-            out_THd[chunk.rows] = F.scaled_dot_product_attention(
-                q_THd[chunk.rows].transpose(0, 1).unsqueeze(0),
-                k.transpose(0, 1).unsqueeze(0),
-                v.transpose(0, 1).unsqueeze(0),
-                attn_mask=chunk.mask_TL,
-                is_causal=chunk.mask_TL is None,
-                scale=scale,
-                enable_gqa=True,
-            )[0].transpose(0, 1)
+                k_LKd, v_LKd = cache.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.num_keys].unbind(1)
+            out_THd[chunk.rows] = _attend_prefill(chunk, q_THd, k_LKd, v_LKd, scoring)
         return out_THd
+
+    def attend_latent(self, slot: int, q_THd: Tensor, latent_Td: Tensor, *, value_dim: int, scale: float) -> Tensor:
+        cache = self.cache.layers[slot]
+        cache.flatten(0, 1).index_copy_(0, self.slots_T, latent_Td)
+        out_THe = q_THd.new_empty((*q_THd.shape[:2], value_dim))
+        for group in self._decodes_of(None):
+            latent_BLd = cache.index_select(0, group.blocks).view(len(group.rows_B), -1, cache.shape[-1])
+            out_THe[group.rows_B] = F.scaled_dot_product_attention(
+                q_THd[group.rows_B],  # all heads are queries of the one key, so there is no head dimension
+                latent_BLd,
+                latent_BLd[..., :value_dim],
+                attn_mask=group.mask_B11L[:, 0],
+                scale=scale,
+            )
+        for chunk in self._prefills_of(None):
+            latent_Ld = latent_Td[chunk.rows]
+            if chunk.blocks is not None:
+                latent_Ld = cache.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.num_keys]
+            latent_L1d = latent_Ld.unsqueeze(1)
+            scoring = _Scoring(scale)
+            out_THe[chunk.rows] = _attend_prefill(chunk, q_THd, latent_L1d, latent_L1d[..., :value_dim], scoring)
+        return out_THe
+
+    def _attend_decodes(self, cache: Tensor, q_THd: Tensor, out_THd: Tensor, scoring: _Scoring) -> None:
+        num_kv_heads = cache.shape[3]
+        for group in self._decodes_of(scoring.window):
+            kv = cache.index_select(0, group.blocks).view(len(group.rows_B), -1, *cache.shape[2:])
+            k_BKLd, v_BKLd = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+            q_BHd = q_THd[group.rows_B]
+            if scoring.is_plain:
+                q_BKGd = q_BHd.unflatten(1, (num_kv_heads, -1))
+                out = F.scaled_dot_product_attention(
+                    q_BKGd, k_BKLd, v_BKLd, attn_mask=group.mask_B11L, scale=scoring.scale
+                )
+                out_THd[group.rows_B] = out.flatten(1, 2)
+            else:
+                q_BH1d = q_BHd.unsqueeze(2)
+                bias = scoring.bias and scoring.bias(q_BH1d, k_BKLd, group.relative_B1L)
+                out = scoring.attend(q_BH1d, k_BKLd, v_BKLd, mask_QL=group.visible_B11L, bias_HQL=bias)
+                out_THd[group.rows_B] = out.squeeze(2)
+
+    # --- recurrence -------------------------------------------------------------------------------------------
+
+    def recur(self, slot: int, spec: RecurrentState, advance: Advance, *inputs_T: Tensor) -> Tensor:
+        states = self.cache.layers[slot]
+        out_T: Tensor | None = None
+        for rows, owners, tokens in self._recurrences:
+            state = tuple(tensor[owners] for tensor in states)
+            out_BT, state = advance(state, *(x_T[rows].unflatten(0, (len(owners), tokens)) for x_T in inputs_T))
+            for tensor, new in zip(states, state, strict=True):
+                tensor[owners] = new.to(tensor.dtype)
+            if out_T is None:
+                out_T = out_BT.new_empty((len(self.slots_T), *out_BT.shape[2:]))
+            out_T[rows] = out_BT.flatten(0, 1)
+        assert out_T is not None, "a step without chunks"
+        return out_T
+
+    @cached_property
+    def _recurrences(self) -> list[tuple[Tensor | slice, Tensor, int]]:
+        """Rows, whose state they continue, and how many tokens each: all decodes at once, prefills one by one."""
+
+        def owners(chunks: list[tuple[int, Chunk]]) -> Tensor:
+            return torch.tensor([chunk.sequence.table.state for _, chunk in chunks], device=self.device)
+
+        groups: list[tuple[Tensor | slice, Tensor, int]] = []
+        if self.decoding:
+            rows_B = torch.tensor([row for row, _ in self.decoding], device=self.device)
+            groups.append((rows_B, owners(self.decoding), 1))
+        for row, chunk in self.prefilling:
+            groups.append((slice(row, row + chunk.num_tokens), owners([(row, chunk)]), chunk.num_tokens))
+        return groups
+
+    # --- index tensors, made once per step and window ---------------------------------------------------------
+
+    @cached_property
+    def longest_decode(self) -> int:
+        return max((chunk.end for _, chunk in self.decoding), default=0)
+
+    @cached_property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """For the decoding kernel; None where there is none."""
+        like = next((layer for layer in self.cache.layers if isinstance(layer, Tensor) and layer.ndim == 5), None)
+        if like is None or not self.decoding or not kernels.can_decode(like):
+            return None
+        return _tables(self.decoding)
+
+    def _decodes_of(self, window: int | None) -> list[Decodes]:
+        if window not in self._decodes:
+            groups = _similar_in_length(self.decoding, window)
+            self._decodes[window] = [_decodes(group, self.cache, window) for group in groups]
+        return self._decodes[window]
+
+    def _prefills_of(self, window: int | None) -> list[Prefill]:
+        if window not in self._prefills:
+            self._prefills[window] = [_prefill(chunk, row, self.cache, window) for row, chunk in self.prefilling]
+        return self._prefills[window]
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """How one layer scores."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks_H: Tensor | None = None
+    bias: ScoreBias | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.softcap is None and self.sinks_H is None and self.bias is None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **masks: Any) -> Tensor:
+        return attend(q, k, v, scale=self.scale, softcap=self.softcap, sinks_H=self.sinks_H, **masks)
+
+
+def _attend_prefill(chunk: Prefill, q_THd: Tensor, k_LKd: Tensor, v_LKe: Tensor, scoring: _Scoring) -> Tensor:
+    q_HQd, k_KLd, v_KLe = q_THd[chunk.rows].transpose(0, 1), k_LKd.transpose(0, 1), v_LKe.transpose(0, 1)
+    bias = scoring.bias and scoring.bias(q_HQd, k_KLd, chunk.relative_QL)
+    out_HQe = scoring.attend(q_HQd, k_KLd, v_KLe, mask_QL=chunk.mask_QL, is_causal=chunk.mask_QL is None, bias_HQL=bias)
+    return out_HQe.transpose(0, 1)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -130,19 +306,32 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
-def _prefill(chunk: Chunk, row: int, block_size: int, device: torch.device) -> Prefill:
-    rows = slice(row, row + chunk.num_tokens)
-    if chunk.start == 0:
-        return Prefill(rows, chunk.end, None, None)
-    blocks = torch.tensor(chunk.sequence.table.blocks[: -(-chunk.end // block_size)], device=device)
-    mask_TL = torch.ones(chunk.num_tokens, chunk.end, dtype=torch.bool, device=device).tril(chunk.start)
-    return Prefill(rows, chunk.end, blocks, mask_TL)
+def _first_block(end: int, num_tokens: int, window: int | None, block_size: int) -> int:
+    """The first block that the last ``num_tokens`` tokens before ``end`` may look into."""
+    return 0 if window is None else max(0, end - num_tokens - window + 1) // block_size
 
 
-def _similar_in_length(decodes: list[tuple[int, Chunk]]) -> list[list[tuple[int, Chunk]]]:
+def _prefill(chunk: Chunk, row: int, cache: PagedCache, window: int | None) -> Prefill:
+    rows, num_tokens = slice(row, row + chunk.num_tokens), chunk.num_tokens
+    first = _first_block(chunk.end, num_tokens, window, cache.block_size) if chunk.start else 0
+    num_keys = chunk.end - first * cache.block_size
+    relative_QL = relative_places(num_tokens, num_keys, cache.device)
+    blocks = mask_QL = None
+    if chunk.start:
+        own = chunk.sequence.table.blocks[first : -(-chunk.end // cache.block_size)]
+        blocks = torch.tensor(own, device=cache.device)
+    if chunk.start or (window is not None and chunk.end > window):
+        mask_QL = visible(relative_QL, True, window)
+    return Prefill(rows, blocks, num_keys, relative_QL, mask_QL)
+
+
+def _similar_in_length(decodes: list[tuple[int, Chunk]], window: int | None) -> list[list[tuple[int, Chunk]]]:
+    def length(chunk: Chunk) -> int:
+        return chunk.end if window is None else min(chunk.end, window)
+
     groups: list[list[tuple[int, Chunk]]] = []
-    for row, chunk in sorted(decodes, key=lambda decode: -decode[1].end):
-        if not groups or 2 * chunk.end < groups[-1][0][1].end:
+    for row, chunk in sorted(decodes, key=lambda decode: -length(decode[1])):
+        if not groups or 2 * length(chunk) < length(groups[-1][0][1]):
             groups.append([])
         groups[-1].append((row, chunk))
     return groups
@@ -159,19 +348,24 @@ def _tables(decodes: list[tuple[int, Chunk]]) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _decodes(group: list[tuple[int, Chunk]], block_size: int, like: Tensor) -> Decodes:
-    """``group`` begins with its longest."""
-    num_blocks = -(-group[0][1].end // block_size)
-    blocks, ends = [], []
-    for _, chunk in group:
-        own = chunk.sequence.table.blocks[:num_blocks]
+def _decodes(group: list[tuple[int, Chunk]], cache: PagedCache, window: int | None) -> Decodes:
+    size, device = cache.block_size, cache.device
+    firsts = [_first_block(chunk.end, 1, window, size) for _, chunk in group]
+    num_blocks = max(-(-chunk.end // size) - first for first, (_, chunk) in zip(firsts, group, strict=True))
+    blocks = []
+    for first, (_, chunk) in zip(firsts, group, strict=True):
+        own = chunk.sequence.table.blocks[first : first + num_blocks]
         blocks += own + [0] * (num_blocks - len(own))
-        ends.append([chunk.end])
-    places_L = torch.arange(num_blocks * block_size, device=like.device)
-    mask_BL = torch.zeros(len(group), len(places_L), dtype=like.dtype, device=like.device)
-    mask_BL.masked_fill_(places_L >= torch.tensor(ends, device=like.device), float("-inf"))
+    own_place_B = torch.tensor(
+        [chunk.end - 1 - first * size for first, (_, chunk) in zip(firsts, group, strict=True)], device=device
+    )
+    relative_BL = torch.arange(num_blocks * size, device=device) - own_place_B[:, None]
+    visible_BL = visible(relative_BL, True, window)
+    mask_BL = torch.zeros(visible_BL.shape, dtype=cache.dtype, device=device).masked_fill_(~visible_BL, float("-inf"))
     return Decodes(
-        rows_B=torch.tensor([row for row, _ in group], device=like.device),
-        blocks=torch.tensor(blocks, device=like.device),
+        rows_B=torch.tensor([row for row, _ in group], device=device),
+        blocks=torch.tensor(blocks, device=device),
+        relative_B1L=relative_BL[:, None],
+        visible_B11L=visible_BL[:, None, None],
         mask_B11L=mask_BL[:, None, None],
     )

@@ -13,7 +13,10 @@ lists its blocks in order; blocks are counted, so sequences can share them:
 - **Eviction.** A published block nobody refers to stays until its place is needed; least recently used goes first,
   and of one sequence the tail before the head, since a tail is of no use without its head.
 
-This file moves no data; `copy` is called when a block's content has to be.
+- **States.** What recurrent layers keep is not made of tokens, so it is neither shared nor published: a sequence that
+  runs holds one state, and a fork gets a copy of it.
+
+This file moves no data; `copy` and `copy_state` are called when content has to be.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ class BlockTable:
     """This many leading blocks are in the index (or have a twin there)."""
     parent: Parent = ""
     """Under this parent the next block will be published."""
+    state: int | None = None
+    """Where recurrent layers keep this sequence's state."""
 
 
 class BlockPool:
@@ -45,10 +50,16 @@ class BlockPool:
         num_blocks: int,
         block_size: int,
         *,
+        num_states: int | None = None,
         prefix_caching: bool = True,
         copy: Callable[[int, int], None] = lambda source, target: None,
+        copy_state: Callable[[int, int], None] = lambda source, target: None,
     ) -> None:
-        self.num_blocks, self.block_size, self.prefix_caching, self.copy = num_blocks, block_size, prefix_caching, copy
+        if num_states is not None and prefix_caching:
+            raise ValueError("a running state has no parts that could be shared")
+        self.num_blocks, self.block_size, self.prefix_caching = num_blocks, block_size, prefix_caching
+        self.num_states, self.copy, self.copy_state = num_states, copy, copy_state
+        self.free_states = list(reversed(range(num_states or 0)))
         self.references = [0] * num_blocks
         self.free = list(reversed(range(num_blocks)))
         self.idle: dict[int, None] = {}
@@ -78,12 +89,13 @@ class BlockPool:
         table, shared = self._match(token_ids, salt)
         num_new = -(-len(token_ids) // self.block_size) - len(shared)
         num_woken = sum(self.references[block] == 0 for block in shared)
-        if num_new + num_woken + spare > self.num_available:
+        if num_new + num_woken + spare > self.num_available or (self.num_states and not self.free_states):
             return None
         for block in shared:
             self.idle.pop(block, None)
             self.references[block] += 1
         table.blocks = shared + [self._allocate() for _ in range(num_new)]
+        table.state = self._allocate_state()
         return table, len(shared) * self.block_size
 
     def make_writable(self, table: BlockTable, position: int) -> bool:
@@ -105,10 +117,13 @@ class BlockPool:
         return True
 
     def fork(self, table: BlockTable) -> BlockTable:
-        """A second table over the same blocks."""
+        """A second table over the same blocks, with a copy of the state."""
         for block in table.blocks:
             self.references[block] += 1
-        return BlockTable(list(table.blocks), table.num_published, table.parent)
+        state = self._allocate_state()
+        if state is not None and table.state is not None:
+            self.copy_state(table.state, state)
+        return BlockTable(list(table.blocks), table.num_published, table.parent, state)
 
     def release(self, table: BlockTable) -> None:
         """Give up every block of the table, which must not be used again."""
@@ -120,6 +135,9 @@ class BlockPool:
                 else:
                     self.free.append(block)
         table.blocks = []
+        if table.state is not None:
+            self.free_states.append(table.state)
+            table.state = None
 
     # --- sharing ----------------------------------------------------------------------------------------------
 
@@ -160,10 +178,15 @@ class BlockPool:
         self.references[block] = 1
         return block
 
+    def _allocate_state(self) -> int | None:
+        """There is one for each sequence that may run at a time."""
+        return self.free_states.pop() if self.num_states else None
+
     # --- proof ------------------------------------------------------------------------------------------------
 
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
         """Raise AssertionError unless the books agree with themselves and with all tables there are."""
+        tables = list(tables)
         counted = Counter(block for table in tables for block in table.blocks)
         assert all(self.references[block] == counted[block] for block in range(self.num_blocks)), (
             "references miscounted"
@@ -174,3 +197,5 @@ class BlockPool:
         assert set(self.idle) <= set(self.published), "an idle block that nobody can find"
         assert not set(self.free) & set(self.published), "a free block that somebody can find"
         assert all(len(tokens) == self.block_size for _, tokens in self.index), "a published block that is not full"
+        states = [*self.free_states, *(table.state for table in tables if table.state is not None)]
+        assert sorted(states) == list(range(self.num_states or 0)), "a state that nobody or two sequences hold"

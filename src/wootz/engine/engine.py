@@ -31,6 +31,7 @@ from wootz.engine.sampler import Sampled, sample
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.sequence import Request, Sequence
 from wootz.engine.validation import check_params
+from wootz.models import RecurrentState
 from wootz.tokenization import StreamDecoder
 
 if TYPE_CHECKING:
@@ -108,10 +109,25 @@ class Engine:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
         num_blocks, self.max_model_len = setup.size_cache(self.model, config)
+        specs = self.model.cache_specs
+        recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
+        num_states = config.max_running if recurrent else None
         cache = PagedCache(
-            self.model.cache_specs, num_blocks, config.block_size, dtype=self.model.dtype, device=self.model.device
+            specs,
+            num_blocks,
+            config.block_size,
+            num_states=num_states or 0,
+            dtype=self.model.dtype,
+            device=self.model.device,
         )
-        self.pool = BlockPool(num_blocks, config.block_size, prefix_caching=config.prefix_caching, copy=cache.copy)
+        self.pool = BlockPool(
+            num_blocks,
+            config.block_size,
+            num_states=num_states,
+            prefix_caching=config.prefix_caching and not recurrent,
+            copy=cache.copy,
+            copy_state=cache.copy_state,
+        )
         self.scheduler = Scheduler(self.pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens)
         self.runner = Runner(self.model, cache)
         self.max_waiting = config.max_waiting

@@ -69,8 +69,9 @@ def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
 
     block_bytes = PagedCache.block_bytes(model.cache_specs, config.block_size, model.dtype)
     budget = config.cache_bytes or _default_cache_bytes(model.device)
+    budget -= config.max_running * PagedCache.state_bytes(model.cache_specs, model.dtype)
     useful = config.max_running * -(-max_model_len // config.block_size)
-    num_blocks = min(budget // block_bytes, useful)
+    num_blocks = min(budget // block_bytes, useful) if block_bytes else useful  # a purely recurrent model needs none
     room = num_blocks * config.block_size
     if num_blocks < 1 or (config.max_model_len is not None and room < config.max_model_len):
         tokens = config.max_model_len or config.block_size

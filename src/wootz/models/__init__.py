@@ -14,34 +14,40 @@ from typing import TYPE_CHECKING, Any
 from wootz.core.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from wootz.models.context import CacheSpec, Context, PackedContext, PagedKV
+    from wootz.models.context import CacheSpec, Context, LatentKV, PackedContext, PagedKV, RecurrentState
+    from wootz.models.decoder import Decoder, DecoderConfig, LayerConfig
+    from wootz.models.families import read_config
     from wootz.models.linear import Linear
-    from wootz.models.llama import Llama, LlamaConfig
     from wootz.models.loading import load
-    from wootz.models.rotary import Llama3Scaling
 
 _HOMES = {
     "CacheSpec": "context",
     "Context": "context",
+    "Decoder": "decoder",
+    "DecoderConfig": "decoder",
+    "LatentKV": "context",
+    "LayerConfig": "decoder",
     "Linear": "linear",
-    "Llama": "llama",
-    "Llama3Scaling": "rotary",
-    "LlamaConfig": "llama",
     "PackedContext": "context",
     "PagedKV": "context",
+    "RecurrentState": "context",
     "load": "loading",
+    "read_config": "families",
 }
 
 __all__ = [
     "CacheSpec",
     "Context",
+    "Decoder",
+    "DecoderConfig",
+    "LatentKV",
+    "LayerConfig",
     "Linear",
-    "Llama",
-    "Llama3Scaling",
-    "LlamaConfig",
     "PackedContext",
     "PagedKV",
+    "RecurrentState",
     "load",
+    "read_config",
 ]
 
 

@@ -21,15 +21,22 @@ class Linear(nn.Module):
     """``y = x W^T + b`` with W of shape ``(out_features, in_features)``, as in `torch.nn.Linear`.
 
     Several projections of one input may share a `Linear`, one below the other (query, key, value; gate, up): fewer,
-    larger products. The caller splits the output.
+    larger products. Then ``out_features`` is the tuple of their sizes, ``parts``, and the caller splits the output.
+    ``into_residual`` marks what adds to the residual stream, which starts smaller in deep models.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+    def __init__(
+        self, in_features: int, out_features: int | tuple[int, ...], *, bias: bool = False, into_residual: bool = False
+    ) -> None:
         super().__init__()
         self.in_features = in_features
-        self.out_features = out_features
-        self.weight: Tensor = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.parts = (out_features,) if isinstance(out_features, int) else out_features
+        self.out_features = sum(self.parts)
+        self.into_residual = into_residual
+        self.weight: Tensor = nn.Parameter(torch.empty(self.out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(self.out_features)) if bias else None
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=0.02)
         self._packed: Tensor | None = None
         self._blocks: BlockWeight | None = None
 
@@ -63,3 +70,11 @@ class Linear(nn.Module):
     def extra_repr(self) -> str:
         kept = f", {self._blocks.format}" if self._blocks else ", packed" if self._packed is not None else ""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}{kept}"
+
+
+def prepare_for_inference(model: nn.Module) -> None:
+    """No gradients, and every `Linear` laid out for speed."""
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.prepare_for_inference()

@@ -7,6 +7,7 @@ straight into place. So loading needs the memory of the model and of one tensor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
@@ -17,9 +18,10 @@ from torch import Tensor
 from wootz import kernels
 from wootz.core.errors import ConfigError, ModelFileError, NotFoundError
 from wootz.models.block_weight import BlockWeight
+from wootz.models.decoder import Decoder
+from wootz.models.families import ModelConfig, family_of
 from wootz.models.gguf import GGUFCheckpoint
 from wootz.models.linear import Linear
-from wootz.models.llama import Llama, LlamaConfig
 from wootz.models.model_folder import FolderCheckpoint
 from wootz.models.names import checkpoint_pieces, checkpoint_views
 
@@ -30,7 +32,7 @@ def load(
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     keep_quantized: bool = False,
-) -> Llama:
+) -> Decoder:
     """The model in a folder or ``.gguf`` file, its weights converted to ``dtype``.
 
     With ``keep_quantized``, projections that `wootz.kernels` can compute with as they are stay quantised (in float32 on
@@ -41,11 +43,11 @@ def load(
     path, dtype, device = Path(path), _dtype(dtype), _device(device)
     checkpoint = _open(path)
     with torch.device("meta"):
-        model = Llama(checkpoint.config)
+        model = checkpoint.config.build()
     model.to(dtype).to_empty(device=device)
     model.tie_weights()
     views = checkpoint_views(model)
-    _check_names(path, views.keys(), checkpoint.names, tied=checkpoint.config.tie_embeddings)
+    _check_names(path, model, views.keys(), checkpoint.names)
     if keep_quantized and kernels.AVAILABLE and (dtype, device.type) == (torch.float32, "cpu"):
         for name in _keep_quantized(path, model, checkpoint):
             del views[name]
@@ -56,7 +58,7 @@ def load(
     return model.eval()
 
 
-def _keep_quantized(path: Path, model: Llama, checkpoint: Checkpoint) -> set[str]:
+def _keep_quantized(path: Path, model: Decoder, checkpoint: Checkpoint) -> set[str]:
     """Hand quantised weights to the projections that can hold them; returns the names that are thereby loaded."""
     pieces = checkpoint_pieces(model)
     loaded = set()
@@ -86,7 +88,7 @@ def _check_shape(path: Path, name: str, found: tuple[int, ...], wanted: tuple[in
 class Checkpoint(Protocol):
     """An opened model file or folder."""
 
-    config: LlamaConfig
+    config: ModelConfig
 
     @property
     def names(self) -> Collection[str]:
@@ -110,17 +112,15 @@ def _open(path: Path) -> Checkpoint:
     raise ModelFileError(f"{path}: neither a model folder nor a .gguf file")
 
 
-def _check_names(path: Path, wanted: Collection[str], found: Collection[str], *, tied: bool) -> None:
+def _check_names(path: Path, model: Decoder, wanted: Collection[str], found: Collection[str]) -> None:
     if missing := [name for name in wanted if name not in found]:
         raise ModelFileError(f"{path}: lacks {_enumerate(missing)}; the file is incomplete or of another architecture")
-    # Weights we would ignore mean a model that we would compute wrongly. Two kinds may be ignored: a copy of the
-    # tied embedding, and the rotary frequencies that old exports carry.
-    ignorable = {"lm_head.weight"} if tied else set()
-    unknown = [
-        name
-        for name in found
-        if name not in wanted and name not in ignorable and not name.endswith("rotary_emb.inv_freq")
-    ]
+    # Weights we would ignore mean a model that we would compute wrongly. Few may be ignored: a copy of the tied
+    # embedding, the rotary frequencies that old exports carry, and what the family says.
+    ignored = [r".*rotary_emb\.inv_freq", *family_of(model.config.family).ignored]
+    if model.config.tie_embeddings:
+        ignored.append(re.escape(str(family_of(model.config.family).names["head"])) + r"\.weight")
+    unknown = [name for name in found if name not in wanted and not any(re.fullmatch(i, name) for i in ignored)]
     if unknown:
         raise ModelFileError(f"{path}: holds {_enumerate(unknown)}, which this architecture does not have")
 

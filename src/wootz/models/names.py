@@ -7,48 +7,54 @@ checkpoint has them. They are views: copying into them loads a model, writing th
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from wootz.models.llama import Llama
+from wootz.models.families import Names, family_of
+from wootz.models.linear import Linear
 
-_NAMES = {
-    "embedding": ["model.embed_tokens"],
-    "norm": ["model.norm"],
-    "head": ["lm_head"],
-    "attention_norm": ["input_layernorm"],
-    "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    "attention.q_norm": ["self_attn.q_norm"],
-    "attention.k_norm": ["self_attn.k_norm"],
-    "attention.output": ["self_attn.o_proj"],
-    "mlp_norm": ["post_attention_layernorm"],
-    "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-    "mlp.down": ["mlp.down_proj"],
-}
+if TYPE_CHECKING:
+    from wootz.models.decoder import Decoder
 
 
-def checkpoint_pieces(model: Llama) -> dict[str, dict[str, Tensor]]:
-    """Of each of the model's parameters, the views of its pieces under their checkpoint names, in order from the top.
-
-    A tied head is not a parameter of its own.
-    """
-    config = model.config
-    rows = {
-        "attention.qkv": [heads * config.head_dim for heads in (config.num_heads, *[config.num_kv_heads] * 2)],
-        "mlp.gate_up": [config.intermediate_size] * 2,
+def checkpoint_pieces(model: Decoder) -> dict[str, dict[str, Tensor]]:
+    """Of each of the model's parameters (and buffers that are kept), the views of its pieces under their checkpoint
+    names, in order from the top. A tied head is not a parameter of its own."""
+    names = family_of(model.config.family).names
+    parts = {
+        f"{name}.{leaf}": module.parts
+        for name, module in model.named_modules()
+        if isinstance(module, Linear)
+        for leaf in ("weight", "bias")
     }
-    pieces = {}
-    for name, parameter in model.named_parameters():
-        prefix = ""
-        module, _, leaf = name.rpartition(".")
-        if module.startswith("layers."):
-            _, index, module = module.split(".", 2)
-            prefix = f"model.layers.{index}."
-        views = parameter.detach().split(rows.get(module, len(parameter)))
-        theirs = [f"{prefix}{their}.{leaf}" for their in _NAMES[module]]
-        pieces[name] = dict(zip(theirs, views, strict=True))
+    pieces: dict[str, dict[str, Tensor]] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            pieces[name] = _pieces(names, name, tensor.detach(), parts.get(name, ()))
     return pieces
 
 
-def checkpoint_views(model: Llama) -> dict[str, Tensor]:
+def checkpoint_views(model: Decoder) -> dict[str, Tensor]:
     """The model's weights under their checkpoint names, in order."""
     return {name: view for pieces in checkpoint_pieces(model).values() for name, view in pieces.items()}
+
+
+def _pieces(names: Names, name: str, tensor: Tensor, parts: tuple[int, ...]) -> dict[str, Tensor]:
+    number = re.search(r"\.(\d+)\.", name)
+    layer = int(number[1]) if number else 0
+    pattern = name.replace(number[0], ".{i}.", 1) if number else name
+    module, _, leaf = pattern.rpartition(".")
+    found = names.get(pattern)
+    if callable(found):
+        return found(tensor, layer)
+    theirs = _tuple(found) if found else tuple(f"{their}.{leaf}" for their in _tuple(names[module]))
+    views = tensor.split(parts) if len(theirs) > 1 else (tensor,)
+    return {their.replace("{i}", str(layer)): view for their, view in zip(theirs, views, strict=True)}
+
+
+def _tuple(names: object) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names if isinstance(names, tuple) else ()

@@ -11,42 +11,55 @@ from wootz.engine.attention import PagedCache
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.sampler import sample
 from wootz.engine.sequence import Request, Sequence
-from wootz.models import Llama, LlamaConfig
+from wootz.models import Decoder, read_config
 
 VOCAB_SIZE = 37
 EOS = 0
 
 
 @lru_cache
-def tiny_model() -> Llama:
+def tiny_model() -> Decoder:
     """Float64, so that another order of additions never changes which token is likeliest; sharp, so that it varies."""
     torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        max_position_embeddings=256,
-        eos_token_ids=(EOS,),
+    config = read_config(
+        {
+            "model_type": "llama",
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "rms_norm_eps": 1e-5,
+            "eos_token_id": EOS,
+        }
     )
-    model = Llama(config).double()
+    model = config.build().double()
     for parameter in model.parameters():
         parameter.data *= 6
     return model.eval().requires_grad_(False)
 
 
-def tiny_engine(num_blocks: int, **config) -> Engine:
-    config = {"block_size": 4} | config
-    model = tiny_model()
-    block_bytes = PagedCache.block_bytes(model.cache_specs, config["block_size"], model.dtype)
-    return Engine(model, config=EngineConfig(cache_bytes=num_blocks * block_bytes, **config))
+def tiny_engine(num_blocks: int, model: Decoder | None = None, **config) -> Engine:
+    """With room for ``num_blocks`` blocks, and for the states of a recurrent model's sequences."""
+    config = {"block_size": 4, "max_running": 8} | config
+    model = model or tiny_model()
+    cache_bytes = num_blocks * PagedCache.block_bytes(model.cache_specs, config["block_size"], model.dtype)
+    cache_bytes += config["max_running"] * PagedCache.state_bytes(model.cache_specs, model.dtype)
+    return Engine(model, config=EngineConfig(cache_bytes=cache_bytes or 1, **config))
 
 
-def one_at_a_time(prompt: list[int], params: SamplingParams, max_len: int = 256, *, seed: int | None = None):
+def one_at_a_time(
+    prompt: list[int],
+    params: SamplingParams,
+    max_len: int = 256,
+    *,
+    seed: int | None = None,
+    model: Decoder | None = None,
+):
     """Token ids of each choice, by running the whole sequence through the model for every token."""
+    model = model or tiny_model()
     ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else {EOS})
     max_len = min(max_len, len(prompt) + (params.max_tokens or max_len))
     seed = params.seed if seed is None else seed
@@ -56,7 +69,7 @@ def one_at_a_time(prompt: list[int], params: SamplingParams, max_len: int = 256,
         sequence = Sequence(request, index, list(prompt), TextStream(NoText()))
         while len(sequence.token_ids) < max_len:
             with torch.inference_mode():
-                logits_1V = tiny_model().logits(sequence.token_ids)[-1:].clone()
+                logits_1V = model.logits(sequence.token_ids)[-1:].clone()
                 (chosen,) = sample(logits_1V, [sequence])
             sequence.token_ids.append(chosen.token_id)
             if chosen.token_id in ends:

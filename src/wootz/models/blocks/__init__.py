@@ -1,0 +1,1 @@
+"""The parts of models: each file one idea, as a frozen config and the module it builds."""
