@@ -63,7 +63,7 @@ class DecoderConfig:
     vocab_size: int
     hidden_size: int
     layers: tuple[LayerConfig, ...]
-    norm: NormConfig = NormConfig()
+    norm: NormConfig = field(default_factory=NormConfig)
     max_position_embeddings: int = 2048
     tie_embeddings: bool = False
     head_bias: bool = False
@@ -183,7 +183,7 @@ class Layer(nn.Module):
         self.ffn_output_norm = norm.build(hidden_size) if config.ffn and after else None
 
     def forward(self, x_TD: Tensor, run: Run) -> Tensor:
-        if self.config.parallel:
+        if self.config.parallel and self.mixer is not None and self.ffn is not None:
             normed_TD = x_TD if self.mixer_norm is None else self.mixer_norm(x_TD)
             added_TD = self.config.residual_scale * (self.mixer(normed_TD, run) + self.ffn(normed_TD, run))
             return x_TD + added_TD

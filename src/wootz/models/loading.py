@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def load(
     path, dtype, device = Path(path), _dtype(dtype), _device(device)
     checkpoint = _open(path)
     with torch.device("meta"):
-        model = checkpoint.config.build()
+        model = cast(Decoder, checkpoint.config.build())
     model.to(dtype).to_empty(device=device)
     model.tie_weights()
     views = checkpoint_views(model)

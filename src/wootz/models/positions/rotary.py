@@ -80,10 +80,7 @@ class Rotation:
         dim = self.cos_T1d.shape[-1]
         if dim < x_THd.shape[-1]:
             return torch.cat((self(x_THd[..., :dim]), x_THd[..., dim:]), -1)
-        if self.interleaved:
-            swapped = x_THd.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        else:
-            swapped = x_THd.roll(dim // 2, -1)
+        swapped = x_THd.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if self.interleaved else x_THd.roll(dim // 2, -1)
         return torch.addcmul(x_THd * self.cos_T1d, swapped, self.sin_T1d)
 
 
