@@ -4,14 +4,14 @@ A template is a Jinja program that comes with the model, so it is untrusted: it 
 (no Python internals, no changing of what it is given), its loops and calls are counted, and whatever goes wrong in it
 is the request's `BadRequestError`. What it may use is what transformers offers templates
 (https://huggingface.co/docs/transformers/chat_templating_writing): ``raise_exception``, ``strftime_now``, plain
-``tojson``, ``{% break %}`` and ``{% continue %}``, and ``{% generation %}``, which marks a part and changes nothing.
+``tojson``, ``{% break %}`` and ``{% continue %}``, and ``{% generation %}``, which marks what the model itself writes.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, NoReturn
@@ -40,6 +40,8 @@ class ChatTemplate:
     def __init__(self, source: str, *, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        self.marks_generation = "endgeneration" in source
+        """Whether the template says which part is the model's own."""
         try:
             self._template = _ENVIRONMENT.from_string(source)
         except TemplateSyntaxError as error:
@@ -51,12 +53,14 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        generation_marks: tuple[str, str] = ("", ""),
     ) -> str:
         """The conversation's text, up to where the answer begins if ``add_generation_prompt``.
 
-        Raises `BadRequestError`, in one line, when the template refuses the messages or fails on them.
+        ``generation_marks`` go before and after each part in ``{% generation %}``. Raises `BadRequestError`, in one
+        line, when the template refuses the messages or fails on them.
         """
-        token = _steps.set(itertools.count(1))
+        token, marks = _steps.set(itertools.count(1)), _marks.set(generation_marks)
         try:
             return self._template.render(
                 messages=list(messages),
@@ -70,11 +74,13 @@ class ChatTemplate:
             raise BadRequestError(f"the chat template refuses these messages: {reason}", param="messages") from None
         finally:
             _steps.reset(token)
+            _marks.reset(marks)
 
 
 # --- the sandbox ----------------------------------------------------------------------------------------------
 
 _steps: ContextVar[Iterator[int]] = ContextVar("steps")
+_marks: ContextVar[tuple[str, str]] = ContextVar("marks")
 
 
 def _count_step() -> None:
@@ -125,13 +131,18 @@ def _result_size(operator: str, left: Any, right: Any) -> int:
 
 
 class _GenerationBlock(Extension):
-    """``{% generation %}…{% endgeneration %}`` marks the answer for training masks; rendering, it is its body."""
+    """``{% generation %}…{% endgeneration %}`` marks the answer for training masks."""
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
+
+    def mark(self, caller: Callable[[], str]) -> str:
+        opening, closing = _marks.get()
+        return opening + caller() + closing
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -9,12 +9,16 @@ U+FFFD (what Python and the WHATWG encoding standard do).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import tokenizers
 
-from wootz.core.errors import BadRequestError, UnsupportedError
+from wootz.core.errors import BadRequestError
+from wootz.tokenization.chat_encoding import EncodedChat, encode_chat, encode_chat_masked
 from wootz.tokenization.chat_template import ChatTemplate
+from wootz.tokenization.segments import SegmentCache
+from wootz.tokenization.special_tokens import ControlSyntax, LiteralEncoder, control_ids
 from wootz.tokenization.spelling import spelling_of
 
 
@@ -22,8 +26,8 @@ class Tokenizer:
     """One model's tokenizer, as `load_tokenizer` makes it. Immutable; threads may share it.
 
     ``bos_token_id`` opens a document, where the model has such a token; any of ``eos_token_ids`` ends an answer;
-    ``special_ids`` are the control tokens, which decoding leaves out. Ids lie in ``range(vocab_size)``. A model's
-    embedding may be padded beyond that: ids out there decode to nothing.
+    ``special_ids`` are left out in decoding; ``control_ids`` are those that no user's text may yield. Ids lie in
+    ``range(vocab_size)``. A model's embedding may be padded beyond that: ids out there decode to nothing.
     """
 
     def __init__(
@@ -44,20 +48,33 @@ class Tokenizer:
         spelling = spelling_of(backend)
         self.strips_leading_space = spelling.strips_leading_space
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
+        self.control_ids = control_ids(backend, chat_template.source if chat_template else None)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self._bytes = [b""] * self.vocab_size
         for text, id in vocabulary.items():
             literal = id in self.special_ids or (id in added and not spelling.covers_added_tokens)
             self._bytes[id] = text.encode() if literal else spelling.to_bytes(text)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        control: Literal["parse", "text", "forbid"] = "parse",
+    ) -> list[int]:
         """Token ids of ``text``. ``add_special_tokens`` adds what the model wants around a document (mostly BOS).
 
-        Special tokens written out in ``text`` are recognised. Raises `BadRequestError` for a text that is not
-        Unicode (a lone surrogate).
+        Control tokens written out in ``text`` are parsed as such, or are text like any other (for what a user wrote),
+        or are forbidden. Raises `BadRequestError` for one that is, and for a text that is not Unicode (a lone
+        surrogate).
         """
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if control != "parse" and self.control_ids.intersection(self._encode(text)):
+                if control == "text":
+                    return self.literal.encoding(text, add_special_tokens=add_special_tokens).ids
+                found = next(id for id in self._encode(text) if id in self.control_ids)
+                raise BadRequestError(f"the text holds the control token {self.token_bytes(found).decode()}")
+            return self._encode(text, add_special_tokens)
         except TypeError:
             raise BadRequestError("the text is not valid Unicode: it holds a lone surrogate") from None
 
@@ -68,14 +85,40 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """Token ids of a conversation as the model's chat template writes it. The template writes BOS itself.
+        """Token ids of a conversation as the model's chat template writes it. The template writes BOS itself, and only
+        it writes control tokens: one that is spelled out in a message is text.
 
         Raises `UnsupportedError` for a model without a template, `BadRequestError` for messages it refuses.
         """
-        if self.chat_template is None:
-            raise UnsupportedError("this model has no chat template; use /v1/completions", param="messages")
-        text = self.chat_template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
-        return self.encode(text, add_special_tokens=False)
+        return encode_chat(self, messages, tools=tools, add_generation_prompt=add_generation_prompt)
+
+    def encode_chat_masked(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> EncodedChat:
+        """The conversation for training: its ids, and which of them the model itself is to write (the mask)."""
+        return encode_chat_masked(self, messages, tools=tools)
+
+    def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encoding(self, text: str) -> tokenizers.Encoding:
+        """Ids, and offsets into ``text``: the characters of each token."""
+        return self._backend.encode(text, add_special_tokens=False)
+
+    @cached_property
+    def control_syntax(self) -> ControlSyntax:
+        text = {id: self.token_bytes(id).decode() for id in self.control_ids}
+        special = [text[id] for id in text if id in self.special_ids]
+        return ControlSyntax(special, [text[id] for id in text if id not in self.special_ids])
+
+    @cached_property
+    def literal(self) -> LiteralEncoder:
+        """Made when first needed: it holds the vocabulary once more."""
+        return LiteralEncoder(self._backend, self.control_ids)
+
+    @cached_property
+    def segments(self) -> SegmentCache:
+        return SegmentCache(self._backend, self.control_ids, self._encode)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``token_ids``; equal to what a `StreamDecoder` yields for them in any partition."""
