@@ -69,11 +69,11 @@ def test_config_with_a_missing_key(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "mamba"}, 'architecture "mamba" is not supported'),
-        ({"hidden_act": "gelu"}, 'activation "gelu"'),
+        ({"model_type": "clippy"}, 'architecture "clippy" is not supported'),
+        ({"hidden_act": "sin"}, 'activation "sin"'),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, 'rotary scaling "yarn"'),
-        ({"num_hidden_layers": "three"}, "num_layers"),
+        ({"rope_parameters": {"rope_type": "yarrow", "rope_theta": 1e4}}, 'rotary scaling "yarrow"'),
+        ({"num_hidden_layers": "three"}, "num_hidden_layers"),
         ({"hidden_size": -64}, "hidden_size"),
         ({"num_key_value_heads": 3}, "num_kv_heads"),
     ],

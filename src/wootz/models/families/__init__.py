@@ -36,4 +36,12 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
 
     Raises KeyError for what is missing and ValueError, with a message for the user, for what we cannot run.
     """
-    return family_of(raw.get("model_type")).read_config(raw)
+    family = family_of(raw.get("model_type"))
+    for name in _SIZES & raw.keys():
+        size = raw[name]
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a positive whole number, not {size!r}")
+    return family.read_config(raw)
+
+
+_SIZES = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"}
