@@ -1,0 +1,126 @@
+"""`fit`: a model learns to predict the next token of packed documents. Small, and all that a study needs.
+
+One step is a batch of token rows of equal length. The learning rate rises over ``warmup`` steps and then falls along a
+cosine to a tenth; gradients are clipped to norm 1; matrices decay, vectors do not (GPT-3's recipe, arXiv 2005.14165).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wootz.core.progress import SILENT, Progress
+from wootz.models import Decoder, PackedContext
+
+IGNORED = -100
+"""A label that counts for nothing, as in PyTorch's cross-entropy."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``(B, T)`` each: inputs, and what should come next (`IGNORED` where nothing is asked)."""
+
+    tokens_BT: Tensor
+    labels_BT: Tensor
+
+    @staticmethod
+    def of(rows_BT: Tensor) -> Batch:
+        """Language modelling: every token is the label of the one before it."""
+        return Batch(rows_BT[:, :-1], rows_BT[:, 1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    steps: int
+    learning_rate: float = 3e-3
+    warmup: int = 20
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+
+    def rate_at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+@dataclass
+class Fitted:
+    losses: list[float] = field(default_factory=list)
+    """In nats per token, one per step."""
+
+
+def fit(
+    model: Decoder,
+    batches: Iterator[Batch],
+    config: FitConfig,
+    *,
+    extra_loss: Callable[[], Tensor] | None = None,
+    after_step: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
+) -> Fitted:
+    """Train in place. ``extra_loss`` is added to each step's loss (experts' balance, say); ``after_step`` is called
+    with the step's number once its update is made. Raises FloatingPointError if the loss is not a number."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(0.9, 0.95),
+    )
+    model.train()
+    fitted = Fitted()
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate_at(step)
+        loss = language_loss(model, next(batches))
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; try a smaller learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        (loss if extra_loss is None else loss + extra_loss()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        fitted.losses.append(loss.item())
+        if after_step is not None:
+            after_step(step)
+        progress.advance()
+    model.eval()
+    return fitted
+
+
+def language_loss(model: Decoder, batch: Batch) -> Tensor:
+    """Mean cross-entropy, in nats, over the labels that are asked."""
+    logits_NV = predictions(model, batch)
+    return F.cross_entropy(logits_NV, batch.labels_BT.flatten()[_asked(batch)])
+
+
+@torch.inference_mode()
+def accuracy(model: Decoder, batch: Batch) -> float:
+    """The share of asked labels that are the likeliest token."""
+    logits_NV = predictions(model, batch)
+    return (logits_NV.argmax(-1) == batch.labels_BT.flatten()[_asked(batch)]).float().mean().item()
+
+
+@torch.inference_mode()
+def losses_by_position(model: Decoder, rows_BT: Tensor) -> Tensor:
+    """Mean cross-entropy in nats at each position ``(T - 1,)`` of rows read from their start."""
+    batch = Batch.of(rows_BT)
+    losses = F.cross_entropy(predictions(model, batch), batch.labels_BT.flatten(), reduction="none")
+    return losses.view(batch.labels_BT.shape).mean(0)
+
+
+def predictions(model: Decoder, batch: Batch) -> Tensor:
+    """Logits ``(N, V)`` where a label is asked, row by row; the others are never unembedded."""
+    num_rows, length = batch.tokens_BT.shape
+    positions_T = torch.arange(length, device=model.device).repeat(num_rows)
+    hidden_TD = model(batch.tokens_BT.flatten(), positions_T, PackedContext([length] * num_rows))
+    return model.unembed(hidden_TD[_asked(batch)])
+
+
+def _asked(batch: Batch) -> Tensor:
+    return batch.labels_BT.flatten() != IGNORED
