@@ -118,11 +118,6 @@ def test_a_missing_shard(tmp_path: Path) -> None:
     assert_refused(tmp_path, shard.name, "missing")
 
 
-def test_pickled_weights_are_not_opened(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert_refused(folder, "pickle", "pytorch_model.bin", "safetensors")
-
-
 def test_no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert_refused(folder, "no *.safetensors")

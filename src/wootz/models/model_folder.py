@@ -1,4 +1,7 @@
-"""Model folders in Hugging Face layout: ``config.json`` and ``*.safetensors``, possibly in shards."""
+"""Model folders in Hugging Face layout: ``config.json`` and ``*.safetensors``, possibly in shards.
+
+Where there is no safetensors file, ``pytorch_model*.bin`` is read as far as that is safe; see `wootz.models.pickled`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,13 @@ from torch import Tensor
 from wootz.core.errors import ModelFileError
 from wootz.models import families
 from wootz.models.families import ModelConfig
+from wootz.models.pickled import PickledShard
+
+_WEIGHT_FILES = {
+    "*.safetensors": "model.safetensors.index.json",
+    "pytorch_model*.bin": "pytorch_model.bin.index.json",
+}
+"""What holds the weights, and what says which shard holds which."""
 
 
 class FolderCheckpoint:
@@ -57,24 +67,22 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted({folder / shard for shard in _read_json(index)["weight_map"].values()})
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if missing := [file for file in files if not file.exists()]:
-        raise ModelFileError(f"{missing[0]}: this shard is missing", hint="fetch the model again")
-    if files:
-        return files
-    if pickles := [file.name for suffix in ("bin", "pt", "pth") for file in folder.glob(f"*.{suffix}")]:
-        raise ModelFileError(
-            f"{folder}: its weights are a pickle ({pickles[0]}), which can run code when it is opened; not supported",
-            hint="use a copy in safetensors format",
-        )
+    """Those of the index if there is one, else all; pickles only where there is no safetensors file."""
+    for pattern, index in _WEIGHT_FILES.items():
+        if (folder / index).exists():
+            files = sorted({folder / shard for shard in _read_json(folder / index)["weight_map"].values()})
+        else:
+            files = sorted(folder.glob(pattern))
+        if missing := [file for file in files if not file.exists()]:
+            raise ModelFileError(f"{missing[0]}: this shard is missing", hint="fetch the model again")
+        if files:
+            return files
     raise ModelFileError(f"{folder}: no *.safetensors file in this folder")
 
 
 def _open_shard(file: Path):
+    if file.suffix == ".bin":
+        return PickledShard(file)
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
