@@ -41,19 +41,19 @@ def load(
     Anything wrong with the files is one `ModelFileError` that names the file.
     """
     path, dtype, device = Path(path), _dtype(dtype), _device(device)
-    checkpoint = _open(path)
+    checkpoint = open_checkpoint(path)
     with torch.device("meta"):
         model = cast(Decoder, checkpoint.config.build())
     model.to(dtype).to_empty(device=device)
     model.tie_weights()
     views = checkpoint_views(model)
-    _check_names(path, model, views.keys(), checkpoint.names)
+    check_names(path, model, views.keys(), checkpoint.names)
     if keep_quantized and kernels.AVAILABLE and (dtype, device.type) == (torch.float32, "cpu"):
         for name in _keep_quantized(path, model, checkpoint):
             del views[name]
     for name, view in views.items():
         tensor = checkpoint.tensor(name)
-        _check_shape(path, name, tensor.shape, view.shape)
+        check_shape(path, name, tensor.shape, view.shape)
         view.copy_(tensor)
     return model.eval()
 
@@ -69,7 +69,7 @@ def _keep_quantized(path: Path, model: Decoder, checkpoint: Checkpoint) -> set[s
         found = {theirs: checkpoint.blocks(theirs) for theirs in own}
         for theirs, blocks in found.items():
             if blocks is not None:
-                _check_shape(path, theirs, blocks.shape, own[theirs].shape)
+                check_shape(path, theirs, blocks.shape, own[theirs].shape)
         stacked = BlockWeight.stack(list(found.values()))
         if stacked is not None:
             module.hold_blocks(stacked)
@@ -78,7 +78,7 @@ def _keep_quantized(path: Path, model: Decoder, checkpoint: Checkpoint) -> set[s
     return loaded
 
 
-def _check_shape(path: Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def check_shape(path: Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if tuple(found) != tuple(wanted):
         raise ModelFileError(
             f'{path}: tensor "{name}" has shape {tuple(found)}, but the config makes it {tuple(wanted)}'
@@ -102,7 +102,7 @@ class Checkpoint(Protocol):
         ...
 
 
-def _open(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise NotFoundError(f"{path}: no such model file or folder")
     if path.is_dir():
@@ -112,7 +112,7 @@ def _open(path: Path) -> Checkpoint:
     raise ModelFileError(f"{path}: neither a model folder nor a .gguf file")
 
 
-def _check_names(path: Path, model: Decoder, wanted: Collection[str], found: Collection[str]) -> None:
+def check_names(path: Path, model: Decoder, wanted: Collection[str], found: Collection[str]) -> None:
     if missing := [name for name in wanted if name not in found]:
         raise ModelFileError(f"{path}: lacks {_enumerate(missing)}; the file is incomplete or of another architecture")
     # Weights we would ignore mean a model that we would compute wrongly. Few may be ignored: a copy of the tied
