@@ -49,6 +49,8 @@ class Tokenizer:
         self.strips_leading_space = spelling.strips_leading_space
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.control_ids = control_ids(backend, chat_template.source if chat_template else None)
+        self.unknown_id = _unknown_id(backend)
+        """What stands for text that the vocabulary cannot spell; None where that cannot happen."""
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self._bytes = [b""] * self.vocab_size
         for text, id in vocabulary.items():
@@ -129,3 +131,21 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """Exactly the bytes this token stands for inside a text. They need not be whole characters."""
         return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
+
+    def token_to_id(self, text: str) -> int | None:
+        """The id of a token by its spelling in the vocabulary (``Ġthe``, ``<|im_end|>``)."""
+        return self._backend.token_to_id(text)
+
+    def token_spelling(self, token_id: int) -> str | None:
+        return self._backend.id_to_token(token_id)
+
+    def to_json(self) -> str:
+        """The content of a ``tokenizer.json``: vocabulary, merges, normalizer, word cut, added tokens."""
+        return self._backend.to_str()
+
+
+def _unknown_id(backend: tokenizers.Tokenizer) -> int | None:
+    name = getattr(backend.model, "unk_token", None)
+    if name is None and isinstance(backend.model, tokenizers.models.Unigram):
+        name = "<unk>"
+    return backend.token_to_id(name) if name else None
