@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from wootz import __version__
-from wootz.cli import bench, chat, config, cost, doctor, keys, models, serve
+from wootz.cli import arch, bench, chat, config, cost, doctor, keys, models, plan, serve
 from wootz.cli.common import PLAIN_HELP
 
 
@@ -73,6 +73,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(cost.app, name="cost")
 app.add_typer(config.app, name="config")
+app.add_typer(arch.app, name="arch")
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 

@@ -1,0 +1,93 @@
+"""`wootz plan`: what serving a model would take, before renting anything."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wootz.cli.arch import Context, Model, open_model
+from wootz.cli.common import AsJson, human_bytes, human_count, print_json, stdout, table
+
+
+def plan(
+    ctx: typer.Context,
+    model: Model,
+    gpu: Annotated[str, typer.Option(help="b200, h200, h100, a100, l40s, l4, rtx4090, mi300x")] = "h100",
+    context: Context = 8192,
+    prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of each prompt. \\[default: the context]")] = None,
+    weights: Annotated[str, typer.Option(help="bf16, fp8, int8, int4, …")] = "bf16",
+    kv_dtype: Annotated[str, typer.Option(help="bf16, fp8, int8, int4")] = "bf16",
+    batches: Annotated[str, typer.Option(help="Batch sizes to compare.")] = "1,8,32,128",
+    efficiency: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the roofline you expect.")] = 0.6,
+    price: Annotated[float | None, typer.Option(help="Dollars per device and hour.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Devices, memory, speed and cost per million tokens, by roofline.
+
+    Example:
+      [bold]wootz plan qwen3-235b-a22b --gpu h100 --ctx 32768 --weights fp8[/bold]
+    """
+    from wootz.cli.common import numbers
+    from wootz.models.planning.hardware import device
+    from wootz.models.planning.roofline import Workload
+    from wootz.models.planning.roofline import plan as make
+
+    shape, on = open_model(ctx, model), device(gpu)
+    plans = {
+        batch: make(
+            shape,
+            on,
+            Workload(context=context, batch=batch, prompt=prompt, weights=weights, kv=kv_dtype),
+            efficiency=efficiency,
+            dollars_per_hour=price,
+        )
+        for batch in numbers(batches)
+    }
+    if as_json:
+        print_json(
+            {
+                batch: {
+                    "devices": made.fit.devices if made.fit else None,
+                    "tensor_parallel": made.fit.tensor if made.fit else None,
+                    "pipeline_parallel": made.fit.pipeline if made.fit else None,
+                    "weight_bytes": made.weight_bytes,
+                    "cache_bytes": made.cache_bytes,
+                    "step_ms": 1e3 * made.step_seconds,
+                    "tokens_per_second": batch / made.step_seconds * efficiency,
+                    "prefill_ms": 1e3 * made.prefill_seconds / efficiency,
+                    "bound": made.bound,
+                    "dollars_per_million_output": made.dollars_per_million_output,
+                    "dollars_per_million_input": made.dollars_per_million_input,
+                }
+                for batch, made in plans.items()
+            }
+        )
+        return
+    first = next(iter(plans.values()))
+    stdout().print(
+        f"[bold]{model}[/bold]: {human_count(first.parameters.total)} parameters, "
+        f"{human_bytes(first.weight_bytes)} in {weights}; {human_bytes(first.cache.bytes_at(context))} of cache per "
+        f"sequence of {context:,} tokens"
+    )
+    rows = table(
+        "batch", "devices", "tok/s", "ms/token", "prefill ms", "bound", "$/M out", "$/M in",
+        right=("batch", "tok/s", "ms/token", "prefill ms", "$/M out", "$/M in"),
+    )  # fmt: skip
+    for batch, made in plans.items():
+        step = made.step_seconds / efficiency
+        rows.add_row(
+            str(batch),
+            f"{made.fit.devices} (TP {made.fit.tensor}, PP {made.fit.pipeline})" if made.fit else "too big",
+            f"{batch / step:,.0f}",
+            f"{1e3 * step:.1f}",
+            f"{1e3 * made.prefill_seconds / efficiency:,.0f}",
+            made.bound,
+            f"{made.dollars_per_million_output:.2f}",
+            f"{made.dollars_per_million_input:.3f}",
+        )
+    stdout().print(rows)
+    stdout().print(
+        f"A model calculation: {efficiency:.0%} of what {gpu}'s makers specify. Measure before you rely on it.",
+        style="dim",
+    )

@@ -1,0 +1,1 @@
+"""What an architecture costs, before anyone builds it: parameters, memory, arithmetic, money."""
