@@ -196,7 +196,7 @@ def build(
     import torch
 
     from wootz.core.errors import BadRequestError
-    from wootz.models import read_config
+    from wootz.models import Decoder, read_config
     from wootz.models.saving import save
 
     raw = {
@@ -216,6 +216,7 @@ def build(
         model = read_config(raw).build()
     except (KeyError, ValueError) as error:
         raise BadRequestError(str(error)) from None
+    assert isinstance(model, Decoder)
     save(model, folder)
     stdout().print(f"[green]✓[/green] {folder}  {human_count(model.num_parameters)} parameters")
     stdout().print(json.dumps(raw), style="dim")

@@ -71,14 +71,14 @@ def plan(
         f"sequence of {context:,} tokens"
     )
     rows = table(
-        "batch", "devices", "tok/s", "ms/token", "prefill ms", "bound", "$/M out", "$/M in",
+        "batch", "TPxPP", "tok/s", "ms/token", "prefill ms", "bound", "$/M out", "$/M in",
         right=("batch", "tok/s", "ms/token", "prefill ms", "$/M out", "$/M in"),
     )  # fmt: skip
     for batch, made in plans.items():
         step = made.step_seconds / efficiency
         rows.add_row(
             str(batch),
-            f"{made.fit.devices} (TP {made.fit.tensor}, PP {made.fit.pipeline})" if made.fit else "too big",
+            f"{made.fit.tensor}x{made.fit.pipeline}" if made.fit else "too big",
             f"{batch / step:,.0f}",
             f"{1e3 * step:.1f}",
             f"{1e3 * made.prefill_seconds / efficiency:,.0f}",

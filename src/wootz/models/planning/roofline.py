@@ -2,7 +2,8 @@
 
 A decoding step reads every weight it needs once, whatever the batch, and each sequence's own cache; it computes for
 each sequence. The slower of reading and computing is a floor for the step, and real engines reach a part of it:
-``efficiency`` is that part, and it is stated with every result.
+``efficiency`` is that part, and it is stated with every result. Pipeline stages work one after the other on one batch:
+they add memory, not speed.
 """
 
 from __future__ import annotations
@@ -102,16 +103,17 @@ def plan(
     cache_bytes = work.batch * cache.bytes_at(work.context)
     fit = smallest_fit(model, weight_bytes + cache_bytes, device, most_devices)
     number = fit.devices if fit else math.ceil((weight_bytes + cache_bytes) / (USABLE * device.memory))
+    side_by_side = fit.tensor if fit else number
 
     flops = token_flops(model, work.context).total
     read = experts_read(parameters, work.batch) * WEIGHT_BYTES[work.weights] + cache_bytes
-    read_seconds = read / (number * device.bandwidth)
-    compute_seconds = work.batch * flops / (number * device.flops)
+    read_seconds = read / (side_by_side * device.bandwidth)
+    compute_seconds = work.batch * flops / (side_by_side * device.flops)
     link_seconds = _link_seconds(model, fit, work.batch, device)
 
     prompt = work.prompt or work.context
     prefill_flops = prompt * token_flops(model, max(1, prompt // 2)).total  # on average, half the prompt is behind
-    prefill_seconds = prefill_flops / (number * device.flops)
+    prefill_seconds = prefill_flops / (side_by_side * device.flops)
     price = (device.dollars_per_hour if dollars_per_hour is None else dollars_per_hour) * number / 3600
     step = max(read_seconds, compute_seconds) + link_seconds
     return Plan(
@@ -132,16 +134,13 @@ def plan(
 
 
 def smallest_fit(model: Decoder, needed_bytes: float, device: Device, most_devices: int) -> Fit | None:
-    """The fewest devices, tensor parallel first (up to 8, one machine), where heads divide evenly among them."""
+    """The fewest devices: tensor parallel first (up to 8, one machine) where heads divide evenly among them, then
+    stages of that."""
     heads = [heads for layer in model.config.layers if (heads := getattr(layer.mixer, "num_heads", None))]
     tensors = [size for size in (1, 2, 4, 8) if all(head % size == 0 for head in heads)]
-    fits = [
-        Fit(tensor, pipeline)
-        for tensor in tensors
-        for pipeline in range(1, min(model.config.num_layers, most_devices // tensor) + 1)
-        if needed_bytes <= USABLE * device.memory * tensor * pipeline
-    ]
-    return min(fits, key=lambda fit: (fit.devices, fit.pipeline), default=None)
+    stages = range(2, min(model.config.num_layers, most_devices // tensors[-1]) + 1)
+    fits = [*(Fit(tensor, 1) for tensor in tensors), *(Fit(tensors[-1], stage) for stage in stages)]
+    return next((fit for fit in fits if needed_bytes <= USABLE * device.memory * fit.devices), None)
 
 
 def _link_seconds(model: Decoder, fit: Fit | None, batch: int, device: Device) -> float:
