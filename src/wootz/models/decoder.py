@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from wootz.models.blocks.experts import GroupedLinear
 from wootz.models.blocks.norms import NormConfig
 from wootz.models.blocks.sizes import check_sizes
 from wootz.models.context import CacheSpec, Context, PackedContext
@@ -164,7 +165,7 @@ class Decoder(nn.Module):
         stream's variance does not grow with depth. Parts with other needs have seen to them when they were built."""
         nn.init.normal_(self.embedding.weight, std=std)
         for module in self.modules():
-            if isinstance(module, Linear) and module.weight is not self.embedding.weight:
+            if isinstance(module, Linear | GroupedLinear) and module.weight is not self.embedding.weight:
                 nn.init.normal_(module.weight, std=std / (2 * len(self.layers)) ** 0.5 if module.into_residual else std)
 
 
