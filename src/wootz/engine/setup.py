@@ -14,6 +14,7 @@ from wootz.engine.attention import PagedCache
 from wootz.engine.runner import Model
 from wootz.models import load as load_model
 from wootz.tokenization import load_tokenizer
+from wootz.tokenization.fingerprint import check_fingerprint
 
 if TYPE_CHECKING:
     from wootz.tokenization import Tokenizer
@@ -34,6 +35,8 @@ def load(
     if isinstance(model, str | Path):
         path = Path(model)
         tokenizer = tokenizer or load_tokenizer(path)
+        if path.is_dir():
+            check_fingerprint(path, tokenizer)
         device = pick_device(config.device)
         model = load_model(path, dtype=pick_dtype(config.dtype, device), device=device, keep_quantized=True)
     model.prepare_for_inference()
