@@ -12,7 +12,7 @@ print(ctx.effective_length(ctx.by_length(rows)))
 from wootz.evals.long_context.case import AS_IT_IS, Case, Question, Row
 from wootz.evals.long_context.chain import chain_cases
 from wootz.evals.long_context.domain import DomainRow, domain_cases, read_rows
-from wootz.evals.long_context.fitting import chat_counter, counter_by_probing, plain_counter
+from wootz.evals.long_context.fitting import TokenizerLike, chat_counter, counter_by_probing, plain_counter
 from wootz.evals.long_context.haystack import Haystack, essays, from_file, noise
 from wootz.evals.long_context.layout import lay_out, to_the_edges
 from wootz.evals.long_context.needle import NeedleTask, multi_needle_cases, needle_cases
@@ -45,6 +45,7 @@ __all__ = [
     "Row",
     "Score",
     "Setup",
+    "TokenizerLike",
     "WorkingContext",
     "by",
     "by_length",

@@ -74,8 +74,16 @@ async def counter_by_probing(model: LanguageModel, *, chat: bool = True) -> Coun
     return count
 
 
-def fit(task: str, build: Callable[[int], str], count: CountTokens, length: int, *, least: int = 0) -> int:
-    """The largest size, at least ``least``, whose ``build(size)`` takes at most ``length`` tokens.
+def fit(
+    task: str,
+    build: Callable[[int], str],
+    count: CountTokens,
+    length: int,
+    *,
+    least: int = 0,
+    most: int | None = None,
+) -> int:
+    """The largest size, from ``least`` to ``most``, whose ``build(size)`` takes at most ``length`` tokens.
 
     Tokens grow nearly in proportion to the size, so secants find it in some five counts, which matters where a count
     means tokenizing a book. Raises `BadRequestError` when even ``build(least)`` is too long.
@@ -83,19 +91,18 @@ def fit(task: str, build: Callable[[int], str], count: CountTokens, length: int,
     low, low_tokens = least, count(build(least))
     if low_tokens > length:
         raise BadRequestError(
-            f"{task}: {length} tokens are too few, its shortest prompt takes {low_tokens}",
+            f"{task}: its shortest prompt takes {low_tokens} tokens, {length} are left beside the answer",
             hint="ask for longer lengths",
         )
-    high: int | None = None
-    step, per_token = max(1, (length - low_tokens) // 4), 0.5
-    for attempt in range(10_000):
-        if high is not None and high - low <= 1:
-            break
-        if attempt < MOST_SECANTS or high is None:
-            size = low + max(1, round((length - low_tokens) * per_token) if attempt else step)
-            size = size if high is None else min(size, high - 1)
-        else:
-            size = (low + high) // 2
+    high = None if most is None else max(most, least) + 1  # The smallest size that is known to be too much.
+    per_token, steps = 0.25, 0
+    while high is None or high - low > 1:
+        secant = low + max(1, round((length - low_tokens) * per_token))
+        if high is None:
+            size = secant
+        else:  # Where tokens are far from even, halving ends what secants may not.
+            size = min(secant, high - 1) if steps < MOST_SECANTS else (low + high) // 2
+        steps += 1
         tokens = count(build(size))
         if tokens != low_tokens:
             per_token = abs((size - low) / (tokens - low_tokens))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wootz.core import MissingExtraError
+from wootz.evals.long_context.report import title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ def plot_report(report: dict[str, Any], folder: Path, suffix: str = "png") -> li
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()
         draw(axes, report)
-        figure.suptitle(f"{report['settings'].get('model', '')}: {report['settings'].get('kind', '')}")
+        figure.suptitle(title_of(report))
         files.append(folder / f"{name}.{suffix}")
         figure.savefig(files[-1], dpi=150)
     return files

@@ -8,8 +8,9 @@ takes their place in `qa_1` (`squad_pool`), as in the paper.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from random import Random
 
@@ -22,7 +23,7 @@ from wootz.evals.long_context.case import (
     any_whole_words,
     random_for,
     string_match_part,
-)  # fmt: skip
+)
 from wootz.evals.long_context.fitting import fit
 from wootz.evals.long_context.layout import lay_out
 from wootz.evals.long_context.setup import Setup
@@ -34,26 +35,20 @@ QA_TOKENS = 32
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question, any of whose ``answers`` is right, the ``gold`` documents that tell it, and a source of others."""
+    """A question, any of whose ``answers`` is right, the ``gold`` documents that tell it, and others that do not.
+    ``num_others`` is how many there are, None where they never end."""
 
     question: str
     answers: tuple[str, ...]
     gold: tuple[str, ...]
-    distractor: Callable[[], str | None]
-    """The next document that doesn't tell it; None when there are no more."""
+    others: Iterator[str]
+    num_others: int | None = None
 
 
 ExerciseMaker = Callable[[Random], Exercise]
 
 
-def qa(
-    setup: Setup,
-    length: int,
-    sample: int,
-    *,
-    name: str,
-    make: ExerciseMaker,
-) -> Question:
+def qa(setup: Setup, length: int, sample: int, *, name: str, make: ExerciseMaker) -> Question:
     """RULER's QA with distractors: gold documents in random places among as many others as fit into ``length``."""
     rng = random_for(setup.seed, name, length, sample)
     exercise = make(rng)
@@ -62,12 +57,13 @@ def qa(
     others: list[str] = []
 
     def prompt(num_others: int) -> str:
-        _extend(others, exercise, num_others)
+        others.extend(islice(exercise.others, max(0, num_others - len(others))))
         documents = [*exercise.gold, *others[:num_others]]
         Random(order).shuffle(documents)
         return _asked(setup, documents, exercise.question, "end")
 
-    size = fit(name, prompt, setup.count, length - max_tokens)
+    size = fit(name, prompt, setup.count, length - max_tokens, most=exercise.num_others)
+    _must_suffice(exercise, size + 1, name)
     return Question(
         prompt=prompt(size),
         expected=exercise.answers,
@@ -102,14 +98,16 @@ def lost_in_the_middle_cases(
         others: list[str] = []
 
         def prompt(num_others: int) -> str:
-            _extend(others, exercise, num_others)
+            others.extend(islice(exercise.others, max(0, num_others - len(others))))
             documents = others[:num_others]
             documents[(at := round(depth * len(documents))) : at] = exercise.gold
             return _asked(setup, documents, exercise.question, place)
 
         size = num_documents - 1
         if length != AS_IT_IS:
-            size = fit("lost_in_the_middle", prompt, setup.count, length - max_tokens, least=2)
+            budget = length - max_tokens
+            size = fit("lost_in_the_middle", prompt, setup.count, budget, least=2, most=exercise.num_others)
+        _must_suffice(exercise, size, "lost_in_the_middle")
         return Question(
             prompt=prompt(size),
             expected=exercise.answers,
@@ -180,23 +178,21 @@ def invented_place(rng: Random) -> Exercise:
             (f"Who opened the {place.name}?", place.founder),
         ]
     )
-    return Exercise(question, (answer,), (place.description,), lambda: _place(rng, taken).description)
+    others = (_place(rng, taken).description for _ in count())
+    return Exercise(question, (answer,), (place.description,), others)
 
 
 def invented_founder(rng: Random) -> Exercise:
     """Two hops, as in HotpotQA: one document names the founder, another tells where the founder was born."""
     taken = set[str]()
     place = _place(rng, taken)
-    pending: list[str] = []
-
-    def distractor() -> str:
-        if not pending:
-            other = _place(rng, taken)
-            pending.extend((other.biography, other.description))
-        return pending.pop()
-
+    others = (text for _ in count() for text in _both_documents(_place(rng, taken)))
     question = f"Where was the person born who opened the {place.name}?"
-    return Exercise(question, (place.birthplace,), (place.description, place.biography), distractor)
+    return Exercise(question, (place.birthplace,), _both_documents(place), others)
+
+
+def _both_documents(place: _Place) -> tuple[str, str]:
+    return place.description, place.biography
 
 
 # --- a file in SQuAD's format -------------------------------------------------------------------------------------
@@ -226,15 +222,14 @@ def squad_pool(file: Path) -> ExerciseMaker:
         question, answers, gold = rng.choice(questions)
         others = [text for text in texts if text != gold]
         rng.shuffle(others)
-        rest = iter(others)
-        return Exercise(question, answers, (gold,), lambda: next(rest, None))
+        return Exercise(question, answers, (gold,), iter(others), len(others))
 
     return make
 
 
-def _extend(others: list[str], exercise: Exercise, count: int) -> None:
-    while len(others) < count and (document := exercise.distractor()) is not None:
-        others.append(document)
+def _must_suffice(exercise: Exercise, num_others: int, task: str) -> None:
+    if exercise.num_others is not None and exercise.num_others < num_others:
+        raise BadRequestError(f"{task}: {exercise.num_others + 1} documents are too few for so long a context")
 
 
 def _asked(setup: Setup, documents: Sequence[str], question: str, question_at: QuestionAt) -> str:

@@ -25,10 +25,14 @@ def build_report(
     rows: Sequence[Row],
     settings: dict[str, Any],
     *,
-    threshold: float = RULER_THRESHOLD,
+    threshold: float | None = None,
     claimed: int | None = None,
 ) -> dict[str, Any]:
-    """Everything the rows tell, as JSON: per task and length, per depth, over all, and what follows from them."""
+    """Everything the rows tell, as JSON: per task and length, per depth, over all, and what follows from them.
+
+    ``threshold`` is the score from which on a length counts as working, by default RULER's.
+    """
+    threshold = RULER_THRESHOLD if threshold is None else threshold
     lengths = by_length(rows)
     report: dict[str, Any] = {
         "settings": settings,
@@ -74,7 +78,7 @@ def write_report(report: dict[str, Any], folder: Path) -> list[Path]:
 def as_markdown(report: dict[str, Any]) -> str:
     """The report for people: what was found first, then the tables."""
     settings = report["settings"]
-    lines = [f"# {settings.get('kind', 'long context')}: {settings.get('model', '')}", ""]
+    lines = [f"# {title_of(report)}", ""]
     lines += [f"- {line}" for line in findings(report)]
     if len(report["by_length"]) > 0 and "prefill" not in report:
         tasks = list(dict.fromkeys(score["task"] for score in report["scores"]))
@@ -134,6 +138,12 @@ def findings(report: dict[str, Any]) -> list[str]:
     if refused:
         said.append(f"{refused} prompts were refused as too long and count as failed: {report['refused']}")
     return said
+
+
+def title_of(report: dict[str, Any]) -> str:
+    """What was measured of which model; of a path, its name."""
+    settings = report["settings"]
+    return f"{Path(str(settings.get('model', ''))).name}: {settings.get('kind', 'long context')}"
 
 
 def _percent(score: dict[str, Any] | None) -> str:
