@@ -121,7 +121,7 @@ def write_byte_level(file: Path, byte_level: tuple[list[str], list[str]], **fiel
 
 
 @pytest.mark.parametrize(
-    "pre", ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "deepseek-v3", "tekken", "deepseek-coder"]
+    "pre", ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "deepseek-v3", "tekken", "deepseek-coder", "gpt-4o"]
 )
 def test_named_pre_tokenizers_cut_as_llama_cpp_does(
     pre: str, tmp_path: Path, byte_level: tuple[list[str], list[str]], some_texts: list[str]
@@ -129,7 +129,11 @@ def test_named_pre_tokenizers_cut_as_llama_cpp_does(
     file = write_byte_level(tmp_path / "m.gguf", byte_level, pre=pre, bos_token_id=0, eos_token_id=0)
     if pre == "qwen2":  # Qwen2's own tokenizer composes characters first; llama.cpp leaves them as they come
         some_texts = [unicodedata.normalize("NFC", text) for text in some_texts]
-    if pre in ("tekken", "deepseek-coder"):  # llama.cpp approximates their classes of marks and of wide spaces
+    if pre in (
+        "tekken",
+        "deepseek-coder",
+        "gpt-4o",
+    ):  # llama.cpp approximates their classes of marks and of wide spaces
         some_texts = [text.encode("ascii", "ignore").decode() for text in some_texts]
     texts = [*some_texts, "a<tool>b", "1<|end|>2", " <tool> x", "12345 I'LL '12'"]
     with llama_cpp_tokenizer(file) as theirs:

@@ -21,6 +21,7 @@ from wootz.core.errors import ModelFileError
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = sorted(set(range(256)) - set(_PRINTABLE))
 _BYTE_OF = {code: code for code in _PRINTABLE} | {0x100 + n: byte for n, byte in enumerate(_HIDDEN)}
+_CODE_OF = {byte: code for code, byte in _BYTE_OF.items()}
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -51,6 +52,16 @@ def spelling_of(backend: tokenizers.Tokenizer) -> Spelling:
 
 def _steps(decoder: dict) -> list[dict]:
     return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+
+
+def byte_level_alphabet() -> dict[int, str]:
+    """GPT-2's printable character for each of the 256 bytes."""
+    return {byte: chr(code) for code, byte in sorted(_BYTE_OF.items())}
+
+
+def bytes_to_byte_level(data: bytes) -> str:
+    """The inverse of `byte_level_to_bytes`, exact for any bytes."""
+    return data.decode("latin-1").translate(_CODE_OF)
 
 
 def byte_level_to_bytes(token: str) -> bytes:

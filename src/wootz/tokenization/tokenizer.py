@@ -1,4 +1,4 @@
-"""`Tokenizer`: text to ids by the Rust `tokenizers` library, ids to text by way of bytes.
+"""`Tokenizer`: text to ids as the Rust `tokenizers` library has them, ids to text by way of bytes.
 
 Every token *is* a byte string (`token_bytes`), and a text is the UTF-8 reading of its tokens' bytes laid end to end.
 Decoding that way rather than through the library makes log-probabilities, whole decoding and `StreamDecoder` agree
@@ -17,6 +17,7 @@ import tokenizers
 from wootz.core.errors import BadRequestError
 from wootz.tokenization.chat_encoding import EncodedChat, encode_chat, encode_chat_masked
 from wootz.tokenization.chat_template import ChatTemplate
+from wootz.tokenization.fast import FastEncoder
 from wootz.tokenization.segments import SegmentCache
 from wootz.tokenization.special_tokens import ControlSyntax, LiteralEncoder, control_ids
 from wootz.tokenization.spelling import spelling_of
@@ -47,6 +48,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         spelling = spelling_of(backend)
         self.strips_leading_space = spelling.strips_leading_space
+        self.added_ids = frozenset(added)
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.control_ids = control_ids(backend, chat_template.source if chat_template else None)
         self.unknown_id = _unknown_id(backend)
@@ -100,8 +102,38 @@ class Tokenizer:
         """The conversation for training: its ids, and which of them the model itself is to write (the mask)."""
         return encode_chat_masked(self, messages, tools=tools)
 
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        try:
+            batch = self._fast.encode_batch(texts) if self._fast else [None] * len(texts)
+            before, after = self._frame if add_special_tokens else ([], [])
+            left = iter(
+                self._backend.encode_batch_fast(
+                    [text for text, ids in zip(texts, batch, strict=True) if ids is None], add_special_tokens=False
+                )
+            )
+        except TypeError:
+            raise BadRequestError("a text is not valid Unicode: it holds a lone surrogate") from None
+        return [[*before, *(next(left).ids if ids is None else ids), *after] for ids in batch]
+
     def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids = self._fast.encode(text) if self._fast else None
+        if ids is None:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        before, after = self._frame if add_special_tokens else ([], [])
+        return [*before, *ids, *after]
+
+    @cached_property
+    def _fast(self) -> FastEncoder | None:
+        """Made when first needed, which for the largest vocabularies takes a second or two."""
+        return FastEncoder.of(self._backend)
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The ids that the model wants before and after a document."""
+        framed, bare = (self._backend.encode("a", add_special_tokens=special).ids for special in (True, False))
+        start = next(n for n in range(len(framed) + 1) if framed[n : n + len(bare)] == bare)
+        return framed[:start], framed[start + len(bare) :]
 
     def encoding(self, text: str) -> tokenizers.Encoding:
         """Ids, and offsets into ``text``: the characters of each token."""
@@ -131,6 +163,14 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """Exactly the bytes this token stands for inside a text. They need not be whole characters."""
         return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
+
+    def with_chat_template(self, template: ChatTemplate) -> Tokenizer:
+        return Tokenizer(
+            self._backend,
+            bos_token_id=self.bos_token_id,
+            eos_token_ids=self.eos_token_ids,
+            chat_template=template,
+        )
 
     def token_to_id(self, text: str) -> int | None:
         """The id of a token by its spelling in the vocabulary (``Ġthe``, ``<|im_end|>``)."""
