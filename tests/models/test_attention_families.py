@@ -1,0 +1,51 @@
+"""Dense families, each with its own switches around attention, equal transformers: see `parity.prove`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from parity import prove
+from test_families import SIZES
+
+from wootz.models import load
+
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "num_hidden_layers": 3, "sliding_window": 7}
+CASES = {
+    "gemma2": (transformers.Gemma2Config, GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0}),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        GEMMA
+        | {
+            "sliding_window_pattern": 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 200.0},
+            },
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_family_equals_transformers(tmp_path: Path, case: str) -> None:
+    config_class, settings = CASES[case]
+    prove(tmp_path, config_class(**(SIZES | settings)))
+
+
+@torch.inference_mode()
+def test_a_multimodal_gemma_is_its_text_model(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    text = SIZES | GEMMA
+    torch.manual_seed(0)
+    reference = transformers.Gemma3ForConditionalGeneration(
+        transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    ).eval()
+    reference.save_pretrained(tmp_path)
+    tokens = torch.arange(3, 30)
+    model = load(tmp_path)
+    torch.testing.assert_close(model.logits(tokens), reference(tokens[None]).logits[0], atol=1e-4, rtol=0)
+    assert model.config.raw["model_type"] == "gemma3_text"
