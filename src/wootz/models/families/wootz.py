@@ -16,7 +16,9 @@ from typing import Any
 
 from wootz.models.blocks.attention import AttentionConfig
 from wootz.models.blocks.mlp import GatedMLPConfig, MLPConfig, gated_width
+from wootz.models.blocks.moe import MoEConfig
 from wootz.models.blocks.norms import NormConfig
+from wootz.models.blocks.router import Gates, RouterConfig
 from wootz.models.decoder import DecoderConfig, LayerConfig, PartConfig
 from wootz.models.families.family import Family, end_tokens, rope_parameters, rope_scaling
 from wootz.models.positions.rotary import RotaryConfig
@@ -28,7 +30,13 @@ PLAIN = ("gelu", "relu", "relu2", "silu")
 def read_config(raw: dict[str, Any]) -> DecoderConfig:
     shape = Shape.of(raw)
     norm = NormConfig(raw.get("norm", "rms"), raw.get("norm_eps", 1e-5))
-    ffn = feed_forward(raw.get("ffn", "swiglu"), raw["hidden_size"], raw.get("intermediate_size"))
+    ffn = feed_forward(
+        raw.get("ffn", "swiglu"),
+        raw["hidden_size"],
+        raw.get("intermediate_size"),
+        raw.get("router_gates", "softmax_renormalised"),
+        balance_bias=raw.get("router_balance_bias", False),
+    )
     placement = raw.get("norm_placement", "pre")
     layers = [
         LayerConfig(
@@ -54,7 +62,9 @@ def pattern(letters: str, num_layers: int) -> list[tuple[str, bool]]:
     """``"MA-"`` for 4 layers: ``[("M", False), ("A", True), ("M", False), ("A", True)]``."""
     kinds = re.findall(r"(.)(-?)", letters)
     if unknown := {letter for letter, _ in kinds} - MIXERS.keys() or (not kinds and {letters}):
-        raise ValueError(f'layers "{letters}": no mixer is called {", ".join(sorted(unknown))} ({", ".join(MIXERS)} are)')
+        raise ValueError(
+            f'layers "{letters}": no mixer is called {", ".join(sorted(unknown))} ({", ".join(MIXERS)} are)'
+        )
     return [(letter, bool(bare)) for letter, bare in (kinds * num_layers)[:num_layers]]
 
 
@@ -98,12 +108,23 @@ def kv_heads(attention: str, num_heads: int) -> int:
     return kinds[attention]
 
 
-def feed_forward(kind: str, hidden_size: int, width: int | None) -> PartConfig:
-    """Without a width, one that costs the parameters of a plain part four times as wide as the model."""
+def feed_forward(
+    kind: str, hidden_size: int, width: int | None, gates: Gates = "softmax_renormalised", *, balance_bias: bool = False
+) -> PartConfig:
+    """``moe:8x2+1`` is 8 experts, 2 for each token, and a shared one. Without a width, one that costs the parameters of
+    a plain part four times as wide as the model; an expert is as wide as that."""
     if kind in GATED:
         return GatedMLPConfig(width or gated_width(4 * hidden_size, 8), GATED[kind])
     if kind in PLAIN:
         return MLPConfig(width or 4 * hidden_size, kind, bias=False)
+    if found := re.fullmatch(r"moe:(\d+)x(\d+)(?:\+(\d+))?", kind):
+        experts, top_k, shared = (int(number or 0) for number in found.groups())
+        width = width or gated_width(4 * hidden_size, 8)
+        return MoEConfig(
+            router=RouterConfig(num_experts=experts, top_k=top_k, gates=gates, balance_bias=balance_bias),
+            intermediate_size=width,
+            shared=GatedMLPConfig(shared * width) if shared else None,
+        )
     raise ValueError(f'ffn "{kind}" is not known ({", ".join([*GATED, *PLAIN])} and moe:ExK[+S] are)')
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from wootz.models.blocks.moe import active_parameters
 from wootz.models.context import LatentKV, PagedKV, RecurrentState
 from wootz.models.decoder import Decoder
 from wootz.models.families import read_config
@@ -45,7 +46,7 @@ def on_meta(raw: dict[str, Any]) -> Decoder:
 
 def count_parameters(model: Decoder) -> Parameters:
     parts: Counter[str] = Counter()
-    active, looked_up, seen = 0, 0, set[int]()
+    looked_up, seen = 0, set[int]()
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:
@@ -53,9 +54,9 @@ def count_parameters(model: Decoder) -> Parameters:
             seen.add(id(parameter))
             part = _part(model, f"{path}.{name}")
             parts[part] += parameter.numel()
-            active += round(parameter.numel() * getattr(module, "active_share", 1.0))
             if part == "embedding" and not model.config.tie_embeddings:
                 looked_up += parameter.numel()
+    active = active_parameters(model)
     return Parameters(dict(parts.most_common()), parts.total(), active, active - looked_up)
 
 

@@ -137,7 +137,8 @@ def smallest_fit(model: Decoder, needed_bytes: float, device: Device, most_devic
     """The fewest devices: tensor parallel first (up to 8, one machine) where heads divide evenly among them, then
     stages of that."""
     heads = [heads for layer in model.config.layers if (heads := getattr(layer.mixer, "num_heads", None))]
-    tensors = [size for size in (1, 2, 4, 8) if all(head % size == 0 for head in heads)]
+    sizes = [size for size in (1, 2, 4, 8) if size <= most_devices]
+    tensors = [size for size in sizes if all(head % size == 0 for head in heads)]
     stages = range(2, min(model.config.num_layers, most_devices // tensors[-1]) + 1)
     fits = [*(Fit(tensor, 1) for tensor in tensors), *(Fit(tensors[-1], stage) for stage in stages)]
     return next((fit for fit in fits if needed_bytes <= USABLE * device.memory * fit.devices), None)
