@@ -19,6 +19,7 @@ from wootz import kernels
 from wootz.core.errors import ConfigError, ModelFileError, NotFoundError
 from wootz.models.block_weight import BlockWeight
 from wootz.models.decoder import Decoder
+from wootz.models.encoder import Encoder
 from wootz.models.families import ModelConfig, family_of
 from wootz.models.gguf import GGUFCheckpoint
 from wootz.models.linear import Linear
@@ -56,6 +57,16 @@ def load(
         check_shape(path, name, tensor.shape, view.shape)
         view.copy_(tensor)
     return model.eval()
+
+
+def load_encoder(
+    path: Path | str, *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
+) -> Encoder:
+    """`load`, where only an encoder will do."""
+    model = load(path, dtype=dtype, device=device)
+    if not isinstance(model, Encoder):
+        raise ConfigError(f'{path}: "{model.config.family}" is not an encoder', hint="use a model such as BERT")
+    return model
 
 
 def _keep_quantized(path: Path, model: Decoder, checkpoint: Checkpoint) -> set[str]:

@@ -16,6 +16,7 @@ from wootz.core.errors import ModelFileError
 from wootz.models import families
 from wootz.models.families import ModelConfig
 from wootz.models.pickled import PickledShard
+from wootz.models.pooling import read_pooling
 
 _WEIGHT_FILES = {
     "*.safetensors": "model.safetensors.index.json",
@@ -32,7 +33,7 @@ class FolderCheckpoint:
         self._shards = {file: _open_shard(file) for file in _weight_files(folder)}
         prefix = families.family_of(self.config.raw["model_type"]).prefix
         self._shard_of = {
-            name.removeprefix(prefix): (name, file, shard)
+            _modern(name.removeprefix(prefix)): (name, file, shard)
             for file, shard in self._shards.items()
             for name in shard.keys()  # noqa: SIM118
         }
@@ -50,13 +51,16 @@ class FolderCheckpoint:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """A folder's ``config.json``, with the end tokens of ``generation_config.json`` where there is one."""
+    """A folder's ``config.json``, with the end tokens of ``generation_config.json`` and the pooling that
+    sentence-transformers wrote, where there are such files."""
     file = folder / "config.json"
     raw = _read_json(file)
     generation = folder / "generation_config.json"
     if generation.exists() and (end := _read_json(generation).get("eos_token_id")) is not None:
         raw["eos_token_id"] = end
     try:
+        if pooling := read_pooling(folder):
+            raw["pooling"] = pooling
         if "quantization_config" in raw:
             raise ValueError("its weights are quantised in a way that is not supported; use a GGUF file")
         return families.read_config(raw)
@@ -64,6 +68,11 @@ def read_config(folder: Path) -> ModelConfig:
         raise ModelFileError(f"{file}: lacks {error.args[0]!r}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelFileError(f"{file}: {error}") from None
+
+
+def _modern(name: str) -> str:
+    """The first BERT checkpoints, read from TensorFlow, call a norm's weights as that does."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _weight_files(folder: Path) -> list[Path]:

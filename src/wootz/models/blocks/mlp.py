@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
     "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
     "identity": lambda x: x,
 }
 """By the names of Hugging Face configs. As a gate, "silu" is SwiGLU, "gelu" GEGLU, "relu" ReGLU, "sigmoid" GLU."""
