@@ -74,6 +74,8 @@ class DecoderConfig:
     embedding_positions: EmbeddingPositionsConfig | None = None
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    initializer_range: float = 0.02
+    """Standard deviation of random weights; narrow models learn faster with a larger one, about ``hidden_size^-0.5``."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -160,9 +162,10 @@ class Decoder(nn.Module):
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
-    def _init_weights(self, std: float = 0.02) -> None:
+    def _init_weights(self) -> None:
         """Normal, and smaller by ``1 / sqrt(2 * layers)`` where a part adds to the stream (GPT-2's rule), so that the
         stream's variance does not grow with depth. Parts with other needs have seen to them when they were built."""
+        std = self.config.initializer_range
         nn.init.normal_(self.embedding.weight, std=std)
         for module in self.modules():
             if isinstance(module, Linear | GroupedLinear) and module.weight is not self.embedding.weight:

@@ -52,6 +52,7 @@ def read_config(raw: dict[str, Any]) -> DecoderConfig:
         norm=norm,
         max_position_embeddings=raw.get("max_position_embeddings", 2048),
         tie_embeddings=raw.get("tie_word_embeddings", True),
+        initializer_range=raw.get("initializer_range", 0.02),
         bos_token_id=raw.get("bos_token_id"),
         eos_token_ids=end_tokens(raw),
         raw=raw,

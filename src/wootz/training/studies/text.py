@@ -1,0 +1,47 @@
+"""Text to try language models on, as bytes: a file of one's own, or what every machine has, Python's own library."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wootz.core.errors import ConfigError
+from wootz.training.fit import Batch
+
+VOCAB_SIZE = 256
+HELD_OUT = 0.1
+"""The last tenth is never trained on."""
+
+
+@cache
+def corpus(file: Path | None = None, most_bytes: int = 4_000_000) -> Tensor:
+    """``(N,)`` int64 of byte values. Without a file: the sources of Python's standard library, in order of name."""
+    if file is not None:
+        text = file.read_bytes()[:most_bytes]
+    else:
+        library = Path(sysconfig.get_paths()["stdlib"])
+        text = b"".join(source.read_bytes() for source in sorted(library.glob("*.py")))[:most_bytes]
+    if len(text) < 100_000:
+        raise ConfigError(f"{file}: {len(text)} bytes are too few to train on", hint="100,000 at least")
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+
+
+def training_rows(text_N: Tensor, batch_size: int, length: int, seed: int) -> Iterator[Batch]:
+    """Random rows of ``length`` tokens and their labels, for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    last = int(len(text_N) * (1 - HELD_OUT)) - length - 1
+    while True:
+        starts = torch.randint(last, (batch_size, 1), generator=generator)
+        yield Batch.of(text_N[starts + torch.arange(length + 1)])
+
+
+def held_out_rows(text_N: Tensor, num_rows: int, length: int) -> Tensor:
+    """Evenly spread rows ``(num_rows, length + 1)`` of the part that is never trained on."""
+    first = int(len(text_N) * (1 - HELD_OUT))
+    starts = torch.linspace(first, len(text_N) - length - 1, num_rows).long()[:, None]
+    return text_N[starts + torch.arange(length + 1)]
