@@ -26,6 +26,15 @@ CASES = {
             },
         },
     ),
+    "phi3": (
+        transformers.Phi3Config,
+        {"sliding_window": 9, "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+    ),
+    "olmo2": (transformers.Olmo2Config, {}),
+    "cohere2": (
+        transformers.Cohere2Config,
+        {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "logit_scale": 0.3},
+    ),
 }
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
-from parity import prove
+from parity import prove, save_random
 from test_families import SIZES
 
+from wootz.models import PackedContext, load
+from wootz.models.names import checkpoint_views
+
 MOE = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
+LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6, "v_head_dim": 10}
 CASES = {
     "mixtral": (transformers.MixtralConfig, {"num_local_experts": 4, "intermediate_size": 24}),
     "qwen3-moe": (
@@ -17,6 +22,32 @@ CASES = {
         MOE | {"num_experts": 5, "head_dim": 16, "norm_topk_prob": True, "mlp_only_layers": [0]},
     ),
     "qwen2-moe": (transformers.Qwen2MoeConfig, MOE | {"num_experts": 4, "shared_expert_intermediate_size": 20}),
+    "olmoe": (transformers.OlmoeConfig, {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 24}),
+    "gpt-oss": (
+        transformers.GptOssConfig,
+        {
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 24,
+            "swiglu_limit": 0.1,
+            "sliding_window": 6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
+    "deepseek-v3": (
+        transformers.DeepseekV3Config,
+        MOE
+        | LATENT
+        | {"q_lora_rank": 20, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1},
+    ),
+    "deepseek-v2": (
+        transformers.DeepseekV2Config,
+        MOE
+        | LATENT
+        | {"q_lora_rank": None, "n_routed_experts": 6, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.0}
+        | {"topk_method": "group_limited_greedy", "num_hidden_layers": 1},
+    ),
 }
 
 
@@ -24,3 +55,38 @@ CASES = {
 def test_family_equals_transformers(tmp_path: Path, case: str) -> None:
     config_class, settings = CASES[case]
     prove(tmp_path, config_class(**(SIZES | settings)))
+
+
+class Remembering(PackedContext):
+    """Looks at what `PackedContext` looks at, and says that it keeps it."""
+
+    remembers = True
+
+
+def deepseek(folder: Path) -> transformers.PreTrainedModel:
+    config_class, settings = CASES["deepseek-v3"]
+    return save_random(folder, config_class(**(SIZES | settings)))
+
+
+@torch.inference_mode()
+def test_absorbed_latent_attention_equals_naive(tmp_path: Path) -> None:
+    deepseek(tmp_path)
+    model, tokens = load(tmp_path, dtype="float64"), torch.arange(40) + 3
+    positions = torch.arange(40)
+    naive, absorbed = model(tokens, positions, PackedContext([40])), model(tokens, positions, Remembering([40]))
+    torch.testing.assert_close(absorbed, naive, atol=1e-12, rtol=0)
+    assert [spec.numbers_per_token for spec in model.cache_specs] == [16 + 6] * 2  # and not 4 heads of 14 + 10
+
+
+@torch.inference_mode()
+def test_a_balancing_bias_selects_as_in_transformers(tmp_path: Path) -> None:
+    reference = deepseek(tmp_path / "start")
+    bias = reference.model.layers[1].mlp.gate.e_score_correction_bias
+    bias.copy_(torch.randn(8, generator=torch.Generator().manual_seed(3)))
+    reference.save_pretrained(tmp_path / "biased")
+    tokens = torch.arange(40) + 3
+    model = load(tmp_path / "biased")
+    torch.testing.assert_close(model.logits(tokens), reference(tokens[None]).logits[0], atol=1e-4, rtol=0)
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    torch.testing.assert_close(checkpoint_views(model)[name], bias)
+    assert (model.logits(tokens) - load(tmp_path / "start").logits(tokens)).abs().max() > 1e-3
