@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wootz.cli import studies
 from wootz.cli.common import AsJson, human_bytes, human_count, load, print_json, stdout, table
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ app = typer.Typer(
     help="Count, cost, compare and build architectures. MODEL is a preset, a pulled model, a folder or a GGUF file.",
     no_args_is_help=True,
 )
+
+for name, command in studies.COMMANDS.items():
+    app.command(name, rich_help_panel="Experiments on small models")(command)
 
 Model = Annotated[str, typer.Argument(help="A preset (`wootz arch presets`), a pulled model, a folder or a GGUF file.")]
 Context = Annotated[int, typer.Option("--ctx", min=1, help="Tokens in the context.")]

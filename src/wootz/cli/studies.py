@@ -1,0 +1,186 @@
+"""`wootz arch recall`, `extrapolate`, `extend`, `stream`, `balance`, `kv-heads`: small models trained to see what an
+architecture can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wootz.cli.common import AsJson, print_json, stdout, table
+
+if TYPE_CHECKING:
+    from wootz.training.studies.study import Study
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Folder for results, report and plot. A stopped study goes on there. \\[default: runs/NAME]"
+    ),
+]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds; figures are their mean and standard deviation.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Training steps of each model.")]
+Text = Annotated[Path | None, typer.Option(help="A text file to train on. \\[default: Python's standard library]")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with.")]
+
+
+def recall(
+    task: Annotated[str, typer.Option(help="recall (look pairs up) or copy (repeat a text)")] = "recall",
+    models: Annotated[str, typer.Option(help="Of attention, mamba, mamba2, hybrid, …: a list with commas")] = "",
+    lengths: Annotated[str, typer.Option(help="Pairs to remember, or tokens to copy.")] = "2,4,8,16",
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attention against state-space layers against hybrids: which can look something up?
+
+    Example:
+      [bold]wootz arch recall --models attention,mamba --lengths 4,16 --seeds 1[/bold]
+    """
+    from wootz.cli.common import numbers
+    from wootz.core.errors import BadRequestError
+    from wootz.training.studies.recall import MODELS, recall_study
+
+    chosen = tuple(models.split(",")) if models else tuple(MODELS)
+    if unknown := set(chosen) - MODELS.keys():
+        raise BadRequestError(f"no model is called {', '.join(sorted(unknown))}", hint=f"there are {', '.join(MODELS)}")
+    if task not in ("recall", "copy"):
+        raise BadRequestError(f'no task is called "{task}"', hint="recall or copy")
+    settings: dict[str, Any] = {"pairs": tuple(numbers(lengths)), "models": chosen, "task": task}
+    _run([recall_study(**settings, **_given(steps=steps))], seeds, out, threads, as_json)
+
+
+def extrapolate(
+    schemes: Annotated[str, typer.Option("--pos", help="Schemes to compare.")] = "rope,alibi,nope,sinusoidal",
+    reach: Annotated[int, typer.Option(min=2, help="Read up to this many training lengths.")] = 8,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train short, read long: perplexity and recall of each position scheme beyond its training length."""
+    from wootz.training.studies.positions import Size, extrapolation_studies
+
+    size = Size(**_given(steps=steps))
+    studies = extrapolation_studies(schemes=tuple(schemes.split(",")), size=size, reach=reach, text=text)
+    _run(list(studies), seeds, out, threads, as_json)
+
+
+def extend(
+    factor: Annotated[int, typer.Option(min=2, help="How many times longer.")] = 4,
+    tuning_steps: Annotated[int, typer.Option("--tuning-steps", help="Steps at the new length.")] = 40,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stretch a trained RoPE model: not at all, PI, NTK, YaRN; each untuned and after a few steps."""
+    from wootz.training.studies.positions import Size, extension_study
+
+    study = extension_study(size=Size(**_given(steps=steps)), factor=factor, tuning_steps=tuning_steps, text=text)
+    _run([study], seeds, out, threads, as_json)
+
+
+def stream(
+    window: Annotated[int, typer.Option(min=8, help="Tokens that are kept.")] = 64,
+    sinks: Annotated[int, typer.Option(min=1, help="Of them, first tokens of the text.")] = 4,
+    tokens: Annotated[int, typer.Option(min=128, help="Length of the text.")] = 2048,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """One long text through a bounded cache: a window alone, and a window with attention sinks."""
+    from wootz.training.studies.parts import streaming_study
+    from wootz.training.studies.positions import Size
+
+    study = streaming_study(size=Size(**_given(steps=steps)), window=window, sinks=sinks, tokens=tokens, text=text)
+    _run([study], seeds, out, threads, as_json)
+
+
+def balance(
+    experts: Annotated[int, typer.Option(min=2, help="Experts in each layer.")] = 8,
+    top_k: Annotated[int, typer.Option(min=1, help="Experts of each token.")] = 2,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Experts without balancing, with an auxiliary loss, and with a bias: the load of the busiest."""
+    from wootz.training.studies.parts import balancing_study
+    from wootz.training.studies.positions import Size
+
+    study = balancing_study(experts=experts, top_k=top_k, size=Size(**_given(steps=steps)), text=text)
+    _run([study], seeds, out, threads, as_json)
+
+
+def kv_heads(
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """From multi-head over grouped-query to multi-query attention: bits per byte against the cache's size."""
+    from wootz.training.studies.parts import kv_heads_study
+    from wootz.training.studies.positions import Size
+
+    _run([kv_heads_study(size=Size(heads=8, **_given(steps=steps)), text=text)], seeds, out, threads, as_json)
+
+
+COMMANDS = {
+    "recall": recall,
+    "extrapolate": extrapolate,
+    "extend": extend,
+    "stream": stream,
+    "balance": balance,
+    "kv-heads": kv_heads,
+}
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _run(studies: list[Study], seeds: int, out: Path | None, threads: int | None, as_json: bool) -> None:
+    import torch
+
+    from wootz.core import progress_bar
+    from wootz.training.studies.study import run_study
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    reports = []
+    for study in studies:
+        folder = (out or Path("runs")) / study.name if out is None or len(studies) > 1 else out
+        with progress_bar(study.question) as progress:
+            report = run_study(study, folder, range(seeds), progress)
+        reports.append(report)
+        if not as_json:
+            stdout().print(f"[bold]{study.question}[/bold]  ({study.y}; {seeds} seeds)")
+            stdout().print(_table(report))
+            stdout().print(f"{folder / 'plot.png'}", style="dim")
+    if as_json:
+        print_json(reports)
+
+
+def _table(report: dict[str, Any], most_columns: int = 8) -> Any:
+    curves = report["curves"]
+    xs = list(next(iter(curves.values())))
+    xs = xs[:: -(-len(xs) // most_columns)]
+    rows = table(report["x"], *xs, right=tuple(xs))
+    for variant, curve in curves.items():
+        rows.add_row(variant, *(f"{curve[x]['mean']:.3f} ± {curve[x]['deviation']:.3f}" for x in xs))
+    return rows
