@@ -187,13 +187,13 @@ def assert_as_probable(step: dict, logits_V: torch.Tensor, tolerance: float) -> 
 @pytest.mark.parametrize(
     ("family", "type", "tolerance"),
     [
-        ("llama2", "F32", 0.01),
-        ("llama2", "Q8_0", 0.05),
-        ("llama2", "Q4_K", 0.2),
-        ("llama3", "BF16", 0.05),
-        ("mistral", "Q6_K", 0.2),
-        ("qwen2", "F16", 0.02),
-        ("qwen3", "Q5_0", 0.2),
+        ("llama2", "F32", 0.03),
+        ("llama2", "Q8_0", 0.15),
+        ("llama2", "Q4_K", 0.4),
+        ("llama3", "BF16", 0.15),
+        ("mistral", "Q6_K", 0.4),
+        ("qwen2", "F16", 0.1),
+        ("qwen3", "Q5_0", 0.4),
     ],
 )
 def test_llama_cpp_computes_what_we_do(
