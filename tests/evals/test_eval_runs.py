@@ -40,7 +40,7 @@ with Journal(Path({folder!r}), {{"seed": 0}}) as journal:
 
 
 def run_and_kill(folder: Path) -> int:
-    """Begin a run in a process of its own, kill it in the middle, tear its last line; returns how many rows are whole."""
+    """Begin a run in a process of its own, kill it and tear its last line; returns how many rows are whole."""
     script = SLOW_RUN.format(tests=str(Path(__file__).parent), folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", script])
     rows = folder / "rows.jsonl"
@@ -132,8 +132,10 @@ async def test_the_report_says_what_was_found(ask, setup, tmp_path):
     cases = ctx.needle_cases(setup, [512, 1024, 2048], [0, 0.5, 1], 2, ["end", "start"])
     rows = await ask(Reader(solve, last(600), window=1536), cases)
     settings = {"kind": "needle", "model": "reader"}
-    report = build_report(rows, settings, threshold=0.5, claimed=2048)
+    report = build_report(rows, settings, threshold=0.7, claimed=2048)
     assert report["effective_length"] == 512
+    assert [score["task"] for score in report["scores"]][:2] == ["needle", "needle (question at start)"]
+    assert [score["count"] for score in report["by_length"]] == [6, 6, 6]  # of the first place only
     assert report["working_context"]["gap_ratio"] == 4
     files = write_report(report, tmp_path)
     assert json.loads(files[0].read_text()) == json.loads(json.dumps(report))

@@ -128,6 +128,18 @@ def test_a_needle_lies_at_its_depth(setup, depth):
     assert before / count_words(text) == pytest.approx(depth, abs=0.01)
 
 
+def test_among_other_needles_the_asked_one_may_lie_anywhere(setup):
+    places = []
+    for case in ctx.ruler_cases(setup, [1024], 12, ["niah_multikey_2"]):
+        question = case.build()
+        _, text, _ = question.prompt.split("\n\n")
+        lines = text.splitlines()
+        (place,) = [number for number, line in enumerate(lines) if question.expected[0] in line]
+        places.append(place / (len(lines) - 1))
+    assert min(places) < 0.25
+    assert max(places) > 0.75
+
+
 def test_only_the_depth_and_the_questions_place_differ_within_a_sample(setup):
     cases = ctx.needle_cases(setup, [512], [0, 1], 1, ["end", "start"])
     questions = [case.build() for case in cases]

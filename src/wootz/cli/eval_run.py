@@ -206,7 +206,7 @@ def _print(report: dict[str, Any]) -> None:
         tasks = list(dict.fromkeys(entry["task"] for entry in report["scores"]))
         for task in tasks:
             rows.add_row(task, *(cells.get((task, length), "") for length in lengths))
-        if len(tasks) > 1:
+        if len(tasks) > 1 and "layouts" not in report:
             rows.add_row("[bold]all[/bold]", *(_cell(entry) for entry in report["by_length"]))
     stdout().print(rows)
     for line in findings(report):

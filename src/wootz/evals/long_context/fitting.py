@@ -97,11 +97,9 @@ def fit(
     high = None if most is None else max(most, least) + 1  # The smallest size that is known to be too much.
     per_token, steps = 0.25, 0
     while high is None or high - low > 1:
-        secant = low + max(1, round((length - low_tokens) * per_token))
-        if high is None:
-            size = secant
-        else:  # Where tokens are far from even, halving ends what secants may not.
-            size = min(secant, high - 1) if steps < MOST_SECANTS else (low + high) // 2
+        size = low + max(1, round((length - low_tokens) * per_token))
+        if high is not None:  # Where tokens are far from even, halving ends what secants may not.
+            size = min(size, high - 1) if steps < MOST_SECANTS else (low + high) // 2
         steps += 1
         tokens = count(build(size))
         if tokens != low_tokens:

@@ -68,7 +68,7 @@ def _heatmap(axes: Axes, report: dict[str, Any]) -> None:
 def _lengths(axes: Axes, report: dict[str, Any]) -> None:
     tasks = list(dict.fromkeys(entry["task"] for entry in report["scores"]))
     if len(tasks) > 1:
-        for task in tasks:
+        for task in tasks[1:] if "layouts" in report else tasks:
             entries = [entry for entry in report["scores"] if entry["task"] == task and entry["length"]]
             axes.plot(
                 [entry["length"] for entry in entries],
@@ -77,7 +77,8 @@ def _lengths(axes: Axes, report: dict[str, Any]) -> None:
                 alpha=0.6,
                 label=task,
             )
-    _band(axes, report["by_length"], "length", label="all" if len(tasks) > 1 else tasks[0])
+    whole = tasks[0] if "layouts" in report or len(tasks) == 1 else "all"
+    _band(axes, report["by_length"], "length", label=whole)
     axes.axhline(report["threshold"], color="black", linewidth=0.8, linestyle=":")
     ticks = [entry["length"] for entry in report["by_length"]]
     axes.set(xlabel="context length (tokens)", ylabel="score", ylim=(-0.03, 1.03), xscale="log")

@@ -30,20 +30,26 @@ def build_report(
 ) -> dict[str, Any]:
     """Everything the rows tell, as JSON: per task and length, per depth, over all, and what follows from them.
 
-    ``threshold`` is the score from which on a length counts as working, by default RULER's.
+    ``threshold`` is the score from which on a length counts as working, by default RULER's. Where the question was put
+    in several places, all but ``scores`` and ``layouts`` is about the first of them.
     """
     threshold = RULER_THRESHOLD if threshold is None else threshold
+    main_place = rows[0].question_at if rows else "end"
+
+    def label(row: Row) -> str:
+        return row.task if row.question_at == main_place else f"{row.task} (question at {row.question_at})"
+
+    scores, comparisons = by(rows, lambda row: (label(row), row.length)), compare_layouts(rows)
+    refused = next((row.refused for row in rows if row.refused), None)
+    rows = [row for row in rows if row.question_at == main_place]
     lengths = by_length(rows)
     report: dict[str, Any] = {
         "settings": settings,
         "threshold": threshold,
-        "scores": [
-            {"task": task, "length": length, **asdict(score)}
-            for (task, length), score in by(rows, lambda row: (row.task, row.length)).items()
-        ],
+        "scores": [{"task": task, "length": length, **asdict(score)} for (task, length), score in scores.items()],
         "by_length": [{"length": length, **asdict(score)} for length, score in lengths.items()],
         "effective_length": effective_length(lengths, threshold) if lengths else None,
-        "refused": next((row.refused for row in rows if row.refused), None),
+        "refused": refused,
     }
     depths = by((row for row in rows if row.depth is not None), lambda row: (row.length, row.depth))
     if depths:
@@ -52,7 +58,7 @@ def build_report(
         ]
         if dip := middle_dip(rows):
             report["middle_dip"] = {**asdict(dip), "index": dip.index}
-    if comparisons := compare_layouts(rows):
+    if comparisons:
         report["layouts"] = [asdict(comparison) for comparison in comparisons]
     if claimed is not None:
         report["working_context"] = working_context(rows, claimed, threshold).as_metadata()
@@ -86,7 +92,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         cells = {(score["task"], score["length"]): score for score in report["scores"]}
         lines += ["", "## Score by length", "", _row("task", *lengths), _row("---", *["---:"] * len(lengths))]
         lines += [_row(task, *(_percent(cells.get((task, length))) for length in lengths)) for task in tasks]
-        if len(tasks) > 1:
+        if len(tasks) > 1 and "layouts" not in report:
             lines.append(_row("**all**", *(_percent(entry) for entry in report["by_length"])))
     if "by_depth" in report:
         depths = sorted({entry["depth"] for entry in report["by_depth"]})
