@@ -43,7 +43,7 @@ def a_weight(rows: int = 48, columns: int = 256, seed: int = 1) -> Tensor:
     st.sampled_from([3, 4, 8]),
     st.sampled_from([None, 8, 32]),
     st.booleans(),
-    st.floats(1e-2, 1e2),
+    st.floats(1e-4, 1e4),
 )
 def test_rounding_is_off_by_half_a_step_at_most(
     seed: int, bits: int, group_size: int | None, per_row: bool, size: float
@@ -51,7 +51,7 @@ def test_rounding_is_off_by_half_a_step_at_most(
     weight = a_weight(6, 64, seed) * size
     quantized = round_to_nearest(weight, bits, group_size=group_size, per_row=per_row)
     step = quantized.scale.float().repeat_interleave(64 // quantized.scale.shape[1], 1)
-    assert ((quantized.weight_OI - weight).abs() <= step / 2 * 1.001).all()
+    assert ((quantized.weight_OI - weight).abs() <= step / 2 * 1.0001).all()
     assert quantized.q_OI.abs().max() <= 2 ** (bits - 1) - 1
     assert quantized.scale.dtype == torch.float16
 
@@ -167,7 +167,7 @@ def test_llm_int8_keeps_outliers_apart() -> None:
     assert split_outliers(weight, inputs.clamp(-5, 5)).outliers_C.numel() == 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def trained(tiny_model_folder: Path) -> tuple[Decoder, list[list[int]]]:
     """A tiny model that has learnt the licence, and the licence in pieces."""
     from wootz.tokenization import load_tokenizer

@@ -32,8 +32,7 @@ class Quantized:
 
 
 def round_to_nearest(weight_OI: Tensor, bits: int, *, group_size: int | None = None, per_row: bool = True) -> Quantized:
-    """No weight is off by more than half a step (and what float16 rounds off the scale). A row or group of zeros has
-    scale 0 and stays zero."""
+    """No weight is off by more than half a step. A row or group of zeros has scale 0 and stays zero."""
     scale = step_sizes(weight_OI, bits, group_size=group_size, per_row=per_row)
     return Quantized(round_with(weight_OI, spread(scale.float(), weight_OI.shape[1]), bits), scale, bits)
 
@@ -53,7 +52,13 @@ def step_sizes(weight_OI: Tensor, bits: int, *, group_size: int | None = None, p
         largest = largest.amax().view(1, 1)
     else:
         largest = largest.unflatten(1, (-1, group_size or columns)).amax(2)
-    return (largest / largest_level(bits)).half()
+    return _half_rounded_up(largest / largest_level(bits))
+
+
+def _half_rounded_up(scale: Tensor) -> Tensor:
+    """Up, so that the largest weight is not out of reach, however small it is."""
+    half = scale.half()
+    return torch.where(half.float() < scale, (half.view(torch.int16) + 1).view(torch.float16), half)
 
 
 def largest_level(bits: int) -> int:
