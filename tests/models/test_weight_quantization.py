@@ -94,8 +94,8 @@ def test_gptq_errs_less_than_rounding_also_on_other_inputs(bits: int, group_size
 
 def gptq_by_the_book(weight: Tensor, inputs: Tensor, bits: int) -> Tensor:
     """Column by column, with the inverse of what is left of H computed anew each time, in float64."""
+    scale = round_to_nearest(weight, bits).scale.flatten().double()
     weight = weight.double().clone()
-    scale = (weight.abs().amax(1) / (2 ** (bits - 1) - 1)).half().double()
     hessian = input_hessian(inputs).double()
     hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
     q = torch.zeros_like(weight)
