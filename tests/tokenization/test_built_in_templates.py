@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
@@ -130,12 +130,17 @@ def test_another_name_is_refused() -> None:
 # --- the cache of segments --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def it() -> Tokenizer:
+    return tokenizer(None)
+
+
 texts = st.lists(st.sampled_from([*SPECIALS, " ", "\n", "No", "true", "é", "<|im_", "x"])).map("".join)
 
 
+@settings(deadline=None)
 @given(texts=st.lists(texts, max_size=4))
-def test_cached_equals_uncached(texts: list[str]) -> None:
-    it = tokenizer(None)
+def test_cached_equals_uncached(texts: list[str], it: Tokenizer) -> None:
     for text in [*texts, *texts, "".join(texts)]:
         assert it.segments.encode(text) == it.encode(text, add_special_tokens=False)
 

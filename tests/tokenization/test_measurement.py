@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -42,6 +42,7 @@ def test_what_a_vocabulary_cannot_spell_shows() -> None:
     assert (seen.unknown_rate, seen.round_trip_rate) == (0.5, 0.0)
 
 
+@settings(deadline=None)
 @given(words=st.lists(st.text(st.characters(categories=["L"], codec="utf-8"), min_size=1), min_size=1))
 def test_a_word_is_a_token_at_least(words: list[str], smollm2: Tokenizer) -> None:
     """So the published 0.93 tokens for an English word cannot be."""
@@ -143,6 +144,7 @@ def with_fim() -> Tokenizer:
     return Tokenizer(backend, bos_token_id=None, eos_token_ids=(), chat_template=None)
 
 
+@settings(deadline=None)
 @given(document=st.text(max_size=60), seed=st.integers(0, 2**32))
 def test_nothing_of_a_document_is_lost(document: str, seed: int, with_fim: Tokenizer) -> None:
     mark = fim_tokens(with_fim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wootz.core import BadRequestError
@@ -20,6 +20,7 @@ sides = st.sampled_from(["left", "right", "middle"])
 texts = st.text(st.sampled_from("aé世🤖 No\nr"), max_size=30)
 
 
+@settings(deadline=None)
 @given(text=texts, max_tokens=st.integers(2, 40), side=sides)
 def test_whole_characters_and_both_ends_stay(text: str, max_tokens: int, side: Any) -> None:
     ids = [IT.bos_token_id or 0, *IT.encode(text, add_special_tokens=False), 263]
@@ -42,6 +43,7 @@ def test_special_tokens_that_do_not_fit_are_an_error() -> None:
         truncate_ids(IT, [262, 97, 263], 1)
 
 
+@settings(deadline=None)
 @given(text=texts, max_tokens=st.integers(0, 40), side=sides)
 def test_a_text_fits_when_it_is_encoded_again(text: str, max_tokens: int, side: Any) -> None:
     cut = truncate_text(IT, text, max_tokens, side=side)
@@ -49,6 +51,7 @@ def test_a_text_fits_when_it_is_encoded_again(text: str, max_tokens: int, side: 
 
 
 @pytest.mark.parametrize("name", ["qwen", "llama3", "mistral"])
+@settings(deadline=None, max_examples=25)
 @given(max_tokens=st.integers(20, 200), side=sides)
 def test_a_conversation_keeps_its_frame(name: str, max_tokens: int, side: Any) -> None:
     it = tokenizer(built_in_template(name, special_tokens=ROLES))

@@ -105,12 +105,11 @@ class _Rendering:
         for mark in filter(None, self._marks):
             text = text.replace(mark, "")
         if self._names_tokens:
-            return self.tokenizer.literal.encoding(text).ids
+            return self.tokenizer.literal.encoding(text)[0]
         return self.tokenizer.segments.encode(text)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoding = (self.tokenizer.literal if self._names_tokens else self.tokenizer).encoding(text)
-        return encoding.ids, encoding.offsets
+        return (self.tokenizer.literal if self._names_tokens else self.tokenizer).encoding(text)
 
     # --- the model's own part -------------------------------------------------------------------------------------
 

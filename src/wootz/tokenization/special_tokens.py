@@ -4,7 +4,7 @@ A control token (``<|im_end|>``) is one id that stands outside of text. Written 
 accident: a user who sends ``<|im_end|>`` must not end their turn. The library matches added tokens wherever they are
 written, so `LiteralEncoder` uses a twin of the tokenizer in which every control token has another, secret name. What
 is spelled in the ordinary way is text to the twin; what the chat template wrote is renamed before it is encoded. All
-else about the twin (flags, normalizer, prefix space) is the same, so ids differ from the tokenizer's only there.
+else about the twin (model, flags, normalizer, prefix space) is the same, so ids differ from the tokenizer's only there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
+from tokenizers import AddedToken
 
 from wootz.core.errors import BadRequestError, ModelFileError
 
@@ -65,22 +66,42 @@ class LiteralEncoder:
     def __init__(self, backend: tokenizers.Tokenizer, control: frozenset[int]) -> None:
         nonce = secrets.token_hex(8)  # unknown to whoever writes the texts
         added = backend.get_added_tokens_decoder()
-        self._secret_of = {added[id].content: f"<{nonce}.{id}>" for id in control}
+        self._secret_of = {added[id].content: f"<{nonce}.{id}>" for id in sorted(control)}
         self._pattern = token_pattern([token.content for token in added.values()])
-        self._twin = rename_tokens(backend, self._secret_of)
-
-    def mark(self, text: str) -> str:
-        """``text`` with its control tokens renamed, so that `encode` yields them."""
-        return self._pattern.sub(lambda match: self._secret_of.get(match[0], match[0]), text)
+        self._twin, self._id_of = _twin(backend, self._secret_of)
+        if any(control.intersection(self.encoding(text)[0]) for text in self._secret_of):
+            # The model itself knows the token by its text (Unigram does); so it needs the new names, too.
+            self._twin, self._id_of = rename_tokens(backend, self._secret_of), {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The secret names."""
         return tuple(self._secret_of.values())
 
-    def encoding(self, text: str, *, add_special_tokens: bool = False) -> tokenizers.Encoding:
+    def mark(self, text: str) -> str:
+        """``text`` with its control tokens renamed, so that `encoding` yields them."""
+        return self._pattern.sub(lambda match: self._secret_of.get(match[0], match[0]), text)
+
+    def encoding(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and offsets into ``text``."""
-        return self._twin.encode(text, add_special_tokens=add_special_tokens)
+        encoding = self._twin.encode(text, add_special_tokens=False)
+        return [self._id_of.get(id, id) for id in encoding.ids], encoding.offsets
+
+
+def _twin(backend: tokenizers.Tokenizer, names: Mapping[str, str]) -> tuple[tokenizers.Tokenizer, dict[int, int]]:
+    """A tokenizer that shares the model with ``backend`` and has its added tokens under new names; and the ids that
+    these have there, with the true ones."""
+    twin = tokenizers.Tokenizer(backend.model)
+    for part in ("normalizer", "pre_tokenizer"):
+        if getattr(backend, part) is not None:
+            setattr(twin, part, getattr(backend, part))
+    true_ids = {}
+    for id, token in sorted(backend.get_added_tokens_decoder().items()):
+        true_ids[names.get(token.content, token.content)] = id
+        flags = {flag: getattr(token, flag) for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        twin.add_tokens([AddedToken(names.get(token.content, token.content), **flags)])
+    theirs = {token.content: id for id, token in twin.get_added_tokens_decoder().items()}
+    return twin, {theirs[text]: id for text, id in true_ids.items()}
 
 
 def rename_tokens(backend: tokenizers.Tokenizer, names: Mapping[str, str]) -> tokenizers.Tokenizer:
@@ -102,6 +123,12 @@ def rename_tokens(backend: tokenizers.Tokenizer, names: Mapping[str, str]) -> to
     for token in state["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
     model = state["model"]
+    if "merges" in model:  # no text may be merged into a token that has another name now
+        model["merges"] = [
+            merge
+            for merge in model["merges"]
+            if not names.keys() & {*(pair := merge.split(" ") if isinstance(merge, str) else merge), "".join(pair)}
+        ]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(text, text): id for text, id in model["vocab"].items()}
     else:  # Unigram: [piece, score] in id order

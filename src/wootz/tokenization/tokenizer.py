@@ -75,7 +75,8 @@ class Tokenizer:
         try:
             if control != "parse" and self.control_ids.intersection(self._encode(text)):
                 if control == "text":
-                    return self.literal.encoding(text, add_special_tokens=add_special_tokens).ids
+                    before, after = self._frame if add_special_tokens else ([], [])
+                    return [*before, *self.literal.encoding(text)[0], *after]
                 found = next(id for id in self._encode(text) if id in self.control_ids)
                 raise BadRequestError(f"the text holds the control token {self.token_bytes(found).decode()}")
             return self._encode(text, add_special_tokens)
@@ -135,9 +136,10 @@ class Tokenizer:
         start = next(n for n in range(len(framed) + 1) if framed[n : n + len(bare)] == bare)
         return framed[:start], framed[start + len(bare) :]
 
-    def encoding(self, text: str) -> tokenizers.Encoding:
-        """Ids, and offsets into ``text``: the characters of each token."""
-        return self._backend.encode(text, add_special_tokens=False)
+    def encoding(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and the characters of ``text`` that each stands for."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     @cached_property
     def control_syntax(self) -> ControlSyntax:
@@ -147,7 +149,6 @@ class Tokenizer:
 
     @cached_property
     def literal(self) -> LiteralEncoder:
-        """Made when first needed: it holds the vocabulary once more."""
         return LiteralEncoder(self._backend, self.control_ids)
 
     @cached_property
