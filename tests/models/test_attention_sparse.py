@@ -12,8 +12,11 @@ from wootz.models.attention.differential import DifferentialAttentionConfig, lam
 from wootz.models.attention.dilated import attend_dilated, dilated_mask
 from wootz.models.attention.infini import attend_infini, infini_state
 from wootz.models.attention.linear import elu_plus_one
+from wootz.models.attention.native_sparse import window_mask
 from wootz.models.attention.shifted_sparse import attend_shifted_sparse, shifted_sparse_mask
+from wootz.models.attention.windowed import attend_windowed
 from wootz.models.context import PackedContext
+from wootz.models.instruments import peak_bytes
 from wootz.models.positions.rotary import RotaryConfig
 from wootz.models.run import Run, assign_slots
 
@@ -164,3 +167,24 @@ def test_infini_attention_remembers_what_full_segments_held():
     state = infini_state(1, 4, 4, 5).start(1, torch.float32, CPU)
     attend_infini(state, q, k, v, scale=0.5, gate_logits_H=torch.zeros(1))[0][0, -1].sum().backward()
     assert (v.grad != 0).all()
+
+
+# --- window ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 5, 17])
+@pytest.mark.parametrize("window", [1, 4, 30])
+def test_windowed_attention_is_attention_under_its_mask_in_the_memory_of_a_band(num_tokens, window):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, num_tokens, 6), torch.randn(2, 2, num_tokens, 6), torch.randn(2, 2, num_tokens, 3)
+    out = attend_windowed(q, k, v, scale=0.5, window=window)
+    expected = attend(q, k, v, scale=0.5, mask_QL=window_mask(num_tokens, window))
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_band_of_scores_grows_with_the_length_only():
+    def peak(length):
+        q = torch.randn(1, length, 8)
+        return peak_bytes(lambda: attend_windowed(q, q, q, scale=0.5, window=16))
+
+    assert peak(1024) < 2.1 * peak(512)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,6 +25,31 @@ def count_launches(run: Callable[[], object]) -> Counter[str]:
     with _Launches() as launches:
         run()
     return launches.counts
+
+
+def launches_by_layer(layers: Iterable[nn.Module], run: Callable[[], object]) -> list[Counter[str]]:
+    """What of it ran inside each layer, in order: ``launches_by_layer(model.layers, one_decoding_step)``.
+
+    >>> with torch.nn.attention.sdpa_kernel(SDPBackend.MATH):  # attention not fused, for comparison
+    ...     launches_by_layer(model.layers, one_decoding_step)
+    """
+    hooks, counts = [], []
+    with _Launches() as launches:
+
+        def enter(*_: object) -> None:
+            counts.append(launches.counts.copy())
+
+        def leave(*_: object) -> None:
+            counts[-1] = launches.counts - counts[-1]
+
+        for layer in layers:
+            hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
+        try:
+            run()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return counts
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -40,6 +65,10 @@ class _Launches(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:  # in inference mode, what is only a name for several operators comes here whole
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         if not _is_view(func):
             self.counts[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
@@ -52,6 +81,10 @@ class _Memory(TorchDispatchMode):
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         # What was there before is not this run's: its views and in-place results share its storage.
         before = {_address(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         result = func(*args, **(kwargs or {}))
