@@ -117,6 +117,32 @@ def test_expand(model: Path, tmp_path: Path) -> None:
     assert "one token" in run("expand", tmp_path / "out", tmp_path / "again", "--new-terms", terms, status=2)
 
 
+def test_train_and_convert(tmp_path: Path, smollm2_gguf: Path) -> None:
+    texts = Path(__file__).parents[2] / "LICENSE"
+    out = tmp_path / "new"
+    run(
+        "train",
+        texts,
+        "-o",
+        out,
+        "--vocab-size",
+        600,
+        "--reserve",
+        3,
+        "--template",
+        "chatml",
+        "--special",
+        "<|im_end|>",
+    )
+    facts = run_json("inspect", out)
+    assert (facts["tokens"], facts["special"], facts["chat template"]) == (600, 4, True)
+    run("convert", out, tmp_path / "ranks.tiktoken")
+    assert len((tmp_path / "ranks.tiktoken").read_text().splitlines()) == 596
+    run("convert", smollm2_gguf, tmp_path / "smol")
+    run("verify", smollm2_gguf, tmp_path / "smol")
+    assert "none of byte_bpe" in run("train", texts, "-o", out, "--vocab-size", 600, "--algorithm", "magic", status=2)
+
+
 def test_a_tokenizer_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WOOTZ_HOME", str(tmp_path))
     assert 'no model "nonesuch" here' in run("report", "nonesuch", status=2)

@@ -425,6 +425,88 @@ def expand(
         )
 
 
+@app.command("train")
+def train(
+    texts: Annotated[list[Path], typer.Argument(help="Text files, or folders of them.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new folder.")],
+    vocab_size: Annotated[int, typer.Option(min=1, help="Tokens, special and reserved ones included.")],
+    algorithm: Annotated[str, typer.Option(help="byte_bpe, sentencepiece_bpe, wordpiece or unigram.")] = "byte_bpe",
+    pattern: Annotated[
+        str, typer.Option(help="How byte_bpe cuts words: a name such as cl100k, or a regex.")
+    ] = "cl100k",
+    special: Annotated[
+        list[str] | None, typer.Option(help="A special token; the first ends a text. \\[default: <|endoftext|>]")
+    ] = None,
+    reserve: Annotated[int, typer.Option(min=0, help="Special tokens to keep for later.")] = 0,
+    template: Annotated[str | None, typer.Option(help="chatml, qwen, llama3, mistral or plain.")] = None,
+) -> None:
+    """Make a vocabulary out of texts, in a folder that models, transformers and these commands read.
+
+    Examples:
+      [bold]wootz tokenizer train corpus/ -o my-tokenizer --vocab-size 8000 --reserve 256[/bold]
+    """
+    from wootz.core import BadRequestError
+    from wootz.tokenization.built_in_templates import built_in_template
+    from wootz.tokenization.train import train_tokenizer, write_tokenizer
+
+    algorithms = ("byte_bpe", "sentencepiece_bpe", "wordpiece", "unigram")
+    if algorithm not in algorithms:
+        raise typer.BadParameter(f'"{algorithm}" is none of {", ".join(algorithms)}')
+    chosen = special or ["<|endoftext|>"]
+    source = built_in_template(template).source if template else None
+    files = _files(texts)
+    if not files:
+        raise BadRequestError("there are no texts to train on")
+    made = train_tokenizer(
+        (_read(file) for file in files),
+        algorithm,  # type: ignore[arg-type]  (looked at above)
+        vocab_size=vocab_size,
+        pattern=pattern,
+        special_tokens=chosen,
+        reserve=reserve,
+    )
+    write_tokenizer(made, out, roles={"eos_token": chosen[0]}, chat_template=source)
+    stderr().print(f"[green]✓[/green] {out}: {made.get_vocab_size():,} tokens")
+
+
+@app.command("convert")
+def convert(
+    ctx: typer.Context,
+    tokenizer: Name,
+    out: Annotated[Path, typer.Argument(help="A .tiktoken file, or a new folder for tokenizer.json.")],
+) -> None:
+    """Write a tokenizer in another form, and read it back to see that it gives the same ids.
+
+    Examples:
+      [bold]wootz tokenizer convert ./my-tokenizer ranks.tiktoken[/bold]
+      [bold]wootz tokenizer convert model.gguf ./tokenizer[/bold]
+    """
+    import tokenizers
+
+    from wootz.tokenization import load_tokenizer
+    from wootz.tokenization.ranks import read_tiktoken, write_tiktoken
+    from wootz.tokenization.train import write_tokenizer
+
+    loaded = _load(ctx, tokenizer)
+    backend = tokenizers.Tokenizer.from_str(loaded.to_json())
+    if out.suffix == ".tiktoken":
+        write_tiktoken(backend, out)
+        stderr().print(f"[green]✓[/green] {out}: {len(read_tiktoken(out)):,} ranks; it does not say how words are cut")
+        return
+    ids_of = {"bos_token": loaded.bos_token_id, "eos_token": min(loaded.eos_token_ids, default=None)}
+    roles = {role: loaded.token_spelling(id) or "" for role, id in ids_of.items() if id is not None}
+    template = loaded.chat_template.source if loaded.chat_template else None
+    write_tokenizer(backend, out, roles=roles, chat_template=template)
+    again = load_tokenizer(out)
+    differs = [
+        name for name, parts in _texts(None).items() if any(again.encode(part) != loaded.encode(part) for part in parts)
+    ]
+    if differs:
+        stderr().print(f"error: {out} gives other ids for {', '.join(differs)}", style="red", markup=False)
+        raise typer.Exit(1)
+    stderr().print(f"[green]✓[/green] {out}: {again.vocab_size:,} tokens, the same ids")
+
+
 # --- parts ------------------------------------------------------------------------------------------------------
 
 
@@ -445,12 +527,15 @@ def _texts(paths: list[Path] | None) -> dict[str, list[str]]:
         from wootz.tokenization.samples import sample_texts
 
         return sample_texts()
-    files = [
+    return {file.stem: [_read(file)] for file in _files(paths)}
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    return [
         file
         for path in paths
         for file in (sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path])
     ]
-    return {file.stem: [_read(file)] for file in files}
 
 
 def _read(file: Path) -> str:
