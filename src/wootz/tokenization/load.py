@@ -1,4 +1,4 @@
-"""`load_tokenizer`: from a model folder in Hugging Face layout, or from the vocabulary inside a GGUF file.
+"""`load_tokenizer`: from a model folder in Hugging Face layout, tiktoken's ranks, or the vocabulary inside a GGUF file.
 
 A folder is read as it is: ``tokenizer.json`` is the `tokenizers` library's own format. The rest tells the roles of
 tokens (``tokenizer_config.json``, ``special_tokens_map.json``), which of them end an answer (those and
@@ -16,23 +16,54 @@ import tokenizers
 from wootz.core.errors import ModelFileError, NotFoundError
 from wootz.tokenization.chat_template import ChatTemplate
 from wootz.tokenization.gguf_vocabulary import load_gguf_tokenizer
+from wootz.tokenization.ranks import ENCODINGS, Encoding, byte_level_tokenizer, read_tiktoken
 from wootz.tokenization.tokenizer import Tokenizer
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """The tokenizer of a model folder or a ``.gguf`` file.
+    """The tokenizer of a model folder, or of a ``tokenizer.json``, ``.tiktoken`` or ``.gguf`` file.
 
     Raises `NotFoundError` when there is none and `ModelFileError` when it cannot be used, each naming the file.
     """
     path = Path(path)
     if not path.exists():
         raise NotFoundError(f"{path}: no such model folder or GGUF file")
+    if path.suffix == ".tiktoken":
+        return load_tiktoken(path)
+    if path.name == "tokenizer.json":
+        path = path.parent
     if not path.is_dir():
         return load_gguf_tokenizer(path)
     try:
         return _load_folder(path)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error.message}") from None
+
+
+def load_tiktoken(path: Path | str, encoding: Encoding | None = None) -> Tokenizer:
+    """The tokenizer of a file of ranks. ``encoding`` says what such a file leaves out; without it, the file's name
+    (``cl100k_base.tiktoken``) must be one of `ENCODINGS`.
+
+    Raises `NotFoundError` or `ModelFileError`, naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such file")
+    encoding = encoding or ENCODINGS.get(path.stem)
+    if encoding is None:
+        raise ModelFileError(
+            f'{path}: the file does not say how "{path.stem}" cuts words (known by name: {", ".join(ENCODINGS)})',
+            hint="load_tiktoken(path, Encoding(...)) says so",
+        )
+    ranks = read_tiktoken(path)
+    taken = {text for text, id in encoding.special_tokens.items() if id in ranks.values()}
+    if taken:
+        raise ModelFileError(f"{path}: the id of {min(taken)} is taken by another token")
+    backend = byte_level_tokenizer(
+        ranks, pattern=encoding.pattern, special_tokens=encoding.special_tokens, nfc=encoding.nfc
+    )
+    eos = backend.token_to_id(encoding.eos_token)
+    return Tokenizer(backend, bos_token_id=None, eos_token_ids=[] if eos is None else [eos], chat_template=None)
 
 
 def _load_folder(folder: Path) -> Tokenizer:

@@ -76,6 +76,16 @@ _DEEPSEEK_V3 = Cut(
     )
 )
 
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "cl100k": _LLAMA3.patterns[0],
+    "qwen": _QWEN2.patterns[0],
+    "o200k": _O200K.patterns[0],
+    "code": r" {2,}|\t+|" + _LLAMA3.patterns[0],
+}
+"""Cuts for a vocabulary of one's own. ``code`` is cl100k's, but a run of spaces or of tabs is a word by itself, so that
+an indentation becomes one token and the word behind it is the word that it is elsewhere."""
+
 _CUTS = {
     **dict.fromkeys(("default", "gpt-2", "phi-2", "mpt", "olmo"), _GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _STARCODER),

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import tokenizers
 
@@ -42,12 +43,17 @@ def spelling_of(backend: tokenizers.Tokenizer) -> Spelling:
     by_type = {step["type"]: step for step in steps}
     if "ByteLevel" in by_type:
         return Spelling(byte_level_to_bytes, covers_added_tokens=False, strips_leading_space=False)
+    if "WordPiece" in by_type:
+        prefix = by_type["WordPiece"]["prefix"]
+        return Spelling(partial(word_piece_to_bytes, prefix), covers_added_tokens=False, strips_leading_space=True)
     if by_type.keys() & {"ByteFallback", "Metaspace", "Replace"}:
         strips = by_type.get("Strip", {}).get("start", 0) > 0
         prepends = by_type.get("Metaspace", {}).get("prepend_scheme", "never") != "never"
         return Spelling(piece_to_bytes, covers_added_tokens=True, strips_leading_space=strips or prepends)
     found = ", ".join(by_type) or "none"
-    raise ModelFileError(f"tokenizer: only byte-level and SentencePiece vocabularies are supported (decoder: {found})")
+    raise ModelFileError(
+        f"tokenizer: only byte-level, SentencePiece and WordPiece vocabularies are supported (decoder: {found})"
+    )
 
 
 def _steps(decoder: dict) -> list[dict]:
@@ -76,3 +82,9 @@ def piece_to_bytes(piece: str) -> bytes:
     """The bytes of a SentencePiece piece."""
     byte = _BYTE_PIECE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+
+
+def word_piece_to_bytes(prefix: str, piece: str) -> bytes:
+    """A piece of a WordPiece vocabulary: a word's beginning, or with ``prefix`` its continuation. How many spaces there
+    were between words, and which case letters had, is not kept."""
+    return piece.removeprefix(prefix).encode() if piece.startswith(prefix) else f" {piece}".encode()
