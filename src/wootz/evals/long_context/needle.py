@@ -6,7 +6,7 @@ varies is the text around it, what keys and values are made of, and how many the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -108,7 +108,7 @@ def fill(
     haystack: Haystack,
     needles: Sequence[str],
     depths: Sequence[float],
-    prompt,
+    prompt: Callable[[str], str],
     count: CountTokens,
     budget: int,
 ) -> str:
