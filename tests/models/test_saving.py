@@ -49,6 +49,7 @@ def test_saving_converts_and_brings_the_tokenizer(tmp_path: Path, tiny_model_fol
     assert files == {file.name for file in tiny_model_folder.iterdir()}
     assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
     assert transformers.AutoConfig.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+    assert len({file.stat().st_mode for file in (tmp_path / "half").iterdir()}) == 1
     expected = (tiny_model_folder / "tokenizer.json").read_bytes()
     assert (tmp_path / "half" / "tokenizer.json").read_bytes() == expected
 

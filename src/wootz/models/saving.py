@@ -110,7 +110,10 @@ def write_weights(
     shards = []
     for shard in _shards(weights, max_shard_bytes):
         file = folder / f"{len(shards)}.safetensors"
+        file.touch()
+        permissions = file.stat().st_mode  # safetensors would leave the file to its owner alone
         save_file(shard, file, metadata={"format": "pt"})
+        file.chmod(permissions)
         shards.append((file, {name: tensor.nbytes for name, tensor in shard.items()}))
         progress.advance(sum(shards[-1][1].values()))
     if len(shards) == 1:
