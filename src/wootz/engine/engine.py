@@ -32,6 +32,7 @@ from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.sequence import Request, Sequence
 from wootz.engine.validation import check_params
 from wootz.models import RecurrentState
+from wootz.models.positions.rotary import fix_length
 from wootz.tokenization import StreamDecoder
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Engine:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
         num_blocks, self.max_model_len = setup.size_cache(self.model, config)
+        fix_length(self.model.modules(), self.max_model_len)
         specs = self.model.cache_specs
         recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
         num_states = config.max_running if recurrent else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.scheduler import Chunk
@@ -40,6 +41,7 @@ class Model(Protocol):
     def dtype(self) -> torch.dtype: ...
     def __call__(self, token_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor: ...
     def unembed(self, hidden_TD: Tensor) -> Tensor: ...
+    def modules(self) -> Iterator[nn.Module]: ...
     def prepare_for_inference(self) -> object: ...
 
 

@@ -19,7 +19,8 @@ from wootz.core.gguf_writer import TensorSource
 from wootz.models.blocks.attention import AttentionConfig
 from wootz.models.decoder import DecoderConfig
 from wootz.models.gguf import ARCHITECTURES, Architecture
-from wootz.models.positions.rotary import FrequencyFactors, LinearScaling, Llama3Scaling, RotaryConfig
+from wootz.models.positions.rotary import RotaryConfig
+from wootz.models.positions.scaling import FrequencyFactors, LinearScaling, Llama3Scaling
 from wootz.models.quantize_blocks import WEIGHTS_PER_BLOCK, quantize
 
 FILE_TYPES = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from wootz.models.context import CacheSpec, Context
+from wootz.models.context import CacheSpec, Context, PackedContext
 
 if TYPE_CHECKING:
     from wootz.models.positions.rotary import Rotary, RotaryConfig, Rotation
@@ -28,7 +28,8 @@ class Run:
         """The angles of this pass, made once for all layers that turn alike."""
         key = rotary.config, dtype
         if key not in self._rotations:
-            self._rotations[key] = rotary(self.positions_T, dtype)
+            lengths = self.context.lengths if isinstance(self.context, PackedContext) else ()
+            self._rotations[key] = rotary(self.positions_T, dtype, lengths)
         return self._rotations[key]
 
 

@@ -8,7 +8,16 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from wootz.models.positions.rotary import FrequencyFactors, LinearScaling, Llama3Scaling, RopeScaling
+from wootz.models.positions.scaling import (
+    DynamicNTKScaling,
+    FrequencyFactors,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    NTKScaling,
+    RopeScaling,
+    YarnScaling,
+)
 
 View = Callable[[Tensor, int], dict[str, Tensor]]
 """For weights that are not simply cut by rows: ``view(our parameter, layer) -> their names and views into it``."""
@@ -57,23 +66,51 @@ def end_tokens(raw: Mapping[str, Any]) -> tuple[int, ...]:
 
 def rope_parameters(raw: Mapping[str, Any], layer_type: str | None = None) -> dict[str, Any]:
     """Transformers 5 writes all of it under ``rope_parameters``, by layer type where they differ; before, it was
-    ``rope_theta`` and, if any, ``rope_scaling``."""
+    ``rope_theta`` and, if any, ``rope_scaling``. The lengths that scaling rules need, which may stand elsewhere, are
+    added: ``max_position_embeddings`` and ``original_max_position_embeddings``."""
     rope = raw.get("rope_parameters") or {
         "rope_theta": raw.get("rope_theta", 10_000.0),
         **(raw.get("rope_scaling") or {}),
     }
-    return rope.get(layer_type, rope) if layer_type else rope
+    rope = rope.get(layer_type, rope) if layer_type else rope
+    longest = raw.get("max_position_embeddings")
+    lengths = {
+        "max_position_embeddings": longest,
+        "original_max_position_embeddings": raw.get("original_max_position_embeddings", longest),
+    }
+    return lengths | rope
 
 
 def rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    match kind:
+    """The rule that `rope_parameters` describe, with the defaults of transformers."""
+    match rope.get("rope_type", rope.get("type", "default")):
         case "default":
             return None
         case "linear":
             return LinearScaling(rope["factor"])
-        case "frequency_factors":
-            return FrequencyFactors(tuple(rope["factors"]))
+        case "ntk":
+            return NTKScaling(rope["factor"])
+        case "dynamic":
+            return DynamicNTKScaling(rope["factor"], rope["max_position_embeddings"])
+        case "yarn":
+            return YarnScaling(
+                _factor(rope),
+                rope["original_max_position_embeddings"],
+                rope.get("beta_fast") or 32.0,
+                rope.get("beta_slow") or 1.0,
+                rope.get("truncate", True),
+                rope.get("attention_factor"),
+                rope.get("mscale"),
+                rope.get("mscale_all_dim"),
+            )
+        case "longrope" | "su":
+            return LongRopeScaling(
+                tuple(rope["short_factor"]),
+                tuple(rope["long_factor"]),
+                rope["original_max_position_embeddings"],
+                _factor(rope),
+                rope.get("attention_factor"),
+            )
         case "llama3":
             return Llama3Scaling(
                 rope["factor"],
@@ -81,8 +118,22 @@ def rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
                 rope["high_freq_factor"],
                 rope["original_max_position_embeddings"],
             )
-        case _:
-            raise ValueError(f'rotary scaling "{kind}" is not supported (default, linear and llama3 are)')
+        case "frequency_factors":
+            return FrequencyFactors(tuple(rope["factors"]))
+        case kind:
+            known = "default, linear, ntk, dynamic, yarn, longrope and llama3"
+            raise ValueError(f'rotary scaling "{kind}" is not supported ({known} are)')
+
+
+def context_length(raw: Mapping[str, Any]) -> int:
+    """The longest text of a model. With dynamic scaling, ``max_position_embeddings`` is what it was trained on."""
+    longest, scaling = raw["max_position_embeddings"], rope_scaling(rope_parameters(raw))
+    return scaling.longest or longest if isinstance(scaling, DynamicNTKScaling) else longest
+
+
+def _factor(rope: Mapping[str, Any]) -> float:
+    """Where none is given: how much longer the longest text is than those of the training."""
+    return rope.get("factor") or rope["max_position_embeddings"] / rope["original_max_position_embeddings"]
 
 
 def windows(raw: Mapping[str, Any], *, used: bool = True) -> list[int | None]:

@@ -12,7 +12,7 @@ from wootz.models.blocks.attention import AttentionConfig
 from wootz.models.blocks.mlp import GatedMLPConfig
 from wootz.models.blocks.norms import NormConfig
 from wootz.models.decoder import DecoderConfig, LayerConfig
-from wootz.models.families.family import Family, end_tokens, rope_parameters, rope_scaling, windows
+from wootz.models.families.family import Family, context_length, end_tokens, rope_parameters, rope_scaling, windows
 from wootz.models.positions.rotary import RotaryConfig
 
 NAMES = {
@@ -66,7 +66,7 @@ def decoder_config(raw: dict[str, Any], norm: NormConfig, layers: list[LayerConf
         hidden_size=raw["hidden_size"],
         layers=tuple(layers),
         norm=norm,
-        max_position_embeddings=raw["max_position_embeddings"],
+        max_position_embeddings=context_length(raw),
         tie_embeddings=raw.get("tie_word_embeddings", False),
         bos_token_id=raw.get("bos_token_id"),
         eos_token_ids=end_tokens(raw),

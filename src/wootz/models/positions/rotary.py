@@ -1,55 +1,27 @@
 """Rotary position embedding (arXiv 2104.09864): pairs of dimensions turn by ``position * frequency``.
 
 Which dimensions pair is a matter of layout: i with ``i + d/2`` ("rotate half", most checkpoints), or 2i with 2i + 1
-("interleaved"). Models that were stretched to longer texts slow some frequencies down.
+("interleaved"); `wootz.models.positions.layout` converts weights from one to the other. Models that were stretched to
+longer texts slow some frequencies down: `wootz.models.positions.scaling`.
+
+Two of those rules depend on how long a text is. A key that was cached keeps the angle it was given, so the length must
+not be read off a text that is still growing. It is decided in this order:
+
+- `fix_length` fixed it: the engine does, once, to the longest text it will serve;
+- without, in a pass over whole documents, each document's own length counts, as in transformers;
+- without, where what is computed is kept for later, the longest text that the rule is meant for.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1: what turns rarely in the original context is slowed by ``factor``, what turns often is left alone, and
-    in between the two are blended. Names are those of ``rope_parameters`` in ``config.json``."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-    def scale(self, frequencies: Tensor) -> Tensor:
-        turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
-        blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        return torch.lerp(frequencies / self.factor, frequencies, blend.clamp(0, 1))
-
-
-@dataclass(frozen=True)
-class LinearScaling:
-    """Every frequency is slowed by ``factor`` (arXiv 2306.15595)."""
-
-    factor: float
-
-    def scale(self, frequencies: Tensor) -> Tensor:
-        return frequencies / self.factor
-
-
-@dataclass(frozen=True)
-class FrequencyFactors:
-    """Each frequency is slowed by its own factor: what GGUF files carry in place of a rule."""
-
-    factors: tuple[float, ...]
-
-    def scale(self, frequencies: Tensor) -> Tensor:
-        return frequencies / torch.tensor(self.factors, device=frequencies.device)
-
-
-RopeScaling = Llama3Scaling | LinearScaling | FrequencyFactors
+from wootz.models.positions.scaling import RopeScaling
+from wootz.models.positions.xpos import XPosDecay
 
 
 @dataclass(frozen=True)
@@ -61,15 +33,25 @@ class RotaryConfig:
     scaling: RopeScaling | None = None
     interleaved: bool = False
     """Turn dimension 2i together with 2i + 1, as the paper and GPT-J do, and not with ``i + dim/2``."""
+    decay: XPosDecay | None = None
 
     def __post_init__(self) -> None:
         if self.dim < 2 or self.dim % 2:
             raise ValueError(f"rotary positions turn pairs of dimensions, and {self.dim} is not even")
+        if not self.theta > 1:
+            raise ValueError(f"the base of rotary positions must be above 1, not {self.theta!r}")
+
+    def frequencies(self, length: int | None = None) -> Tensor:
+        """Radians per position ``(dim / 2,)`` in float32 on the CPU, fastest first, for texts of ``length`` tokens."""
+        exponents = torch.arange(0, self.dim, 2, dtype=torch.float32, device="cpu") / self.dim
+        frequencies = 1.0 / self.theta**exponents
+        return self.scaling.scale(frequencies, length) if self.scaling else frequencies
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """The angles of one forward pass: ``(T, 1, dim)`` each, with the signs of "rotate half" in ``sin``."""
+    """The angles of one forward pass: ``(T, 1, dim)`` each, with the signs of "rotate half" in ``sin``. (With
+    `XPosDecay`, ``(T, R, dim)``: each head has its own.)"""
 
     cos_T1d: Tensor
     sin_T1d: Tensor
@@ -90,20 +72,41 @@ class Rotary(nn.Module):
     def __init__(self, config: RotaryConfig) -> None:
         super().__init__()
         self.config = config
-        exponents = torch.arange(0, config.dim, 2, dtype=torch.float32, device="cpu") / config.dim
-        frequencies = 1.0 / config.theta**exponents
-        if config.scaling:
-            frequencies = config.scaling.scale(frequencies)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.length: int | None = None
+        self.attention_factor = config.scaling.attention_factor if config.scaling else 1.0
+        self.register_buffer("frequencies", config.frequencies(), persistent=False)
 
-    def forward(self, positions_T: Tensor, dtype: torch.dtype) -> Rotation:
-        angles = torch.outer(positions_T.float(), self.frequencies)
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    @property
+    def depends_on_length(self) -> bool:
+        return self.length is None and self.config.scaling is not None and self.config.scaling.longest is not None
+
+    def fix_length(self, length: int) -> None:
+        """From now on every text is taken to be one of ``length`` tokens."""
+        self.length = length
+        self.frequencies = self.config.frequencies(length).to(self.frequencies.device)
+
+    def forward(self, positions_T: Tensor, dtype: torch.dtype, lengths: Sequence[int] = ()) -> Rotation:
+        """The angles at these positions, which may be fractions. ``lengths`` are those of the documents that the run
+        consists of, where it is known to hold whole ones."""
+        if lengths and self.depends_on_length:
+            own = {length: self.config.frequencies(length) for length in set(lengths)}
+            repeats = torch.tensor(lengths)
+            frequencies_Tp = torch.stack([own[length] for length in lengths]).repeat_interleave(repeats, dim=0)
+            angles = positions_T.float().unsqueeze(1) * frequencies_Tp.to(self.frequencies.device)
+        else:
+            angles = torch.outer(positions_T.float(), self.frequencies)
+        cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+        if self.config.decay is not None:
+            factors = self.config.decay(positions_T, angles.shape[-1])
+            cos, sin = cos * factors, sin * factors
+        if self.attention_factor != 1.0:
+            cos, sin = cos * self.attention_factor, sin * self.attention_factor
+        cos, sin = cos.to(dtype), sin.to(dtype)
         if self.config.interleaved:
             cos, sin = torch.stack((cos, cos), -1).flatten(-2), torch.stack((-sin, sin), -1).flatten(-2)
         else:
             cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        return Rotation(cos.unsqueeze(1), sin.unsqueeze(1), self.config.interleaved)
+        return Rotation(cos, sin, self.config.interleaved)
 
     def _apply(self, fn, recurse=True):  # pyright: ignore[reportMissingParameterType]
         # Frequencies move with the model but stay float32: rounded to bfloat16 they are whole turns off within a page.
@@ -111,3 +114,11 @@ class Rotary(nn.Module):
         super()._apply(fn, recurse)
         self.frequencies = frequencies.to(self.frequencies.device)
         return self
+
+
+def fix_length(modules: Iterable[nn.Module], length: int) -> None:
+    """Fix what the `Rotary` layers among a model's ``modules()`` take a text's length to be; most do not depend on it.
+    To be called before anything is cached, and not again while it is."""
+    for module in modules:
+        if isinstance(module, Rotary):
+            module.fix_length(length)
