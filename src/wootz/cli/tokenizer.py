@@ -518,7 +518,7 @@ def _load(ctx: typer.Context, name: str) -> Tokenizer:
     path = Path(name).expanduser()
     if not path.exists():
         path = ModelStore(load(ctx).config.models_dir).path_of(name)
-    return load_tokenizer(path.parent if path.name == "tokenizer.json" else path)
+    return load_tokenizer(path)
 
 
 def _texts(paths: list[Path] | None) -> dict[str, list[str]]:
