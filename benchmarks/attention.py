@@ -55,7 +55,7 @@ class Measurement:
     seconds: float
     peak_bytes: int
     max_error: float | None
-    """Largest difference from "naive", of the forms that are exact; None for the others, and where naive is too large."""
+    """Largest difference from "naive", of the forms that are exact; None for others, and where naive is too large."""
     modelled_hbm_bytes: int | None
     """Of all heads; None where there is no model."""
 

@@ -16,17 +16,20 @@ from wootz.models.attention.dense import attend
 from wootz.models.attention.kv_quantization import quantize
 from wootz.models.attention.streaming import StreamingContext, stream_losses
 from wootz.models.blocks.attention import AttentionConfig
+from wootz.models.blocks.latent_attention import LatentAttentionConfig
 from wootz.models.blocks.mlp import MLPConfig
 from wootz.models.context import PackedContext
 from wootz.models.decoder import Decoder, DecoderConfig, LayerConfig
 from wootz.models.positions.rotary import RotaryConfig
+from wootz.models.positions.scaling import YarnScaling
+from wootz.models.positions.xpos import XPosDecay
 
 ATTENTION = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, rotary=RotaryConfig(8, interleaved=False))
 TOKENS = torch.randint(60, (120,), generator=torch.Generator().manual_seed(0))
 
 
-def small_model(num_layers: int = 2, *, trained_length: int = 64, **attention) -> Decoder:
-    layer = LayerConfig(mixer=replace(ATTENTION, **attention), ffn=MLPConfig(48))
+def small_model(num_layers: int = 2, *, trained_length: int = 64, mixer=ATTENTION, **attention) -> Decoder:
+    layer = LayerConfig(mixer=replace(mixer, **attention), ffn=MLPConfig(48))
     config = DecoderConfig(
         family="test",
         vocab_size=60,
@@ -93,12 +96,21 @@ def test_streaming_is_exact_until_something_is_dropped_and_not_after(sinks):
     assert ((out - expected)[20 + sinks :].abs().amax(-1) > 1e-4).all()
 
 
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("turning", [8, 4])
-def test_sinks_stand_where_the_cache_puts_them(interleaved, turning):
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        ATTENTION,
+        replace(ATTENTION, rotary=RotaryConfig(4, interleaved=True)),
+        replace(ATTENTION, rotary=RotaryConfig(8, scaling=YarnScaling(4.0, 16))),
+        replace(ATTENTION, rotary=RotaryConfig(8, decay=XPosDecay(4, 2, scale_base=64))),
+        LatentAttentionConfig(num_heads=4, latent_dim=12, plain_dim=6, value_dim=8, rotary=RotaryConfig(4)),
+    ],
+    ids=["half", "interleaved part", "yarn", "xpos", "latent"],
+)
+def test_sinks_stand_where_the_cache_puts_them(mixer):
     """In one layer keys know only their own token. So each output is what the model says after reading the sinks and
     the window alone, as a short text: positions are those inside the cache."""
-    model = small_model(1, rotary=RotaryConfig(turning, interleaved=interleaved))
+    model = small_model(1, mixer=mixer)
     out = streamed(model, StreamingContext(model, window=10, sinks=3, slack=5), [9, 1, 30, 80])
     for t in range(120):
         kept = torch.cat((TOKENS[: min(3, t + 1)], TOKENS[max(3, t - 9) : t + 1]))

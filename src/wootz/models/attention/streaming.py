@@ -291,9 +291,11 @@ class _Ring:
         if self.rotary is None or places == 0:
             return k_LKd
         rotation = self.rotary(torch.tensor([places], device=k_LKd.device), torch.float32)
-        # Only the angle: if the family also lengthens what it turns, that has been done.
-        length = torch.hypot(rotation.cos_T1d, rotation.sin_T1d)
-        rotation = Rotation(rotation.cos_T1d / length, rotation.sin_T1d / length, rotation.interleaved)
+        # Of the heads that turn unlike each other (xPos), keys are the last; and what YaRN lengthens is long already.
+        cos_1Kd, sin_1Kd = (
+            x[:, -k_LKd.shape[1] :] / self.rotary.attention_factor for x in (rotation.cos_T1d, rotation.sin_T1d)
+        )
+        rotation = Rotation(cos_1Kd, sin_1Kd, rotation.interleaved)
         still, turning = k_LKd[..., : self.turned_from], k_LKd[..., self.turned_from :]
         return torch.cat((still, rotation(turning.float()).to(k_LKd.dtype)), -1)
 

@@ -1,7 +1,7 @@
 """Sliding-window attention in ``O(T window)`` (Longformer, arXiv 2004.05150): never a score outside of the band.
 
-A mask over dense attention says the same, and computes all T² scores to say it. Here the text is cut into blocks as long
-as the window; a block's queries see keys of their own block and of the one before, and nothing else needs a look.
+A mask over dense attention says the same, and computes all T² scores to say it. Here the text is cut into blocks as
+long as the window; a block's queries see keys of their own block and of the one before, and nothing else needs a look.
 """
 
 from __future__ import annotations
