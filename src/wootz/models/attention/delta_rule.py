@@ -42,16 +42,12 @@ def delta_rule(
     outputs = []
     for r, log_w, k, v, a, b in zip(*(x.split(chunk, dim=2) for x in inputs), strict=True):
         faded = log_w.cumsum(2)
-        writes_BHWd = torch.cat((b, k), dim=2) * (-faded).exp().repeat(1, 1, 2, 1)  # W = 2C: taken back, then added
-        a = a * (faded - log_w).exp()  # it reads before the token's own decay
         r = r * faded.exp()
-        reads_BHCW = (a @ writes_BHWd.mT).unflatten(-1, (2, -1)).tril(-1)
-        before_BHCe = a @ sum_BHde + reads_BHCW[..., 1, :] @ v
-        u = _solve(reads_BHCW[..., 0, :], before_BHCe)
-        values_BHWe = torch.cat((u, v), dim=2)
-        scores_BHCW = (r @ writes_BHWd.mT).unflatten(-1, (2, -1)).tril().flatten(-2)
-        outputs.append(r @ sum_BHde + scores_BHCW @ values_BHWe)
-        sum_BHde = faded[:, :, -1:].exp().mT * (sum_BHde + writes_BHWd.mT @ values_BHWe)
+        a = a * (faded - log_w).exp()  # it reads before the token's own decay
+        k, b = k * (-faded).exp(), b * (-faded).exp()
+        u = _solve((a @ b.mT).tril(-1), a @ sum_BHde + (a @ k.mT).tril(-1) @ v)
+        outputs.append(r @ sum_BHde + (r @ b.mT).tril() @ u + (r @ k.mT).tril() @ v)
+        sum_BHde = faded[:, :, -1:].exp().mT * (sum_BHde + b.mT @ u + k.mT @ v)
     return torch.cat(outputs, dim=2).transpose(1, 2), (sum_BHde,)
 
 
