@@ -128,7 +128,7 @@ def findings(report: dict[str, Any]) -> list[str]:
         more = " (the longest tested)" if effective == longest else ""
         said.append(f"effective length at {report['threshold']:.1%}: {what}{more}")
     if working := report.get("working_context"):
-        gap = "nothing works" if working["gap_ratio"] is None else f"gap {working['gap_ratio']:.2f}"
+        gap = "no tested length works" if working["gap_ratio"] is None else f"gap {working['gap_ratio']:.2f}"
         said.append(f"claimed {working['claimed_length']} tokens, working {working['working_length']} ({gap})")
     if dip := report.get("middle_dip"):
         said.append(
