@@ -126,8 +126,6 @@ class GGUFCheckpoint:
         name = self._file.metadata["general.architecture"]
         if name not in ARCHITECTURES:
             raise ValueError(f'architecture "{name}" is not supported in GGUF ({", ".join(ARCHITECTURES)} are)')
-        if self._file.metadata.get("split.count", 1) > 1:
-            raise ValueError("one of several parts of a split GGUF; merge them with llama-gguf-split --merge")
         return ARCHITECTURES[name]
 
     def _read_raw(self) -> dict[str, Any]:
@@ -138,6 +136,8 @@ class GGUFCheckpoint:
         head_dim = own.get("attention.key_length", hidden_size // num_heads)
         end = [metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot")]
         window = own.get("attention.sliding_window")
+        # Not in the file: llama.cpp knows the one Gemma 3 (27B) that does not scale its scores by the head's size.
+        query_scalar = hidden_size // num_heads if own["block_count"] == 62 else head_dim
         return {
             "model_type": self._architecture.model_type,
             "vocab_size": self._file.tensors["token_embd.weight"].shape[0],
@@ -158,6 +158,7 @@ class GGUFCheckpoint:
             "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": list(dict.fromkeys(token for token in end if token is not None)),
             **self._architecture.raw,
+            **({"query_pre_attn_scalar": query_scalar} if self._architecture.model_type == "gemma3_text" else {}),
         }
 
     def _rope_parameters(self, own: _Section, head_dim: int) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def gguf_metadata(config: DecoderConfig, type: str) -> dict[str, Any]:
         "general.file_type": FILE_TYPES[type],
         "general.quantization_version": 2,
     }
+    ids = dict(zip(("bos", "eos", "eot"), (config.bos_token_id, *config.eos_token_ids), strict=False))
+    metadata |= {f"tokenizer.ggml.{role}_token_id": id for role, id in ids.items() if id is not None}
     return metadata | {f"{name}.{key}": value for key, value in own.items()}
 
 
@@ -152,7 +154,12 @@ def _attentions(config: DecoderConfig) -> list[AttentionConfig]:
 
 
 def _attention(config: DecoderConfig) -> AttentionConfig:
-    return _attentions(config)[0]
+    attention = _attentions(config)[0]
+    large_gemma = config.family == "gemma3_text" and config.num_layers == 62  # as `wootz.models.gguf` reads it
+    usual = (config.hidden_size // attention.num_heads if large_gemma else attention.head_dim) ** -0.5
+    if attention.scale not in (None, usual):
+        raise ConfigError("scores that are not scaled by the head's size cannot be written to GGUF")
+    return attention
 
 
 def _window(config: DecoderConfig) -> int | None:

@@ -82,6 +82,8 @@ def write_config(folder: Path, raw: dict[str, Any], dtype: torch.dtype) -> None:
         raw["rope_parameters"] = _as_longrope(rope, raw["max_position_embeddings"])
     if raw.get("eos_token_id") == []:
         raw["eos_token_id"] = None
+    if raw["model_type"] == "llama" and raw.get("use_sliding_window") and raw.get("sliding_window"):
+        raw["model_type"] = "mistral"  # GGUF keeps both as llama, transformers windows only the one
     if "architectures" not in raw and (name := _CLASSES.get(raw["model_type"])):
         raw = {"architectures": [name], **raw}
     raw["torch_dtype"] = str(dtype).removeprefix("torch.")  # the name that old and new readers know
@@ -90,7 +92,7 @@ def write_config(folder: Path, raw: dict[str, Any], dtype: torch.dtype) -> None:
 
 def _as_longrope(rope: dict[str, Any], context: int) -> dict[str, Any]:
     """A factor for each frequency is what LongRoPE configs hold: one list within the original context, one beyond."""
-    factors = {"short_factor": rope["factors"], "long_factor": rope["factors"], "attention_factor": 1.0}
+    factors = {"short_factor": rope["factors"], "long_factor": rope["factors"], "attention_factor": 1.0, "factor": 1.0}
     return {
         "rope_type": "longrope",
         "rope_theta": rope["rope_theta"],
