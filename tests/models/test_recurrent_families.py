@@ -23,11 +23,35 @@ SIZES = {
 }
 MAMBA = {"state_size": 5, "time_step_rank": 3}
 MAMBA2 = {"num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 5, "chunk_size": 8}
+HYBRID = {
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "mamba_d_state": 5,
+}
+HEADS = HYBRID | {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2}
+MIXED = {"layer_types": ["linear_attention", "full_attention"]}
+JAMBA = HYBRID | {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 3}
+GRANITE = HEADS | MIXED | {"shared_intermediate_size": 24}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.3,
+}
 CASES = {
     "mamba": (transformers.MambaConfig, MAMBA),
     "mamba-biases": (transformers.MambaConfig, MAMBA | {"use_bias": True, "use_conv_bias": False, "conv_kernel": 3}),
     "falcon-mamba": (transformers.FalconMambaConfig, MAMBA),
     "mamba2": (transformers.Mamba2Config, MAMBA2),
+    "jamba-dense": (transformers.JambaConfig, JAMBA | {"num_experts": 1}),
+    "jamba": (transformers.JambaConfig, JAMBA | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "bamba": (transformers.BambaConfig, HEADS | {"attn_layer_indices": [1]}),
+    "granite-dense": (
+        transformers.GraniteMoeHybridConfig,
+        GRANITE | MULTIPLIERS | {"num_local_experts": 0, "position_embedding_type": "rope"},
+    ),
+    "granite": (transformers.GraniteMoeHybridConfig, GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mamba2-limited": (transformers.Mamba2Config, MAMBA2 | {"time_step_limit": (0.05, 0.4), "use_bias": True}),
 }
 RWKV = {"intermediate_size": 40, "use_cache": False}
