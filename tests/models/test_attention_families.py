@@ -10,7 +10,8 @@ import transformers
 from parity import prove
 from test_families import SIZES
 
-from wootz.models import load
+from wootz.models import DecoderConfig, load, read_config
+from wootz.models.blocks.attention import AttentionConfig
 
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 20, "num_hidden_layers": 3, "sliding_window": 7}
 CASES = {
@@ -29,6 +30,19 @@ CASES = {
     "phi3": (
         transformers.Phi3Config,
         {"sliding_window": 9, "rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+    ),
+    "phi3-longrope": (
+        transformers.Phi3Config,
+        {
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 500.0,
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.0, 1.1, 1.3],
+                "long_factor": [1.0, 2.0, 4.0],
+            },
+        },
     ),
     "olmo2": (transformers.Olmo2Config, {}),
     "cohere2": (
@@ -58,3 +72,28 @@ def test_a_multimodal_gemma_is_its_text_model(tmp_path: Path) -> None:
     model = load(tmp_path)
     torch.testing.assert_close(model.logits(tokens), reference(tokens[None]).logits[0], atol=1e-4, rtol=0)
     assert model.config.raw["model_type"] == "gemma3_text"
+
+
+def test_what_published_gemma_configs_leave_out_is_filled_in() -> None:
+    """The 4B's text_config, as on the hub, has these alone."""
+    published = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    ours = read_config({"model_type": "gemma3", "text_config": published})
+    theirs = transformers.Gemma3TextConfig(**published)
+    assert isinstance(ours, DecoderConfig)
+    assert (ours.vocab_size, ours.max_position_embeddings) == (theirs.vocab_size, theirs.max_position_embeddings)
+    for layer, kind in zip(ours.layers, theirs.layer_types, strict=True):
+        mixer, rope = layer.mixer, theirs.rope_parameters[kind]
+        assert isinstance(mixer, AttentionConfig)
+        assert mixer.rotary is not None
+        assert mixer.rotary.theta == rope["rope_theta"]
+        assert (mixer.rotary.scaling is None) == (rope["rope_type"] == "default")
+        assert (mixer.window is None) == (kind == "full_attention")
+        heads = theirs.num_attention_heads, theirs.num_key_value_heads, theirs.head_dim
+        assert (mixer.num_heads, mixer.num_kv_heads, mixer.head_dim) == heads

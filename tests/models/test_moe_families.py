@@ -15,6 +15,15 @@ from wootz.models.names import checkpoint_views
 
 MOE = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6, "v_head_dim": 10}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 32,
+    "truncate": False,
+}
 CASES = {
     "mixtral": (transformers.MixtralConfig, {"num_local_experts": 4, "intermediate_size": 24}),
     "qwen3-moe": (
@@ -32,14 +41,15 @@ CASES = {
             "intermediate_size": 24,
             "swiglu_limit": 0.1,
             "sliding_window": 6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+            "rope_parameters": YARN,
         },
     ),
     "deepseek-v3": (
         transformers.DeepseekV3Config,
         MOE
         | LATENT
-        | {"q_lora_rank": 20, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1},
+        | {"q_lora_rank": 20, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1}
+        | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}},
     ),
     "deepseek-v2": (
         transformers.DeepseekV2Config,

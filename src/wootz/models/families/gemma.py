@@ -33,7 +33,7 @@ COMMON = {
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma2": {"max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-    "gemma3_text": {"max_position_embeddings": 131_072, "vocab_size": 262_208},
+    "gemma3_text": {"max_position_embeddings": 131_072, "vocab_size": 262_208, "rope_theta": 1_000_000.0},
 }
 
 
@@ -84,7 +84,7 @@ def rotary(raw: dict[str, Any], layer_type: str) -> RotaryConfig:
     by_layer_type = layer_type in (raw.get("rope_parameters") or {})
     if raw["model_type"] == "gemma3_text" and not by_layer_type:  # what stands there is for the full layers
         local = {"rope_theta": raw.get("rope_local_base_freq", 10_000.0)}
-        rope = local if layer_type == "sliding_attention" else {"rope_theta": 1_000_000.0} | rope
+        rope = local if layer_type == "sliding_attention" else rope
     return RotaryConfig(raw["head_dim"], rope["rope_theta"], rope_scaling(rope))
 
 
