@@ -147,3 +147,21 @@ def test_a_long_sequence_never_has_its_scores_in_memory():
         attend(q, k, v, scale=0.3, is_causal=True)
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < heads * length * length * 4 / 8
+
+
+def test_without_the_scale_softmax_saturates_and_its_slope_vanishes():
+    """Scores of unit-variance vectors have the variance d; divided by its root, one."""
+    torch.manual_seed(0)
+    dim = 256
+    q, k = torch.randn(64, 32, dim), torch.randn(64, 32, dim)
+    scores = q @ k.mT
+    assert 0.9 * dim < scores.var() < 1.1 * dim
+
+    def sharpness_and_slope(scale):
+        """How much the favourite key gets, and the trace of the softmax's Jacobian."""
+        weights = attention_weights(q, k, scale=scale)
+        return weights.amax(-1).mean().item(), (weights * (1 - weights)).sum(-1).mean().item()
+
+    scaled, unscaled = sharpness_and_slope(dim**-0.5), sharpness_and_slope(1.0)
+    assert scaled[0] < 0.3 < 0.9 < unscaled[0]
+    assert unscaled[1] < scaled[1] / 5
