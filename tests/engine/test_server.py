@@ -15,7 +15,7 @@ import pytest
 from one_by_one import one_at_a_time, tiny_engine, tiny_model
 
 from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, WootzError
-from wootz.engine import Engine, EngineClient, SamplingParams, protocol, server
+from wootz.engine import Engine, EngineClient, SamplingParams, connection, protocol
 from wootz.engine.protocol import Finished, Hello, Output, Submit
 from wootz.engine.server import Server
 from wootz.models import Decoder
@@ -191,7 +191,6 @@ async def test_a_full_queue_refuses_for_now(tiny_folder, socket):
 async def in_this_process(engine: Engine, socket: Path):
     """The server around an engine of the test's own making."""
     around = Server(engine, HELLO)
-    around.steps.start()
     listener = await asyncio.start_unix_server(around.talk, str(socket))
     client = EngineClient(socket)
     client.start()
@@ -235,7 +234,7 @@ async def test_a_step_that_fails_fails_its_requests_and_no_others(socket):
 
 
 async def test_a_caller_that_never_reads_is_dropped(socket, monkeypatch):
-    monkeypatch.setattr(server, "MAX_UNREAD_BYTES", 2**18)
+    monkeypatch.setattr(connection, "MAX_UNREAD_BYTES", 2**18)
     engine = tiny_engine(num_blocks=400)
     async with in_this_process(engine, socket) as client:
         _, writer = await asyncio.open_unix_connection(str(socket), limit=64)

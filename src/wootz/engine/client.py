@@ -17,6 +17,8 @@ from wootz.core.errors import BadRequestError, RateLimitError, UnavailableError,
 from wootz.engine import protocol
 from wootz.engine.protocol import (
     Cancel,
+    Encode,
+    Encoded,
     Failed,
     Finished,
     FromEngine,
@@ -41,7 +43,7 @@ class EngineClient:
         """What the engine said about itself; None while there is no connection."""
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
-        self._requests: dict[str, asyncio.Queue[Output | Finished | WootzError]] = {}
+        self._requests: dict[str, asyncio.Queue[Output | Finished | Encoded | WootzError]] = {}
         self._stats: list[asyncio.Future[Stats]] = []
 
     @property
@@ -84,7 +86,31 @@ class EngineClient:
             text=text,
             token_ids=token_ids,
         )
-        self._send(submit)
+        async with contextlib.aclosing(self._ask(submit)) as events:
+            async for event in events:
+                assert not isinstance(event, Encoded)
+                yield event
+
+    async def encode(
+        self,
+        texts: list[str | list[int]],
+        *,
+        query: str | None = None,
+        dimensions: int | None = None,
+        truncate: bool = False,
+    ) -> Encoded:
+        """Vectors of the texts, or their relevance to ``query``, from an encoder. Raises as `generate` does."""
+        encode = Encode(uuid.uuid4().hex, texts, query=query, dimensions=dimensions, truncate=truncate)
+        async with contextlib.aclosing(self._ask(encode)) as events:
+            async for event in events:
+                assert isinstance(event, Encoded)
+                return event
+        raise AssertionError("no event ends a request in silence")
+
+    async def _ask(self, message: Submit | Encode) -> AsyncGenerator[Output | Finished | Encoded, None]:
+        """All that the engine says about one request. Closing the iterator early cancels it."""
+        request_id = message.request_id
+        self._send(message)
         events = self._requests[request_id] = asyncio.Queue()
         over = False
         try:
@@ -126,7 +152,7 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Output() | Finished():
+            case Output() | Finished() | Encoded():
                 if message.request_id in self._requests:  # else it was cancelled while this was on its way
                     self._requests[message.request_id].put_nowait(message)
             case Failed():

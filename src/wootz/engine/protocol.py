@@ -5,7 +5,8 @@ MessagePack holding one of the tagged structs below. The engine side renders cha
 samples and detokenizes, so a caller needs neither tokenizer nor PyTorch. This module imports neither.
 
 A request's life on the wire: `Submit` -> any number of `Output` (one per step that produced text for a choice)
--> one `Finished`; or `Failed` at any point. `Cancel` may come at any time; nothing follows it for that request.
+-> one `Finished`; or `Encode` -> `Encoded`, from an encoder; or `Failed` at any point. `Cancel` may come at any time;
+nothing follows it for that request.
 When the connection ends, the engine cancels every request that came over it, and the caller fails all it
 had in flight with a retryable error.
 """
@@ -70,6 +71,18 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     token_ids: list[int] | None = None
 
 
+class Encode(msgspec.Struct, frozen=True, tag="encode"):
+    """Embed each text (as text, or as token ids); or, with a ``query``, say how relevant each is to it."""
+
+    request_id: str
+    texts: list[str | list[int]]
+    query: str | None = None
+    dimensions: int | None = None
+    """Keep this many numbers of each vector, and make it one of length 1 again (Matryoshka, arXiv 2205.13147)."""
+    truncate: bool = False
+    """Cut what is too long, instead of refusing it."""
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
 
@@ -93,6 +106,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     has_chat_template: bool
     defaults: dict[str, Any] = {}
     """Sampling defaults from the model's ``generation_config.json`` (temperature, top_p, …), where it has them."""
+    embedding_size: int | None = None
+    """Of an encoder, which answers `Encode` and nothing else; None of a model that writes."""
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):
@@ -116,6 +131,15 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+
+
+class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
+    """A vector for each text, as little-endian float32; or of a query's texts each one's relevance."""
+
+    request_id: str
+    prompt_tokens: int
+    vectors: list[bytes] = []
+    scores: list[float] = []
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -145,8 +169,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     uptime_seconds: float
 
 
-ToEngine = Submit | Cancel | GetStats
-FromEngine = Hello | Output | Finished | Failed | Stats
+ToEngine = Submit | Encode | Cancel | GetStats
+FromEngine = Hello | Output | Finished | Encoded | Failed | Stats
 
 MAX_MESSAGE_BYTES = 256 * 2**20
 

@@ -31,39 +31,31 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pydantic import ValidationError
 
-from wootz.core import ConfigError, EngineConfig, WootzError
+from wootz.core import ConfigError, EngineConfig, UnsupportedError, WootzError
 from wootz.engine import protocol
-from wootz.engine.protocol import Cancel, Failed, Finished, FromEngine, GetStats, Hello, Submit
+from wootz.engine.connection import Connection, failed
+from wootz.engine.protocol import Cancel, Encode, Finished, FromEngine, GetStats, Hello, Submit
 
 if TYPE_CHECKING:
     from wootz.engine.engine import Engine, Event
     from wootz.engine.sequence import Request
 
-MAX_UNREAD_BYTES = 32 * 2**20
 MOST_FAILED_STEPS = 3
 BROKEN_EXIT_CODE = 70
 
 log = logging.getLogger("wootz.engine")
 
 
-class Connection:
-    """One caller. ``requests`` are those it waits for: being tokenized (a task), or in the engine."""
+class Caller(Connection):
+    """``requests`` are those it waits for: being tokenized (a task), or in the engine."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self.writer = writer
+        super().__init__(writer)
         self.requests: dict[str, asyncio.Task[None] | Request] = {}
-
-    def send(self, *messages: FromEngine) -> None:
-        if self.writer.is_closing():
-            return
-        self.writer.write(b"".join(map(protocol.frame, messages)))
-        if self.writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
-            log.warning("a caller does not read its answers; its connection is closed")
-            self.writer.transport.abort()
 
 
 class Server:
@@ -71,13 +63,14 @@ class Server:
 
     def __init__(self, engine: Engine, hello: Hello) -> None:
         self.engine, self.hello = engine, hello
-        self.owners: dict[Request, Connection] = {}
+        self.owners: dict[Request, Caller] = {}
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         self.steps = StepThread(engine, asyncio.get_running_loop(), self.deliver, self.fail)
+        self.steps.start()
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection's life."""
-        connection = Connection(writer)
+        connection = Caller(writer)
         connection.send(self.hello)
         try:
             while True:
@@ -86,6 +79,9 @@ class Server:
                         if id in connection.requests:
                             raise protocol.ProtocolError(f"request id {id!r} twice")
                         connection.requests[id] = asyncio.create_task(self.submit(connection, submit))
+                    case Encode(request_id=id):
+                        error = UnsupportedError("this model writes, it has no embeddings", param="model")
+                        connection.send(failed(id, error))
                     case Cancel(request_id=id):
                         if request := connection.requests.pop(id, None):
                             self.drop(request)
@@ -101,7 +97,7 @@ class Server:
             connection.requests.clear()
             writer.close()
 
-    async def submit(self, connection: Connection, submit: Submit) -> None:
+    async def submit(self, connection: Caller, submit: Submit) -> None:
         id, loop = submit.request_id, asyncio.get_running_loop()
         prompt = next((p for p in (submit.messages, submit.text, submit.token_ids) if p is not None), [])
         make_request = partial(self.engine.make_request, prompt, submit.params, id=id)
@@ -112,7 +108,7 @@ class Server:
                 log.exception("a prompt could not be tokenized")
                 error = WootzError("the prompt could not be tokenized")
             del connection.requests[id]
-            connection.send(_failed(id, error))
+            connection.send(failed(id, error))
         else:
             connection.requests[id] = request
             self.owners[request] = connection
@@ -128,7 +124,7 @@ class Server:
 
     def deliver(self, events: list[Event]) -> None:
         """Send what a step brought, to each connection in one write."""
-        messages: dict[Connection, list[FromEngine]] = {}
+        messages: dict[Caller, list[FromEngine]] = {}
         for request, event in events:
             if connection := self.owners.get(request):
                 messages.setdefault(connection, []).append(event)
@@ -141,7 +137,7 @@ class Server:
         for request in requests:
             if connection := self.owners.get(request):
                 self.forget(request)
-                connection.send(_failed(request.id, error))
+                connection.send(failed(request.id, error))
 
     def forget(self, request: Request) -> None:
         del self.owners.pop(request).requests[request.id]
@@ -198,10 +194,6 @@ class StepThread(threading.Thread):
                 self.loop.call_soon_threadsafe(self.deliver, events)
 
 
-def _failed(request_id: str, error: WootzError) -> Failed:
-    return Failed(request_id, status=error.status, message=str(error), code=error.code, param=error.param)
-
-
 # --- the process ----------------------------------------------------------------------------------------------
 
 
@@ -214,28 +206,38 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        engine, hello = _load(arguments.path, arguments.config)
+        server = _load(arguments.path, arguments.config)
         listener = _listen(arguments.socket)
     except WootzError as error:
         print(f'model "{arguments.name}": {error}'.replace("\n", " "), file=sys.stderr)
         sys.exit(2)
-    asyncio.run(_serve(engine, hello, listener))
+    asyncio.run(_serve(server, listener))
 
 
-def _load(path: Path, config_json: str) -> tuple[Engine, Hello]:
+class Talks(Protocol):
+    """A server's side of the socket. Made in the event loop that it lives in."""
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
+
+
+def _load(path: Path, config_json: str) -> Callable[[], Talks]:
     # How long OpenMP's threads wait for each other awake, read when PyTorch is first imported. The default is so long
     # that one busy process beside us costs a multiple of its share; this short, it costs its share.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from wootz.engine import setup
+    from wootz.engine.encoding import EncoderServer
     from wootz.engine.engine import Engine
-    from wootz.engine.setup import sampling_defaults
+    from wootz.models.encoder import Encoder
 
     try:
         config = EngineConfig.model_validate_json(config_json)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ConfigError(f"engine.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    engine = Engine(path, config=config)
-    model, tokenizer = engine.model, engine.tokenizer
+    model, tokenizer = setup.load(path, None, config)
+    if isinstance(model, Encoder):
+        return partial(EncoderServer, model, tokenizer)
+    engine = Engine(model, config=config, tokenizer=tokenizer)
     hello = Hello(
         family=model.config.family,
         num_parameters=model.num_parameters,
@@ -244,9 +246,9 @@ def _load(path: Path, config_json: str) -> tuple[Engine, Hello]:
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
-        defaults=sampling_defaults(path),
+        defaults=setup.sampling_defaults(path),
     )
-    return engine, hello
+    return partial(Server, engine, hello)
 
 
 def _listen(path: Path) -> socket.socket:
@@ -263,13 +265,12 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-async def _serve(engine: Engine, hello: Hello, listener: socket.socket) -> NoReturn:
+async def _serve(make_server: Callable[[], Talks], listener: socket.socket) -> NoReturn:
     """Until SIGTERM or SIGINT, and then not a moment longer: a step under way is not waited for."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    server = Server(engine, hello)
-    server.steps.start()
+    server = make_server()
     await asyncio.start_unix_server(server.talk, sock=listener)
     await stopping.wait()
     os.unlink(listener.getsockname())

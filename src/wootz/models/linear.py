@@ -59,7 +59,7 @@ class Linear(nn.Module):
         The plain weight is let go (``weight`` becomes None), and freed unless something else reads it too, as the
         embedding does a tied head's.
         """
-        if self._blocks is not None:
+        if self._blocks is not None or self._packed is not None:
             return
         weight = self.weight.detach()
         if weight.device.type != "cpu" or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():

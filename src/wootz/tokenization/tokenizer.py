@@ -117,6 +117,15 @@ class Tokenizer:
             raise BadRequestError("a text is not valid Unicode: it holds a lone surrogate") from None
         return [[*before, *(next(left).ids if ids is None else ids), *after] for ids in batch]
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Two texts as one, as a cross-encoder reads them (``[CLS] first [SEP] second [SEP]``): ids, and of which text
+        each is. Control tokens written out in either are parsed."""
+        try:
+            encoding = self._backend.encode(first, second)
+        except TypeError:
+            raise BadRequestError("the text is not valid Unicode: it holds a lone surrogate") from None
+        return encoding.ids, encoding.type_ids
+
     def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         ids = self._fast.encode(text) if self._fast else None
         if ids is None:
