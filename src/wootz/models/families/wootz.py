@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wootz.models.blocks.attention import AttentionConfig
@@ -22,6 +22,7 @@ from wootz.models.blocks.router import Gates, RouterConfig
 from wootz.models.decoder import DecoderConfig, LayerConfig, PartConfig
 from wootz.models.families.family import Family, end_tokens, rope_parameters, rope_scaling
 from wootz.models.positions.rotary import RotaryConfig
+from wootz.models.positions.schemes import Heads, Scheme, scheme
 
 GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu", "glu": "sigmoid", "bilinear": "identity"}
 PLAIN = ("gelu", "relu", "relu2", "silu")
@@ -51,6 +52,7 @@ def read_config(raw: dict[str, Any]) -> DecoderConfig:
         layers=tuple(layers),
         norm=norm,
         max_position_embeddings=raw.get("max_position_embeddings", 2048),
+        embedding_positions=shape.positions.embedding,
         tie_embeddings=raw.get("tie_word_embeddings", True),
         initializer_range=raw.get("initializer_range", 0.02),
         bos_token_id=raw.get("bos_token_id"),
@@ -77,8 +79,7 @@ class Shape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    positions: str
-    rotary: RotaryConfig | None
+    positions: Scheme
     window: int
     raw: Mapping[str, Any]
 
@@ -86,14 +87,21 @@ class Shape:
     def of(cls, raw: dict[str, Any]) -> Shape:
         num_heads = raw["num_attention_heads"]
         head_dim = raw.get("head_dim") or raw["hidden_size"] // num_heads
-        positions, rope = raw.get("positions", "rope"), rope_parameters(raw)
+        num_kv_heads = kv_heads(raw.get("attention", "mha"), num_heads)
+        rope = rope_parameters(raw)
+        heads = Heads(
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            rotary=lambda: RotaryConfig(head_dim, rope["rope_theta"], rope_scaling(rope)),
+            num_positions=raw.get("max_position_embeddings", 2048),
+        )
         return cls(
             hidden_size=raw["hidden_size"],
             num_heads=num_heads,
-            num_kv_heads=kv_heads(raw.get("attention", "mha"), num_heads),
+            num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            positions=positions,
-            rotary=RotaryConfig(head_dim, rope["rope_theta"], rope_scaling(rope)) if positions == "rope" else None,
+            positions=scheme(raw.get("positions", "rope"), heads),
             window=raw.get("sliding_window", 128),
             raw=raw,
         )
@@ -134,7 +142,9 @@ def _attention(shape: Shape, window: int | None = None) -> PartConfig:
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
-        rotary=shape.rotary,
+        rotary=shape.positions.rotary,
+        score_bias=shape.positions.score_bias,
+        scale=shape.positions.scale,
         window=window,
     )
 
@@ -142,8 +152,9 @@ def _attention(shape: Shape, window: int | None = None) -> PartConfig:
 MIXERS: dict[str, Callable[[Shape], PartConfig]] = {
     "A": _attention,
     "W": lambda shape: _attention(shape, shape.window),
+    "N": lambda shape: _attention(replace(shape, positions=Scheme())),
 }
-"""A: attention; W: attention in a sliding window."""
+"""A: attention; W: attention in a sliding window; N: attention that is not told where tokens stand."""
 
 
 class OwnNames(Mapping[str, str]):

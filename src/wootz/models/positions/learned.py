@@ -43,11 +43,7 @@ class Learned(nn.Module):
 
     def forward(self, x_TD: Tensor, positions_T: Tensor) -> Tensor:
         """Raises `BadRequestError` for a position that the table does not have."""
-        num_positions = len(self.table.weight) - self.config.offset
-        if positions_T.numel() and not 0 <= (last := int(positions_T.max())) < num_positions:
-            raise BadRequestError(
-                f"position {last} is beyond the {num_positions} positions that this model has learned"
-            )
+        check_positions(positions_T, len(self.table.weight) - self.config.offset)
         return x_TD + self.table(positions_T + self.config.offset)
 
     @torch.no_grad()
@@ -61,3 +57,8 @@ class Learned(nn.Module):
         nn.init.normal_(new, std=float(old[self.config.offset :].std()))
         new[: len(old)] = old
         self.table = nn.Embedding.from_pretrained(new, freeze=not old.requires_grad)
+
+
+def check_positions(positions_T: Tensor, num_positions: int) -> None:
+    if positions_T.numel() and (last := int(positions_T.max())) >= num_positions:
+        raise BadRequestError(f"position {last} is beyond the {num_positions} positions that this model has learned")
