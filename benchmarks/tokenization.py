@@ -1,11 +1,11 @@
 """Encoding and training beside the libraries: megabytes of text per second, and the ratio to each.
 
-    python benchmarks/tokenizers.py TOKENIZER --texts FOLDER --json bench-out/tokenizers.json
+    python benchmarks/tokenization.py TOKENIZER --texts FOLDER --json bench-out/tokenization.json
 
 TOKENIZER is a model folder with a byte-level ``tokenizer.json``; FOLDER holds text files. A peer that is not installed
 (`pip install tiktoken kitoken sentencepiece`) is left out. Encoding gets pieces of 100 kB, each seen once, one thread;
-rounds are interleaved and the median is quoted. A peer's ids are compared with the reference's (`tokenizers`) first: "ids
-differ" says in how many pieces they do, and makes its speed another matter.
+rounds are interleaved and the median is quoted. A peer's ids are compared with the reference's (`tokenizers`) first:
+"ids differ" says in how many pieces they do, and makes its speed another matter.
 """
 
 from __future__ import annotations
