@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from parity import prove, save_random
+from safetensors.torch import load_file, save_file
 from test_families import SIZES
+from transformers.integrations.mxfp4 import _convert_moe_packed_tensors
 
+from wootz.core.errors import ModelFileError
 from wootz.models import PackedContext, load
 from wootz.models.names import checkpoint_views
 
@@ -100,3 +104,36 @@ def test_a_balancing_bias_selects_as_in_transformers(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     torch.testing.assert_close(checkpoint_views(model)[name], bias)
     assert (model.logits(tokens) - load(tmp_path / "start").logits(tokens)).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+def test_mxfp4_experts_are_unpacked_as_in_transformers(tmp_path: Path) -> None:
+    config_class, settings = CASES["gpt-oss"]
+    sizes = {"hidden_size": 64, "intermediate_size": 32}
+    reference = save_random(tmp_path, config_class(**(SIZES | settings | sizes)))
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        num_experts, inner, outer = tensors.pop(name).shape
+        blocks = torch.randint(256, (num_experts, outer, inner // 32, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(120, 126, blocks.shape[:-1], generator=generator, dtype=torch.uint8)
+        tensors |= {name + "_blocks": blocks, name + "_scales": scales}
+        reference.get_parameter(name).copy_(_convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+    save_file(tensors, file)
+    raw = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    tokens, model = torch.arange(30) + 3, load(tmp_path)
+    for name, view in checkpoint_views(model).items():
+        torch.testing.assert_close(view, reference.get_parameter(name), atol=0, rtol=0)
+    torch.testing.assert_close(model.logits(tokens), reference(tokens[None]).logits[0], atol=1e-4, rtol=0)
+    assert "quantization_config" not in model.config.raw  # what would be saved is dense
+
+    scales = next(name for name in tensors if name.endswith("_scales"))
+    save_file(tensors | {scales: tensors[scales][:, :-1].contiguous()}, file)
+    with pytest.raises(ModelFileError, match="has blocks .* but scales"):
+        load(tmp_path)
+    del tensors[scales]
+    save_file(tensors, file)
+    with pytest.raises(ModelFileError, match="lacks tensor"):
+        load(tmp_path)

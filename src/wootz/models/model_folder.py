@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wootz.core.errors import ModelFileError
-from wootz.models import families
+from wootz.models import families, mxfp4
 from wootz.models.families import ModelConfig
 from wootz.models.pickled import PickledShard
 from wootz.models.pooling import read_pooling
@@ -37,9 +37,24 @@ class FolderCheckpoint:
             for file, shard in self._shards.items()
             for name in shard.keys()  # noqa: SIM118
         }
-        self.names = self._shard_of.keys()
+        with_blocks, with_scales = (
+            {name.removesuffix(half) for name in self._shard_of if name.endswith(half)}
+            for half in (mxfp4.BLOCKS, mxfp4.SCALES)
+        )
+        self._packed = with_blocks & with_scales
+        halves = {name + half for name in self._packed for half in (mxfp4.BLOCKS, mxfp4.SCALES)}
+        self.names = self._packed | (self._shard_of.keys() - halves)
 
     def tensor(self, name: str) -> Tensor:
+        if name in self._packed:  # (E, out, in), where the same unpacked is (E, in, out)
+            blocks, scales = self._stored(name + mxfp4.BLOCKS), self._stored(name + mxfp4.SCALES)
+            if blocks.ndim != 4 or blocks.shape[:-1] != scales.shape:
+                file = self._shard_of[name + mxfp4.BLOCKS][1]
+                raise ModelFileError(f"{file}: {name} has blocks {(*blocks.shape,)}, but scales {(*scales.shape,)}")
+            return mxfp4.dequantize_mxfp4(blocks, scales).transpose(1, 2)
+        return self._stored(name)
+
+    def _stored(self, name: str) -> Tensor:
         theirs, file, shard = self._shard_of[name]
         try:
             return shard.get_tensor(theirs)
@@ -61,7 +76,8 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         if pooling := read_pooling(folder):
             raw["pooling"] = pooling
-        if "quantization_config" in raw:
+        quantization = raw.pop("quantization_config", {"quant_method": "mxfp4"})
+        if quantization.get("quant_method") != "mxfp4":
             raise ValueError("its weights are quantised in a way that is not supported; use a GGUF file")
         return families.read_config(raw)
     except KeyError as error:
