@@ -209,6 +209,7 @@ def test_a_file_of_ranks_with_an_unknown_name(tmp_path: Path) -> None:
 # --- no vocabulary at all -------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(text=unicode_text)
 def test_bytes_equal_byt5(text: str) -> None:
     transformers = pytest.importorskip("transformers")
