@@ -39,6 +39,15 @@ MULTIPLIERS = {
     "residual_multiplier": 0.5,
     "attention_multiplier": 0.3,
 }
+ZAMBA = HYBRID | {
+    "num_hidden_layers": 5,
+    "layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"],
+    "num_key_value_heads": 4,
+    "n_mamba_heads": 8,
+    "mamba_ngroups": 2,
+    "adapter_rank": 3,
+    "tie_word_embeddings": True,
+}
 CASES = {
     "mamba": (transformers.MambaConfig, MAMBA),
     "mamba-biases": (transformers.MambaConfig, MAMBA | {"use_bias": True, "use_conv_bias": False, "conv_kernel": 3}),
@@ -52,6 +61,11 @@ CASES = {
         GRANITE | MULTIPLIERS | {"num_local_experts": 0, "position_embedding_type": "rope"},
     ),
     "granite": (transformers.GraniteMoeHybridConfig, GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "zamba2": (
+        transformers.Zamba2Config,
+        ZAMBA | {"num_mem_blocks": 2, "use_shared_attention_adapter": True, "use_mem_rope": True},
+    ),
+    "zamba2-one-block": (transformers.Zamba2Config, ZAMBA | {"num_key_value_heads": 2}),
     "mamba2-limited": (transformers.Mamba2Config, MAMBA2 | {"time_step_limit": (0.05, 0.4), "use_bias": True}),
 }
 RWKV = {"intermediate_size": 40, "use_cache": False}

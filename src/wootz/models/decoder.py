@@ -23,13 +23,14 @@ from wootz.models.context import CacheSpec, Context, PackedContext
 from wootz.models.linear import Linear, prepare_for_inference
 from wootz.models.run import Run, assign_slots
 
-NormPlacement = Literal["pre", "post", "output", "sandwich"]
+NormPlacement = Literal["pre", "post", "output", "sandwich", "none"]
 """Where a layer normalises, for an inner part f:
 
 - pre: ``x + f(norm(x))``, which trains without warm-up;
 - post: ``norm(x + f(x))``, as in 2017;
 - output: ``x + norm(f(x))`` (OLMo 2);
-- sandwich: ``x + norm(f(norm(x)))`` (Gemma 2 and 3).
+- sandwich: ``x + norm(f(norm(x)))`` (Gemma 2 and 3);
+- none: ``x + f(x)``, for parts that see to it themselves.
 """
 
 
@@ -178,7 +179,7 @@ class Layer(nn.Module):
     def __init__(self, config: LayerConfig, hidden_size: int, norm: NormConfig) -> None:
         super().__init__()
         self.config = config
-        before, after = config.norms in ("pre", "sandwich"), config.norms != "pre"
+        before, after = config.norms in ("pre", "sandwich"), config.norms not in ("pre", "none")
         self.mixer = config.mixer.build(hidden_size) if config.mixer else None
         self.mixer_norm = norm.build(hidden_size) if config.mixer and before else None
         self.mixer_output_norm = norm.build(hidden_size) if config.mixer and after else None
