@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from wootz.models import PackedContext
 from wootz.models.blocks import experts as experts_module
@@ -122,6 +123,8 @@ def test_plain_softmax_tells_every_logit_something_and_a_sigmoid_the_selected() 
     gradient, selected = router_gradient("sigmoid", top_k=1)
     assert gradient[selected].abs().min() > 0
     assert gradient[~selected].abs().max() == 0
+    gradient, _ = router_gradient("sigmoid_renormalised", top_k=1)
+    assert gradient.abs().max() < 1e-12
 
 
 @settings(max_examples=40, deadline=None)
@@ -216,6 +219,14 @@ def test_losses_are_least_where_experts_are_equally_busy() -> None:
     with watch_routing(moe) as again:
         moe(tokens() + 1, run_of(40))
     assert balance_loss(again).item() < loss.item()
+
+
+def test_balance_loss_is_that_of_transformers_divided_by_k() -> None:
+    moe = build(RouterConfig(num_experts=5, top_k=2, gates="softmax"))
+    with watch_routing(moe) as routings:
+        moe(tokens(), run_of(40))
+    theirs = load_balancing_loss_func((routings[moe.router].logits_TE,), num_experts=5, top_k=2)
+    torch.testing.assert_close(2 * balance_loss(routings), theirs)
 
 
 def test_nobody_listens_after_the_watch() -> None:

@@ -131,7 +131,7 @@ def test_mxfp4_experts_are_unpacked_as_in_transformers(tmp_path: Path) -> None:
 
     scales = next(name for name in tensors if name.endswith("_scales"))
     save_file(tensors | {scales: tensors[scales][:, :-1].contiguous()}, file)
-    with pytest.raises(ModelFileError, match="has blocks .* but scales"):
+    with pytest.raises(ModelFileError, match=r"has blocks .* but scales"):
         load(tmp_path)
     del tensors[scales]
     save_file(tensors, file)
