@@ -24,6 +24,8 @@ from wootz.core.wire import (
     CompletionRequest,
     EmbeddingRequest,
     EmbeddingResponse,
+    RerankRequest,
+    RerankResponse,
 )
 
 
@@ -53,6 +55,9 @@ class LanguageModel(Protocol):
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         raise UnsupportedError(f'model "{self.name}" has no embeddings', param="model")
+
+    async def rerank(self, request: RerankRequest) -> RerankResponse:
+        raise UnsupportedError(f'model "{self.name}" cannot rank documents', param="model")
 
     async def ready(self) -> bool:
         """Whether a request sent now would be worked on (the engine is up, its weights are loaded)."""

@@ -193,6 +193,25 @@ class EmbeddingRequest(Request):
     user: str | None = None
 
 
+class RerankDocument(Request):
+    text: str
+
+
+class RerankRequest(Request):
+    """``POST /v1/rerank``, as Cohere and Jina have it: how relevant is each document to the query?"""
+
+    model: str = Field(min_length=1, max_length=256)
+    query: str = Field(min_length=1)
+    documents: list[str | RerankDocument] = Field(min_length=1)
+    top_n: Count | None = None
+    return_documents: bool | None = None
+    user: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return [document if isinstance(document, str) else document.text for document in self.documents]
+
+
 # --- answers --------------------------------------------------------------------------------------------------
 
 
@@ -310,4 +329,20 @@ class EmbeddingResponse(Answer):
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
+    usage: Usage
+
+
+class RerankResult(Answer):
+    index: int
+    relevance_score: float
+    """Between 0 and 1 from a cross-encoder; a cosine from a model that compares vectors."""
+    document: RerankDocument | None = OMIT_NONE
+
+
+class RerankResponse(Answer):
+    id: str
+    object: Literal["list"] = "list"
+    model: str
+    results: list[RerankResult]
+    """Most relevant first."""
     usage: Usage

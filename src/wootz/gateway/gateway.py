@@ -35,6 +35,8 @@ from wootz.core.wire import (
     CompletionRequest,
     EmbeddingRequest,
     EmbeddingResponse,
+    RerankRequest,
+    RerankResponse,
     SamplingFields,
     Usage,
 )
@@ -45,7 +47,7 @@ from wootz.telemetry import Observation, Telemetry
 log = logging.getLogger(__name__)
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
-AnyRequest = SamplingFields | EmbeddingRequest
+AnyRequest = SamplingFields | EmbeddingRequest | RerankRequest
 
 
 class Gateway:
@@ -122,6 +124,14 @@ class Gateway:
     ) -> EmbeddingResponse:
         async with self._recorded(key, request, request_id, route) as observation:
             answer = await self._admit(key, request).embed(request)
+            observation.usage(answer.usage)
+            return answer
+
+    async def rerank(
+        self, key: Key | None, request: RerankRequest, *, request_id: str, route: str = "/v1/rerank"
+    ) -> RerankResponse:
+        async with self._recorded(key, request, request_id, route) as observation:
+            answer = await self._admit(key, request).rerank(request)
             observation.usage(answer.usage)
             return answer
 

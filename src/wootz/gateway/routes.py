@@ -20,6 +20,8 @@ from wootz.core.wire import (
     CompletionRequest,
     EmbeddingRequest,
     EmbeddingResponse,
+    RerankRequest,
+    RerankResponse,
     SamplingFields,
 )
 from wootz.gateway import errors
@@ -95,6 +97,11 @@ def _inference(gateway: Gateway) -> APIRouter:
     @router.post("/v1/embeddings", response_model=EmbeddingResponse, responses=ANSWER_ERRORS)
     async def embed(request: Request, body: EmbeddingRequest) -> Response:
         return WholeAnswer(gateway.embed(request.state.key, body, request_id=request.state.request_id))
+
+    @router.post("/v1/rerank", response_model=RerankResponse, responses=ANSWER_ERRORS)
+    async def rerank(request: Request, body: RerankRequest) -> Response:
+        """Documents by their relevance to a query, as Cohere and Jina have it."""
+        return WholeAnswer(gateway.rerank(request.state.key, body, request_id=request.state.request_id))
 
     def model_info(name: str) -> ModelInfo:
         return ModelInfo(id=name, created=gateway.started, owned_by=gateway.models[name].provider)

@@ -8,6 +8,9 @@ What the engine cannot do yet is refused with the parameter's name; it is never 
 
 from __future__ import annotations
 
+import base64
+import sys
+from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
@@ -23,15 +26,22 @@ from wootz.core.wire import (
     CompletionChoice,
     CompletionRequest,
     Delta,
+    Embedding,
+    EmbeddingRequest,
+    EmbeddingResponse,
     FinishReason,
     PromptTokensDetails,
+    RerankDocument,
+    RerankRequest,
+    RerankResponse,
+    RerankResult,
     SamplingFields,
     Usage,
     new_id,
     now,
 )
 from wootz.engine.client import EngineClient
-from wootz.engine.protocol import Finished, Hello, Output, SamplingParams
+from wootz.engine.protocol import Encoded, Finished, Hello, Output, SamplingParams
 from wootz.providers.logprobs import CompletionLogprobsWriter, chat_logprobs
 from wootz.providers.merge import merge
 
@@ -39,6 +49,8 @@ COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for ``/v1/completions``; a chat answer may fill the model's context."""
 
 MAX_PROMPTS = 1024
+MAX_INPUTS = 2048
+"""Of one embedding request; OpenAI's limit."""
 
 REFUSED = ("functions", "function_call", "audio", "web_search_options", "structured_outputs")
 REFUSED_PREFIX = "guided_"
@@ -116,21 +128,79 @@ class EngineModel(LanguageModel):
                 yield Completion(id=id, created=created, model=self.name, choices=[choice])
         yield Completion(id=id, created=created, model=self.name, choices=[], usage=_usage(finished))
 
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        self._hello(writes=False)
+        texts = embedding_inputs(request)
+        encoded = await self.client.encode(texts, dimensions=request.dimensions)
+        as_text = request.encoding_format == "base64"
+        data = [
+            Embedding(index=index, embedding=base64.b64encode(vector).decode() if as_text else _floats(vector))
+            for index, vector in enumerate(encoded.vectors)
+        ]
+        return EmbeddingResponse(data=data, model=self.name, usage=_prompt_usage(encoded))
+
+    async def rerank(self, request: RerankRequest) -> RerankResponse:
+        self._hello(writes=False)
+        if len(request.documents) > MAX_INPUTS:
+            raise BadRequestError(f'"documents" may hold at most {MAX_INPUTS}', param="documents")
+        texts = request.texts
+        encoded = await self.client.encode([*texts], query=request.query, truncate=True)
+        ranked = sorted(range(len(texts)), key=lambda index: (-encoded.scores[index], index))
+        results = [
+            RerankResult(
+                index=index,
+                relevance_score=encoded.scores[index],
+                document=RerankDocument(text=texts[index]) if request.return_documents else None,
+            )
+            for index in ranked[: request.top_n]
+        ]
+        return RerankResponse(id=new_id("rerank"), model=self.name, results=results, usage=_prompt_usage(encoded))
+
     async def ready(self) -> bool:
         return self.client.ready
 
     async def close(self) -> None:
         await self.client.close()
 
-    def _hello(self) -> Hello:
-        if self.client.hello is None:
+    def _hello(self, *, writes: bool = True) -> Hello:
+        """What the engine said about itself. Raises `UnsupportedError` if it does the other kind of work."""
+        hello = self.client.hello
+        if hello is None:
             raise UnavailableError(f'model "{self.name}" is still loading', hint="try again shortly")
-        return self.client.hello
+        if writes and hello.embedding_size is not None:
+            raise UnsupportedError(
+                f'model "{self.name}" is an encoder: it embeds texts and cannot write', param="model"
+            )
+        if not writes and hello.embedding_size is None:
+            raise UnsupportedError(f'model "{self.name}" has no embeddings: it writes', param="model")
+        return hello
 
     def _generate(self, prompt: str | list[int], params: SamplingParams) -> AsyncGenerator[Output | Finished, None]:
         if isinstance(prompt, str):
             return self.client.generate(text=prompt, params=params)
         return self.client.generate(token_ids=prompt, params=params)
+
+
+def embedding_inputs(request: EmbeddingRequest) -> list[str | list[int]]:
+    """The inputs one by one. Raises `BadRequestError` for one that is empty, and for too many."""
+    given = request.input
+    inputs: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
+    if not inputs or not all(inputs):
+        raise BadRequestError('"input" is empty, or has an empty text', param="input")
+    if len(inputs) > MAX_INPUTS:
+        raise BadRequestError(f'"input" may hold at most {MAX_INPUTS} texts', param="input")
+    return inputs
+
+
+def _floats(vector: bytes) -> list[float]:
+    numbers = array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tolist()
+
+
+def _prompt_usage(encoded: Encoded) -> Usage:
+    return Usage(prompt_tokens=encoded.prompt_tokens, total_tokens=encoded.prompt_tokens)
 
 
 def sampling_params(

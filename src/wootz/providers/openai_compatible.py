@@ -27,6 +27,8 @@ from wootz.core.wire import (
     CompletionRequest,
     EmbeddingRequest,
     EmbeddingResponse,
+    RerankRequest,
+    RerankResponse,
     SamplingFields,
     Usage,
 )
@@ -36,6 +38,7 @@ from wootz.providers.upstream_errors import error_from_event, error_from_respons
 CONNECT_SECONDS = 10.0
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
+Whole = TypeVar("Whole", EmbeddingResponse, RerankResponse)
 
 
 class OpenAICompatibleModel(LanguageModel):
@@ -69,17 +72,23 @@ class OpenAICompatibleModel(LanguageModel):
         return self._stream("completions", request, Completion)
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        return await self._ask("embeddings", request, EmbeddingResponse)
+
+    async def rerank(self, request: RerankRequest) -> RerankResponse:
+        return await self._ask("rerank", request, RerankResponse)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _ask(self, path: str, request: EmbeddingRequest | RerankRequest, answer_type: type[Whole]) -> Whole:
         body = request.model_dump(exclude_unset=True) | {"model": self.upstream_model}
-        async with self._post("embeddings", body) as response:
+        async with self._post(path, body) as response:
             try:
-                answer = EmbeddingResponse.model_validate_json(await response.aread())
+                answer = answer_type.model_validate_json(await response.aread())
             except ValidationError as error:
                 raise self._malformed(error) from None
         answer.model = self.name
         return answer
-
-    async def close(self) -> None:
-        await self._http.aclose()
 
     async def _stream(self, path: str, request: SamplingFields, chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
         body = request.model_dump(exclude_unset=True) | {"model": self.upstream_model, "stream": True}
