@@ -31,6 +31,8 @@ class AttentionConfig:
     num_kv_heads: int
     head_dim: int
     qkv_bias: bool = False
+    qkv_by_group: bool = False
+    """Checkpoints keep the rows of a key/value head, and of the queries that read it, together (BLOOM, GPT-NeoX)."""
     output_bias: bool = False
     rotary: RotaryConfig | None = None
     score_bias: ScoreBiasConfig | None = None
@@ -79,6 +81,9 @@ class Attention(Remembering):
     def forward(self, x_TD: Tensor, run: Run) -> Tensor:
         heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
         qkv_TEd = self.qkv(x_TD).unflatten(-1, (-1, self.config.head_dim))
+        if self.config.qkv_by_group:
+            *q, k_TKd, v_TKd = qkv_TEd.unflatten(1, (kv_heads, -1)).unbind(2)
+            qkv_TEd = torch.cat((torch.stack(q, 2).flatten(1, 2), k_TKd, v_TKd), dim=1)
         qk_TRd, v_TKd = qkv_TEd.split((heads + kv_heads, kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q_THd, k_TKd = qk_TRd.split((heads, kv_heads), dim=1)
