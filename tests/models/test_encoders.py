@@ -31,6 +31,33 @@ BASES = {
     "bert": (transformers.BertConfig, {}),
     "bert-gelu-new": (transformers.BertConfig, {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "num_labels": 1}),
     "roberta": (transformers.RobertaConfig, {"pad_token_id": 1, "type_vocab_size": 1}),
+    "deberta-v3": (
+        transformers.DebertaV2Config,
+        {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "share_att_key": True,
+            "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+            "pooler_hidden_size": 48,
+        },
+    ),
+    "deberta-v2": (
+        transformers.DebertaV2Config,
+        {
+            "relative_attention": True,
+            "pos_att_type": "c2p|p2c",
+            "max_relative_positions": 12,
+            "type_vocab_size": 2,
+            "pooler_hidden_size": 48,
+        },
+    ),
+    "deberta-one-term": (
+        transformers.DebertaV2Config,
+        {"relative_attention": True, "pos_att_type": "p2c", "type_vocab_size": 1, "pooler_hidden_size": 48},
+    ),
     "xlm-roberta": (transformers.XLMRobertaConfig, {"pad_token_id": 1, "type_vocab_size": 1, "num_labels": 5}),
 }
 
@@ -74,7 +101,7 @@ def test_cross_encoder_scores_equal_transformers(tmp_path: Path, case: str) -> N
     ours, theirs = saved(tmp_path, case, transformers.AutoModelForSequenceClassification)
     texts = random_texts()
     types = [[0] * (len(text) // 2) + [1] * (len(text) - len(text) // 2) for text in texts]
-    if theirs.config.type_vocab_size == 1:
+    if theirs.config.type_vocab_size < 2:
         types = [[0] * len(text) for text in texts]
     with torch.no_grad():
         expected = [
@@ -87,7 +114,7 @@ def test_cross_encoder_scores_equal_transformers(tmp_path: Path, case: str) -> N
         assert not torch.allclose(ours.score(texts), ours.score(texts, types), atol=1e-3)
 
 
-@pytest.mark.parametrize("case", ["bert", "roberta"])
+@pytest.mark.parametrize("case", ["bert", "roberta", "deberta-v2", "deberta-v3"])
 def test_gradients_equal_transformers_and_are_written_under_its_names(tmp_path: Path, case: str) -> None:
     ours, theirs = saved(tmp_path / "model", case, transformers.AutoModelForSequenceClassification)
     text = random_texts()[2]
@@ -108,7 +135,7 @@ def test_gradients_equal_transformers_and_are_written_under_its_names(tmp_path: 
         assert (mine - tensor).norm() <= 1e-3 * tensor.norm().clamp_min(1e-3), name
 
 
-@pytest.mark.parametrize("case", ["bert", "roberta"])
+@pytest.mark.parametrize("case", ["bert", "roberta", "deberta-v3"])
 def test_transformers_reads_what_we_write(tmp_path: Path, case: str) -> None:
     ours, theirs = saved(tmp_path / "model", case, transformers.AutoModelForSequenceClassification)
     save(ours, tmp_path / "ours")
