@@ -15,7 +15,21 @@ import typer
 from typer.core import TyperGroup
 
 from wootz import __version__
-from wootz.cli import arch, bench, chat, config, cost, doctor, keys, models, plan, serve
+from wootz.cli import (
+    arch,
+    bench,
+    chat,
+    config,
+    convert,
+    cost,
+    doctor,
+    evals,
+    keys,
+    models,
+    plan,
+    serve,
+    tokenizer,
+)
 from wootz.cli.common import PLAIN_HELP
 
 
@@ -74,6 +88,9 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(cost.app, name="cost")
 app.add_typer(config.app, name="config")
 app.add_typer(arch.app, name="arch")
+app.add_typer(tokenizer.app, name="tokenizer")
+app.command("convert")(convert.convert)
+app.add_typer(evals.app, name="eval")
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")

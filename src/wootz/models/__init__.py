@@ -15,12 +15,19 @@ from wootz.core.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from wootz.models.context import CacheSpec, Context, LatentKV, PackedContext, PagedKV, RecurrentState
+    from wootz.models.converting import convert
     from wootz.models.decoder import Decoder, DecoderConfig, LayerConfig
+    from wootz.models.encoder import Encoder
     from wootz.models.families import read_config
     from wootz.models.linear import Linear
-    from wootz.models.loading import load
+    from wootz.models.loading import load, load_encoder
+    from wootz.models.saving import save
 
 _HOMES = {
+    "Encoder": "encoder",
+    "convert": "converting",
+    "load_encoder": "loading",
+    "save": "saving",
     "CacheSpec": "context",
     "Context": "context",
     "Decoder": "decoder",
@@ -40,14 +47,18 @@ __all__ = [
     "Context",
     "Decoder",
     "DecoderConfig",
+    "Encoder",
     "LatentKV",
     "LayerConfig",
     "Linear",
     "PackedContext",
     "PagedKV",
     "RecurrentState",
+    "convert",
     "load",
+    "load_encoder",
     "read_config",
+    "save",
 ]
 
 

@@ -7,10 +7,28 @@ try:
 except ImportError:
     raise MissingExtraError("tokenization", "engine", "tokenizers") from None
 
+from wootz.tokenization.built_in_templates import built_in_template
+from wootz.tokenization.byte_tokenizer import ByteTokenizer
+from wootz.tokenization.chat_encoding import EncodedChat
 from wootz.tokenization.chat_template import ChatTemplate
-from wootz.tokenization.load import load_tokenizer
+from wootz.tokenization.fingerprint import check_fingerprint, write_fingerprint
+from wootz.tokenization.load import load_tiktoken, load_tokenizer
+from wootz.tokenization.ranks import Encoding
 from wootz.tokenization.stop import StopMatcher
 from wootz.tokenization.stream import StreamDecoder
 from wootz.tokenization.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "StopMatcher", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "ByteTokenizer",
+    "ChatTemplate",
+    "EncodedChat",
+    "Encoding",
+    "StopMatcher",
+    "StreamDecoder",
+    "Tokenizer",
+    "built_in_template",
+    "check_fingerprint",
+    "load_tiktoken",
+    "load_tokenizer",
+    "write_fingerprint",
+]
