@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from wootz.models import PackedContext
 from wootz.models.attention.delta_rule import delta_rule
 from wootz.models.attention.linear import decayed_sum
+from wootz.models.blocks.linear_attention import GLAConfig, LinearAttentionConfig, RetentionConfig
 from wootz.models.blocks.mamba import MambaConfig
 from wootz.models.blocks.mamba2 import Mamba2Config
 from wootz.models.blocks.rwkv4 import RWKV4ChannelMixConfig, RWKV4Config, weighted_mean
 from wootz.models.blocks.rwkv7 import RWKV7Config
+from wootz.models.blocks.s4d import S4DConfig
 from wootz.models.blocks.selective_scan import selective_scan
 from wootz.models.run import Remembering, Run, assign_slots
 
@@ -40,6 +42,10 @@ class ContinuedContext:
 
 
 MIXERS = {
+    "s4d": S4DConfig(state_size=5, chunk_size=8),
+    "linear-attention": LinearAttentionConfig(2, 6),
+    "retention": RetentionConfig(2, 6, 10),
+    "gla": GLAConfig(2, 6, 10, gate_rank=3),
     "mamba": MambaConfig(intermediate_size=24, state_size=5, dt_rank=3, inner_norm_eps=1e-6),
     "mamba2": Mamba2Config(num_heads=4, head_dim=6, state_size=5, num_groups=2, chunk_size=8),
     "rwkv4": RWKV4Config(24, chunk_size=8),
@@ -97,6 +103,26 @@ def test_a_state_does_not_grow(name):
 
 
 # --- against the papers, token by token ------------------------------------------------------------------------------
+
+
+def test_s4d_is_a_linear_system_that_does_not_change_with_time():
+    """Against the matrix exponential: zero-order hold of h' = A h + u over a time of dt."""
+    torch.manual_seed(0)
+    layer = S4DConfig(state_size=3, chunk_size=8).build(2).double()
+    u_BTD = numbers(1, T, 2)
+    y_BTD, _ = layer.advance(layer.state_spec.start(1, torch.float64, u_BTD.device), u_BTD)
+    A = torch.complex(-layer.decay_log.exp(), layer.frequency)
+    C, dt = torch.complex(*layer.C), layer.dt_log.exp()
+    for channel in range(2):
+        system = torch.zeros(4, 4, dtype=torch.complex128)  # [[A, 1], [0, 0]], whose exponential holds both matrices
+        system[:3, :3], system[:3, 3] = A[channel].diag(), 1
+        step = torch.linalg.matrix_exp(system * dt[channel])
+        h = torch.zeros(3, dtype=torch.complex128)
+        for t in range(T):
+            u = u_BTD[0, t, channel]
+            h = step[:3, :3] @ h + step[:3, 3] * u
+            expected = 2 * (C[channel] @ h).real + layer.D[channel] * u
+            torch.testing.assert_close(y_BTD[0, t, channel], expected, atol=1e-10, rtol=1e-8)
 
 
 @pytest.mark.parametrize("length", [1, 2, 10, 23])
