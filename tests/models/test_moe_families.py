@@ -16,6 +16,7 @@ from transformers.integrations.mxfp4 import _convert_moe_packed_tensors
 from wootz.core.errors import ModelFileError
 from wootz.models import PackedContext, load
 from wootz.models.names import checkpoint_views
+from wootz.models.saving import save
 
 MOE = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 6, "v_head_dim": 10}
@@ -104,6 +105,17 @@ def test_a_balancing_bias_selects_as_in_transformers(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     torch.testing.assert_close(checkpoint_views(model)[name], bias)
     assert (model.logits(tokens) - load(tmp_path / "start").logits(tokens)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("case", ["mixtral", "gpt-oss", "deepseek-v3"])
+@torch.inference_mode()
+def test_transformers_reads_what_we_save(tmp_path: Path, case: str) -> None:
+    """Experts by name, and stacked in transposed tensors."""
+    config_class, settings = CASES[case]
+    tokens, reference = torch.arange(30) + 3, save_random(tmp_path / "theirs", config_class(**(SIZES | settings)))
+    save(load(tmp_path / "theirs"), tmp_path / "ours")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
+    torch.testing.assert_close(again(tokens[None]).logits, reference(tokens[None]).logits, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
