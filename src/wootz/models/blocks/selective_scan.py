@@ -6,6 +6,9 @@ for every channel, with its own N numbers of state. As each of them decays at it
 Nor need it be computed token by token: √T chunks of √T tokens advance side by side, first from nothing, to learn in
 which state each chunk ends; then, once every chunk's start is known, again and for good. 3√T steps instead of T, with
 twice the arithmetic, in which nothing can overflow: all factors are at most one.
+
+That pays where a step is too small to keep the device busy. On a CPU, where a step is bound by memory as soon as the
+states leave its cache, wide models are scanned token by token.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from torch import Tensor
 
 from wootz.models.context import State
 
+CACHED_NUMBERS = 1 << 16
+"""This many numbers of state a CPU core has at hand."""
+
 
 def selective_scan(
     state: State, x_BTI: Tensor, dt_BTI: Tensor, a_IN: Tensor, b_BTN: Tensor, c_BTN: Tensor
@@ -26,7 +32,7 @@ def selective_scan(
     (h_BIN,) = state
     x, dt, b, c = (t.to(h_BIN.dtype) for t in (x_BTI, dt_BTI, b_BTN, c_BTN))
     length = x.shape[1]
-    size = math.ceil(math.sqrt(length))
+    size = -(-length // _num_chunks(length, h_BIN))
     number = -(-length // size)
     # What is appended has dt = 0, which leaves the state as it is.
     x, dt, b, c = (F.pad(t, (0, 0, 0, number * size - length)).unflatten(1, (number, size)) for t in (x * dt, dt, b, c))
@@ -41,6 +47,13 @@ def selective_scan(
         starts_BnIN = torch.stack(starts, dim=1)
     ends_BnIN, y_BnsI = _side_by_side(starts_BnIN, x, dt, a_IN, b, c)
     return y_BnsI.flatten(1, 2)[:, :length], (ends_BnIN[:, -1],)
+
+
+def _num_chunks(length: int, h_BIN: Tensor) -> int:
+    most = math.isqrt(length)
+    if h_BIN.device.type == "cpu":
+        most = min(most, CACHED_NUMBERS // h_BIN.numel())
+    return most if most >= 4 else 1  # with fewer, twice the arithmetic is not made up for
 
 
 def _side_by_side(
