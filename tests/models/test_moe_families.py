@@ -14,7 +14,8 @@ from test_families import SIZES
 from transformers.integrations.mxfp4 import _convert_moe_packed_tensors
 
 from wootz.core.errors import ModelFileError
-from wootz.models import PackedContext, load
+from wootz.models import PackedContext, load, read_config
+from wootz.models.blocks.moe import active_parameters
 from wootz.models.names import checkpoint_views
 from wootz.models.saving import save
 
@@ -149,3 +150,20 @@ def test_mxfp4_experts_are_unpacked_as_in_transformers(tmp_path: Path) -> None:
     save_file(tensors, file)
     with pytest.raises(ModelFileError, match="lacks tensor"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "active"),
+    [
+        (transformers.MixtralConfig(), 46.70e9, 12.88e9),
+        (transformers.DeepseekV3Config(), 671.03e9, 37.55e9),
+        (transformers.GptOssConfig(num_hidden_layers=24, num_local_experts=32), 20.91e9, 4.19e9),
+    ],
+    ids=["Mixtral 8x7B", "DeepSeek-V3", "gpt-oss-20b"],
+)
+def test_published_sizes(config: transformers.PretrainedConfig, total: float, active: float) -> None:
+    """Counted without allocating anything; what is active includes both embedding matrices."""
+    with torch.device("meta"):
+        model = read_config(config.to_dict()).build()
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(total, rel=1e-3)
+    assert active_parameters(model) == pytest.approx(active, rel=1e-3)

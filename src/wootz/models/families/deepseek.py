@@ -51,7 +51,8 @@ def attention(raw: dict[str, Any]) -> LatentAttentionConfig:
 
 
 def experts(raw: dict[str, Any]) -> MoEConfig:
-    width, activation, num_shared = raw["moe_intermediate_size"], raw.get("hidden_act", "silu"), raw["n_shared_experts"]
+    width, activation = raw["moe_intermediate_size"], raw.get("hidden_act", "silu")
+    num_shared = raw.get("n_shared_experts")
     is_v3 = raw["model_type"] == "deepseek_v3"
     in_groups = is_v3 or raw.get("topk_method") == "group_limited_greedy"
     renormalise = raw.get("norm_topk_prob", is_v3)
