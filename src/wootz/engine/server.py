@@ -65,6 +65,8 @@ class Server:
         self.engine, self.hello = engine, hello
         self.owners: dict[Request, Caller] = {}
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        if engine.tokenizer is not None:
+            self.tokenizing.submit(engine.tokenizer.encode, "")  # A large vocabulary takes seconds to lay out.
         self.steps = StepThread(engine, asyncio.get_running_loop(), self.deliver, self.fail)
         self.steps.start()
 
