@@ -206,7 +206,7 @@ def test_what_is_learned_has_gradients(positions: str) -> None:
 
 
 def test_layers_may_differ_in_what_they_are_told() -> None:
-    model = model_with("rope", layers="AN")
+    model = model_with("rope,nope")
     mixers: list[Any] = [layer.get_submodule("mixer") for layer in model.layers]
     assert mixers[0].rotary is not None
     assert mixers[1].rotary is None

@@ -1,58 +1,75 @@
 """Our own family: any mixture of the parts in `wootz.models.blocks`, put together by a few words.
 
     {"model_type": "wootz", "vocab_size": 256, "hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 8,
-     "layers": "MMMMMMMA", "attention": "gqa:2", "ffn": "moe:8x2+1", "positions": "rope"}
+     "layers": "MMMMMMMeA", "attention": "gqa:2", "ffn": "swiglu", "experts": "8x2+1", "positions": "rope"}
 
-``layers`` is a pattern of mixers that repeats until all layers have one; see `MIXERS` for the letters. A letter
-followed by ``-`` has no feed-forward part. Checkpoints call weights what we call them.
+``layers`` is a pattern of letters (`wootz.models.families.mixers`) that repeats until all layers have one. A letter
+followed by ``-`` has no feed-forward part, one followed by ``e`` has experts in its place (Jamba: ``M Me M Ae …``).
+``positions`` is a scheme of `wootz.models.positions.schemes`, or a list with commas that repeats likewise: with
+``rope,rope,rope,nope`` every fourth layer is not told where tokens stand. Checkpoints call weights what we call them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, get_args
 
-from wootz.models.blocks.attention import AttentionConfig
 from wootz.models.blocks.mlp import GatedMLPConfig, MLPConfig, gated_width
 from wootz.models.blocks.moe import MoEConfig
 from wootz.models.blocks.norms import NormConfig
 from wootz.models.blocks.router import Gates, RouterConfig
-from wootz.models.decoder import DecoderConfig, LayerConfig, PartConfig
-from wootz.models.families.family import Family, end_tokens, rope_parameters, rope_scaling
+from wootz.models.blocks.rwkv7 import RWKV7ChannelMixConfig
+from wootz.models.decoder import DecoderConfig, LayerConfig, NormPlacement, PartConfig
+from wootz.models.families.family import Family, context_length, end_tokens, refuse_unless, rope_parameters, rope_scaling
+from wootz.models.families.mixers import MIXERS, Shape
 from wootz.models.positions.rotary import RotaryConfig
 from wootz.models.positions.schemes import Heads, Scheme, scheme
 
 GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu", "glu": "sigmoid", "bilinear": "identity"}
 PLAIN = ("gelu", "relu", "relu2", "silu")
+SETTINGS = frozenset(
+    """model_type vocab_size hidden_size num_hidden_layers num_attention_heads head_dim max_position_embeddings
+    tie_word_embeddings initializer_range bos_token_id eos_token_id rope_theta rope_parameters rope_scaling
+    layers attention positions sliding_window qk_norm softcap sinks latent_dim sparse_block sparse_selected
+    state_size expand conv_width
+    ffn intermediate_size experts expert_size router_gates router_balance_bias router_capacity_factor
+    norm norm_eps norm_placement parallel""".split()
+)
+"""Everything that a config may say."""
 
 
 def read_config(raw: dict[str, Any]) -> DecoderConfig:
-    shape = Shape.of(raw)
-    norm = NormConfig(raw.get("norm", "rms"), raw.get("norm_eps", 1e-5))
-    ffn = feed_forward(
-        raw.get("ffn", "swiglu"),
-        raw["hidden_size"],
-        raw.get("intermediate_size"),
-        raw.get("router_gates", "softmax_renormalised"),
-        balance_bias=raw.get("router_balance_bias", False),
+    kinds = pattern(raw.get("layers", "A"), raw["num_hidden_layers"])
+    shape, schemes = shape_of(raw), position_schemes(raw)
+    dense, sparse = feed_forwards(raw)
+    placement, letters = raw.get("norm_placement", "pre"), [letter for letter, _ in kinds]
+    refuse_unless(
+        placement in get_args(NormPlacement),
+        f'norm_placement "{placement}" is not known ({", ".join(get_args(NormPlacement))} are)',
     )
-    placement = raw.get("norm_placement", "pre")
-    layers = [
-        LayerConfig(
-            mixer=MIXERS[letter](shape), ffn=None if bare else ffn, norms=placement, parallel=raw.get("parallel", False)
-        )
-        for letter, bare in pattern(raw.get("layers", "A"), raw["num_hidden_layers"])
-    ]
+    for name in ("qk_norm", "softcap", "sinks"):
+        refuse_unless(not raw.get(name) or {"A", "W"} & set(letters), f"{name} is for attention (A, W): there is none")
+    uses_experts = any(suffix == "e" for _, suffix in kinds)
+    refuse_unless(uses_experts or not raw.get("experts"), 'experts: no layer is marked with "e" (as in "MMeA")')
+    refuse_unless(sparse or not uses_experts, 'a layer marked with "e" needs "experts", such as "8x2+1"')
+    layers = []
+    for number, (letter, suffix) in enumerate(kinds):
+        positions, first = schemes[number % len(schemes)], letter not in letters[:number]
+        mixer = MIXERS[letter](replace(shape, positions=positions, layer=number, first=first))
+        ffn = {"": dense, "e": sparse, "-": None}[suffix]
+        layers.append(LayerConfig(mixer=mixer, ffn=ffn, norms=placement, parallel=raw.get("parallel", False)))
+    embeddings = {scheme.embedding for scheme in schemes} - {None}
+    refuse_unless(len(embeddings) < 2, "two of the position schemes want the embedding")
     return DecoderConfig(
         family="wootz",
         vocab_size=raw["vocab_size"],
         hidden_size=raw["hidden_size"],
         layers=tuple(layers),
-        norm=norm,
-        max_position_embeddings=raw.get("max_position_embeddings", 2048),
-        embedding_positions=shape.positions.embedding,
+        norm=shape.norm,
+        max_position_embeddings=context_length({"max_position_embeddings": 2048} | raw),
+        embedding_positions=embeddings.pop() if embeddings else None,
         tie_embeddings=raw.get("tie_word_embeddings", True),
         initializer_range=raw.get("initializer_range", 0.02),
         bos_token_id=raw.get("bos_token_id"),
@@ -61,50 +78,43 @@ def read_config(raw: dict[str, Any]) -> DecoderConfig:
     )
 
 
-def pattern(letters: str, num_layers: int) -> list[tuple[str, bool]]:
-    """``"MA-"`` for 4 layers: ``[("M", False), ("A", True), ("M", False), ("A", True)]``."""
-    kinds = re.findall(r"(.)(-?)", letters)
-    if unknown := {letter for letter, _ in kinds} - MIXERS.keys() or (not kinds and {letters}):
-        raise ValueError(
-            f'layers "{letters}": no mixer is called {", ".join(sorted(unknown))} ({", ".join(MIXERS)} are)'
-        )
-    return [(letter, bool(bare)) for letter, bare in (kinds * num_layers)[:num_layers]]
+def pattern(letters: str, num_layers: int) -> list[tuple[str, str]]:
+    """``"MA-"`` for 4 layers: ``[("M", ""), ("A", "-"), ("M", ""), ("A", "-")]``. Spaces are for the reader."""
+    kinds = re.findall(r"(.)([-e]?)", letters.replace(" ", ""))
+    unknown = {letter for letter, _ in kinds} - MIXERS.keys()
+    refuse_unless(kinds, "layers: the pattern is empty")
+    refuse_unless(
+        not unknown, f'layers "{letters}": no mixer is called {", ".join(sorted(unknown))} ({", ".join(MIXERS)} are)'
+    )
+    return (kinds * num_layers)[:num_layers]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What mixers are made from."""
+def shape_of(raw: dict[str, Any]) -> Shape:
+    num_heads = raw["num_attention_heads"]
+    head_dim = raw.get("head_dim") or raw["hidden_size"] // num_heads
+    refuse_unless(head_dim, f"{num_heads} heads are too many for a width of {raw['hidden_size']}")
+    norm = raw.get("norm", "rms")
+    refuse_unless(norm in ("rms", "layer"), f'norm "{norm}" is not known (rms and layer are)')
+    return Shape(
+        hidden_size=raw["hidden_size"],
+        num_heads=num_heads,
+        num_kv_heads=kv_heads(raw.get("attention", "mha"), num_heads),
+        head_dim=head_dim,
+        norm=NormConfig(norm, raw.get("norm_eps", 1e-5)),
+        raw=raw,
+    )
 
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    positions: Scheme
-    window: int
-    raw: Mapping[str, Any]
 
-    @classmethod
-    def of(cls, raw: dict[str, Any]) -> Shape:
-        num_heads = raw["num_attention_heads"]
-        head_dim = raw.get("head_dim") or raw["hidden_size"] // num_heads
-        num_kv_heads = kv_heads(raw.get("attention", "mha"), num_heads)
-        rope = rope_parameters(raw)
-        heads = Heads(
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            rotary=lambda: RotaryConfig(head_dim, rope["rope_theta"], rope_scaling(rope)),
-            num_positions=raw.get("max_position_embeddings", 2048),
-        )
-        return cls(
-            hidden_size=raw["hidden_size"],
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            positions=scheme(raw.get("positions", "rope"), heads),
-            window=raw.get("sliding_window", 128),
-            raw=raw,
-        )
+def position_schemes(raw: dict[str, Any]) -> list[Scheme]:
+    shape, rope = shape_of(raw), rope_parameters({"max_position_embeddings": 2048} | raw)
+    heads = Heads(
+        shape.num_heads,
+        shape.num_kv_heads,
+        shape.head_dim,
+        rotary=lambda: RotaryConfig(shape.head_dim, rope["rope_theta"], rope_scaling(rope)),
+        num_positions=raw.get("max_position_embeddings", 2048),
+    )
+    return [scheme(names.strip(), heads) for names in raw.get("positions", "rope").split(",")]
 
 
 def kv_heads(attention: str, num_heads: int) -> int:
@@ -117,44 +127,48 @@ def kv_heads(attention: str, num_heads: int) -> int:
     return kinds[attention]
 
 
-def feed_forward(
-    kind: str, hidden_size: int, width: int | None, gates: Gates = "softmax_renormalised", *, balance_bias: bool = False
-) -> PartConfig:
-    """``moe:8x2+1`` is 8 experts, 2 for each token, and a shared one. Without a width, one that costs the parameters of
-    a plain part four times as wide as the model; an expert is as wide as that."""
+def feed_forwards(raw: Mapping[str, Any]) -> tuple[PartConfig, PartConfig | None]:
+    """The usual one, and that of layers marked with "e"."""
+    gates: Gates = raw.get("router_gates", "softmax_renormalised")
+    refuse_unless(
+        gates in get_args(Gates), f'router_gates "{gates}" are not known ({", ".join(get_args(Gates))} are)'
+    )
+    kind = raw.get("ffn", "swiglu")
+    if kind.startswith("moe:"):
+        dense = experts(kind.removeprefix("moe:"), raw, gates)
+    else:
+        dense = feed_forward(kind, raw["hidden_size"], raw.get("intermediate_size"))
+    return dense, experts(raw["experts"], raw, gates) if raw.get("experts") else None
+
+
+def feed_forward(kind: str, hidden_size: int, width: int | None = None) -> PartConfig:
+    """Without a width, one that costs the parameters of a plain part four times as wide as the model."""
     if kind in GATED:
         return GatedMLPConfig(width or gated_width(4 * hidden_size, 8), GATED[kind])
     if kind in PLAIN:
         return MLPConfig(width or 4 * hidden_size, kind, bias=False)
-    if found := re.fullmatch(r"moe:(\d+)x(\d+)(?:\+(\d+))?", kind):
-        experts, top_k, shared = (int(number or 0) for number in found.groups())
-        width = width or gated_width(4 * hidden_size, 8)
-        return MoEConfig(
-            router=RouterConfig(num_experts=experts, top_k=top_k, gates=gates, balance_bias=balance_bias),
-            intermediate_size=width,
-            shared=GatedMLPConfig(shared * width) if shared else None,
-        )
-    raise ValueError(f'ffn "{kind}" is not known ({", ".join([*GATED, *PLAIN])} and moe:ExK[+S] are)')
+    if kind == "rwkv":
+        return RWKV7ChannelMixConfig(width or 4 * hidden_size)
+    raise ValueError(f'ffn "{kind}" is not known ({", ".join([*GATED, *PLAIN, "rwkv"])} and moe:ExK[+S] are)')
 
 
-def _attention(shape: Shape, window: int | None = None) -> PartConfig:
-    return AttentionConfig(
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        rotary=shape.positions.rotary,
-        score_bias=shape.positions.score_bias,
-        scale=shape.positions.scale,
-        window=window,
+def experts(words: str, raw: Mapping[str, Any], gates: Gates) -> PartConfig:
+    """``8x2+1``: 8 experts, 2 for each token, and a shared one, each as wide as a dense part would be."""
+    found = re.fullmatch(r"(\d+)x(\d+)(?:\+(\d+))?", words)
+    if not found:
+        raise ValueError(f'experts "{words}": write ExK or ExK+S, such as 8x2+1')
+    number, top_k, shared = (int(number or 0) for number in found.groups())
+    width = raw.get("expert_size") or raw.get("intermediate_size") or gated_width(4 * raw["hidden_size"], 8)
+    router = RouterConfig(
+        num_experts=number,
+        top_k=top_k,
+        gates=gates,
+        balance_bias=raw.get("router_balance_bias", False),
+        capacity_factor=raw.get("router_capacity_factor"),
     )
-
-
-MIXERS: dict[str, Callable[[Shape], PartConfig]] = {
-    "A": _attention,
-    "W": lambda shape: _attention(shape, shape.window),
-    "N": lambda shape: _attention(replace(shape, positions=Scheme())),
-}
-"""A: attention; W: attention in a sliding window; N: attention that is not told where tokens stand."""
+    return MoEConfig(
+        router=router, intermediate_size=width, shared=GatedMLPConfig(shared * width) if shared else None
+    )
 
 
 class OwnNames(Mapping[str, str]):
