@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,3 +102,12 @@ def test_a_text_costs_a_recurrent_model_the_same_memory_however_long():
         engine.step()
     assert engine.num_generated == 80
     assert before == [tensor.data_ptr() for states in engine.runner.cache.layers for tensor in states]
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]):
+    page = (Path(__file__).parents[2] / "docs" / "recurrent.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    exec(example, {})
+    slots, equal = capsys.readouterr().out.splitlines()
+    assert slots.count("RecurrentState(") == 2
+    assert equal == "tensor(True)"
