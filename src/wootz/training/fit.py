@@ -1,4 +1,5 @@
-"""`fit`: a model learns to predict the next token of packed documents. Small, and all that a study needs.
+"""`fit`: a model learns to predict the next token of packed documents, or by another loss. Small, and all that a study
+needs.
 
 One step is a batch of token rows of equal length. The learning rate rises over ``warmup`` steps and then falls along a
 cosine to a tenth; gradients are clipped to norm 1; matrices decay, vectors do not (GPT-3's recipe, arXiv 2005.14165).
@@ -9,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wootz.core.progress import SILENT, Progress
 from wootz.models import Decoder, PackedContext
@@ -55,17 +57,25 @@ class Fitted:
     """In nats per token, one per step."""
 
 
+def language_loss(model: Decoder, batch: Batch) -> Tensor:
+    """Mean cross-entropy, in nats, over the labels that are asked."""
+    logits_NV = predictions(model, batch)
+    return F.cross_entropy(logits_NV, batch.labels_BT.flatten()[_asked(batch)])
+
+
 def fit(
-    model: Decoder,
+    model: nn.Module,
     batches: Iterator[Batch],
     config: FitConfig,
     *,
+    loss_of: Callable[[Any, Batch], Tensor] = language_loss,
     extra_loss: Callable[[], Tensor] | None = None,
     after_step: Callable[[int], None] | None = None,
     progress: Progress = SILENT,
 ) -> Fitted:
-    """Train in place. ``extra_loss`` is added to each step's loss (experts' balance, say); ``after_step`` is called
-    with the step's number once its update is made. Raises FloatingPointError if the loss is not a number."""
+    """Train ``model`` in place by ``loss_of(model, batch)``, in nats per token. ``extra_loss`` is added to each
+    step's loss (experts' balance, say); ``after_step`` is called with the step's number once its update is made. Raises
+    FloatingPointError if the loss is not a number."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -78,7 +88,7 @@ def fit(
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.rate_at(step)
-        loss = language_loss(model, next(batches))
+        loss = loss_of(model, next(batches))
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}; try a smaller learning rate")
         optimizer.zero_grad(set_to_none=True)
@@ -91,12 +101,6 @@ def fit(
         progress.advance()
     model.eval()
     return fitted
-
-
-def language_loss(model: Decoder, batch: Batch) -> Tensor:
-    """Mean cross-entropy, in nats, over the labels that are asked."""
-    logits_NV = predictions(model, batch)
-    return F.cross_entropy(logits_NV, batch.labels_BT.flatten()[_asked(batch)])
 
 
 @torch.inference_mode()

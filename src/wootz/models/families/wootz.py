@@ -22,7 +22,14 @@ from wootz.models.blocks.norms import NormConfig
 from wootz.models.blocks.router import Gates, RouterConfig
 from wootz.models.blocks.rwkv7 import RWKV7ChannelMixConfig
 from wootz.models.decoder import DecoderConfig, LayerConfig, NormPlacement, PartConfig
-from wootz.models.families.family import Family, context_length, end_tokens, refuse_unless, rope_parameters, rope_scaling
+from wootz.models.families.family import (
+    Family,
+    context_length,
+    end_tokens,
+    refuse_unless,
+    rope_parameters,
+    rope_scaling,
+)
 from wootz.models.families.mixers import MIXERS, Shape
 from wootz.models.positions.rotary import RotaryConfig
 from wootz.models.positions.schemes import Heads, Scheme, scheme
@@ -130,9 +137,7 @@ def kv_heads(attention: str, num_heads: int) -> int:
 def feed_forwards(raw: Mapping[str, Any]) -> tuple[PartConfig, PartConfig | None]:
     """The usual one, and that of layers marked with "e"."""
     gates: Gates = raw.get("router_gates", "softmax_renormalised")
-    refuse_unless(
-        gates in get_args(Gates), f'router_gates "{gates}" are not known ({", ".join(get_args(Gates))} are)'
-    )
+    refuse_unless(gates in get_args(Gates), f'router_gates "{gates}" are not known ({", ".join(get_args(Gates))} are)')
     kind = raw.get("ffn", "swiglu")
     if kind.startswith("moe:"):
         dense = experts(kind.removeprefix("moe:"), raw, gates)
@@ -166,9 +171,7 @@ def experts(words: str, raw: Mapping[str, Any], gates: Gates) -> PartConfig:
         balance_bias=raw.get("router_balance_bias", False),
         capacity_factor=raw.get("router_capacity_factor"),
     )
-    return MoEConfig(
-        router=router, intermediate_size=width, shared=GatedMLPConfig(shared * width) if shared else None
-    )
+    return MoEConfig(router=router, intermediate_size=width, shared=GatedMLPConfig(shared * width) if shared else None)
 
 
 class OwnNames(Mapping[str, str]):
