@@ -7,6 +7,7 @@ all other parameters are, by the field's convention also the whole embedding tab
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,8 @@ def _part(model: Decoder, path: str) -> str:
         return "norms"
     if part == "ffn":
         return "router" if "router" in inside else "experts" if "experts" in inside else "feed-forward"
-    return type(model.get_submodule(path.rpartition(f".{inside}")[0])).__name__.lower()
+    mixer = type(model.get_submodule(path.rpartition(f".{inside}")[0])).__name__
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", mixer).lower()
 
 
 @dataclass(frozen=True)
