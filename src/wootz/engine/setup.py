@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from wootz.core import ConfigError, EngineConfig
+from wootz.core import ConfigError, EngineConfig, UnsupportedError
 from wootz.engine.attention import PagedCache
 from wootz.engine.runner import Model
 from wootz.models import load as load_model
+from wootz.models.context import WholeText
 from wootz.tokenization import load_tokenizer
 from wootz.tokenization.fingerprint import check_fingerprint
 
@@ -65,6 +66,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
     """``(num_blocks, max_model_len)``: as many blocks as memory allows and ``max_running`` sequences could ever use,
     and the longest sequence that both model and cache can hold."""
+    if any(isinstance(spec, WholeText) for spec in model.cache_specs):
+        raise UnsupportedError(WholeText.REASON)
     longest = model.config.max_position_embeddings
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ConfigError(f"engine.max_model_len: {config.max_model_len} is more than the model's own {longest}")

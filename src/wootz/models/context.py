@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -69,6 +69,14 @@ class RecurrentState:
             torch.full((num_sequences, *shape), value, dtype=dtype, device=device)
             for shape, value in zip(self.shapes, fill, strict=True)
         )
+
+
+@dataclass(frozen=True)
+class WholeText(RecurrentState):
+    """A layer keeps nothing that would let it go on with a text: it has to be given all of it, from its start."""
+
+    shapes: tuple[tuple[int, ...], ...] = ()
+    REASON: ClassVar[str] = "this model has layers that need whole texts: it can be trained and studied, but not served"
 
 
 CacheSpec = PagedKV | LatentKV | RecurrentState

@@ -15,6 +15,7 @@ sequences: it trains and can be studied, and is not served.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,8 @@ class NativeSparseAttention(nn.Module):
         self.compress_v = BlockCompressor(config.compressed_block, config.stride, config.head_dim)
         self.output = Linear(config.num_heads * config.head_dim, hidden_size, into_residual=True)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotate: Callable[[Tensor], Tensor] = lambda x_BHTd: x_BHTd) -> Tensor:
+        """``rotate`` tells queries and keys where they stand; the compressed branch compares contents alone."""
         config, num_tokens = self.config, x_BTD.shape[1]
         scale = config.head_dim**-0.5
         q_BHTd = self.q(x_BTD).unflatten(-1, (config.num_heads, -1)).transpose(1, 2)
@@ -75,8 +77,9 @@ class NativeSparseAttention(nn.Module):
         coarse, importance_BKTJ = attend_compressed(
             q_BHTd, self.compress_k(kv[0]), self.compress_v(kv[1]), scale, config
         )
-        fine = attend_selected(q_BHTd, kv[2], kv[3], select_blocks(importance_BKTJ, config), scale, config)
-        near = attend(q_BHTd, kv[4], kv[5], scale=scale, mask_QL=window_mask(num_tokens, config.window, x_BTD.device))
+        q_BHTd, fine_k, near_k = rotate(q_BHTd), rotate(kv[2]), rotate(kv[4])
+        fine = attend_selected(q_BHTd, fine_k, kv[3], select_blocks(importance_BKTJ, config), scale, config)
+        near = attend(q_BHTd, near_k, kv[5], scale=scale, mask_QL=window_mask(num_tokens, config.window, x_BTD.device))
         gates_3BHT1 = self.gates(x_BTD).sigmoid().unflatten(-1, (3, -1, 1)).permute(2, 0, 3, 1, 4)
         out_BHTd = (gates_3BHT1 * torch.stack((coarse, fine, near))).sum(0)
         return self.output(out_BHTd.transpose(1, 2).flatten(2))

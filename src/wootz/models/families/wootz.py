@@ -6,7 +6,8 @@
 ``layers`` is a pattern of letters (`wootz.models.families.mixers`) that repeats until all layers have one. A letter
 followed by ``-`` has no feed-forward part, one followed by ``e`` has experts in its place (Jamba: ``M Me M Ae …``).
 ``positions`` is a scheme of `wootz.models.positions.schemes`, or a list with commas that repeats likewise: with
-``rope,rope,rope,nope`` every fourth layer is not told where tokens stand. Checkpoints call weights what we call them.
+``rope,rope,rope,nope`` every fourth layer is not told where tokens stand. All settings are in
+`wootz.models.families.settings`. Checkpoints call weights what we call them.
 """
 
 from __future__ import annotations
@@ -36,15 +37,6 @@ from wootz.models.positions.schemes import Heads, Scheme, scheme
 
 GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu", "glu": "sigmoid", "bilinear": "identity"}
 PLAIN = ("gelu", "relu", "relu2", "silu")
-SETTINGS = frozenset(
-    """model_type vocab_size hidden_size num_hidden_layers num_attention_heads head_dim max_position_embeddings
-    tie_word_embeddings initializer_range bos_token_id eos_token_id rope_theta rope_parameters rope_scaling
-    layers attention positions sliding_window qk_norm softcap sinks latent_dim sparse_block sparse_selected
-    state_size expand conv_width
-    ffn intermediate_size experts expert_size router_gates router_balance_bias router_capacity_factor
-    norm norm_eps norm_placement parallel""".split()
-)
-"""Everything that a config may say."""
 
 
 def read_config(raw: dict[str, Any]) -> DecoderConfig:
