@@ -23,12 +23,8 @@ SIZES = {
 }
 MAMBA = {"state_size": 5, "time_step_rank": 3}
 MAMBA2 = {"num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 5, "chunk_size": 8}
-HYBRID = {
-    "intermediate_size": 40,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "mamba_d_state": 5,
-}
+ATTENTION = {"intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
+HYBRID = ATTENTION | {"mamba_d_state": 5}
 HEADS = HYBRID | {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2}
 MIXED = {"layer_types": ["linear_attention", "full_attention"]}
 JAMBA = HYBRID | {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 3}
@@ -66,6 +62,10 @@ CASES = {
         ZAMBA | {"num_mem_blocks": 2, "use_shared_attention_adapter": True, "use_mem_rope": True},
     ),
     "zamba2-one-block": (transformers.Zamba2Config, ZAMBA | {"num_key_value_heads": 2}),
+    "lfm2": (
+        transformers.Lfm2Config,
+        ATTENTION | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8, "tie_word_embeddings": True},
+    ),
     "mamba2-limited": (transformers.Mamba2Config, MAMBA2 | {"time_step_limit": (0.05, 0.4), "use_bias": True}),
 }
 RWKV = {"intermediate_size": 40, "use_cache": False}

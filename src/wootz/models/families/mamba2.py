@@ -41,6 +41,7 @@ def read_config(raw: dict[str, Any]) -> DecoderConfig:
         norm_eps=raw["layer_norm_epsilon"],
         time_step_limit=limits(raw),
     )
+    raw = {"tie_word_embeddings": False} | raw  # Mamba's default is the other one
     return recurrent_config(raw, NormConfig("rms", raw["layer_norm_epsilon"]), LayerConfig(mixer=mixer))
 
 
