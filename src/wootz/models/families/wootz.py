@@ -25,12 +25,14 @@ from wootz.models.blocks.rwkv7 import RWKV7ChannelMixConfig
 from wootz.models.decoder import DecoderConfig, LayerConfig, NormPlacement, PartConfig
 from wootz.models.families.family import (
     Family,
+    ModelConfig,
     context_length,
     end_tokens,
     refuse_unless,
     rope_parameters,
     rope_scaling,
 )
+from wootz.models.families.kinds import of_kind
 from wootz.models.families.mixers import MIXERS, Shape
 from wootz.models.positions.rotary import RotaryConfig
 from wootz.models.positions.schemes import Heads, Scheme, scheme
@@ -179,4 +181,8 @@ class OwnNames(Mapping[str, str]):
         return 0
 
 
-FAMILY = Family(model_types=("wootz",), read_config=read_config, names=OwnNames())
+def read_kind(raw: dict[str, Any]) -> ModelConfig:
+    return of_kind(read_config(raw), raw.get("kind", "decoder"))
+
+
+FAMILY = Family(model_types=("wootz",), read_config=read_kind, names=OwnNames())
