@@ -1,0 +1,108 @@
+"""LongRoPE's search (arXiv 2402.13753): a factor for every rotary pair, bred for low loss on long texts.
+
+The first generation holds what rules would do (PI, NTK-aware, YaRN) and mutations of them; each next one keeps the
+best, crosses and mutates them. Factors are monotone, as slower pairs need more interpolation, and lie between 1 and the
+factor of the whole stretch. The seeds are never lost, so the result is no worse than any of them on the texts that it
+was bred on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from wootz.core.errors import ConfigError
+from wootz.models.positions.rotary import RotaryConfig
+from wootz.models.positions.scaling import LinearScaling, NTKScaling, RopeScaling, YarnScaling
+
+Factors = tuple[float, ...]
+Fitness = Callable[[Factors], float]
+"""The loss of the model with these factors on calibration texts of the target length: lower is better."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    factors: Factors
+    loss: float
+    seeds: dict[str, float]
+    """What the rules got on the same texts."""
+    history: tuple[float, ...]
+    """The best loss of each generation; it never rises."""
+    evaluations: int
+
+
+def search(
+    config: RotaryConfig,
+    trained_length: int,
+    target_length: int,
+    fitness: Fitness,
+    *,
+    population: int = 32,
+    generations: int = 10,
+    parents: int = 8,
+    mutation: float = 0.3,
+    seed: int = 0,
+) -> SearchResult:
+    """The best factors found for ``config`` (its own scaling does not count) at ``target_length``.
+
+    Each factor set is judged once. ``mutation`` is the chance that a pair's factor changes.
+    """
+    if target_length <= trained_length:
+        raise ConfigError(f"there is nothing to stretch from {trained_length} to {target_length} tokens")
+    if population < 4 or not 1 < parents <= population:
+        raise ConfigError("a population has at least 4 members, of which at least 2 are parents")
+    rng, longest = random.Random(seed), target_length / trained_length
+    losses: dict[Factors, float] = {}
+
+    def loss(factors: Factors) -> float:
+        if factors not in losses:
+            losses[factors] = fitness(factors)
+        return losses[factors]
+
+    seeds = seed_factors(config, trained_length, longest)
+    members = list(seeds.values())
+    while len(members) < population:
+        members.append(_mutate(rng.choice(list(seeds.values())), rng, mutation, longest))
+    history = []
+    for _ in range(generations):
+        members = sorted(members, key=loss)[:parents]
+        history.append(loss(members[0]))
+        children = []
+        while len(children) < population - parents:
+            mother, father = rng.sample(members, 2)
+            children.append(_mutate(_cross(mother, father, rng), rng, mutation, longest))
+        members += children
+    best = min((*members, *seeds.values()), key=loss)
+    history.append(loss(best))
+    return SearchResult(best, loss(best), {name: loss(f) for name, f in seeds.items()}, tuple(history), len(losses))
+
+
+def seed_factors(config: RotaryConfig, trained_length: int, factor: float) -> dict[str, Factors]:
+    """By how much each rule slows each pair."""
+    plain = RotaryConfig(config.dim, config.theta).frequencies()
+    rules: dict[str, RopeScaling] = {
+        "linear": LinearScaling(factor),
+        "ntk": NTKScaling(factor),
+        "yarn": YarnScaling(factor, trained_length),
+    }
+    return {name: _monotone((plain / rule.scale(plain)).tolist(), factor) for name, rule in rules.items()}
+
+
+def _mutate(factors: Factors, rng: random.Random, chance: float, longest: float) -> Factors:
+    """Some factors move by up to a tenth of the range."""
+    step = (longest - 1) / 10
+    return _monotone([f + rng.uniform(-step, step) if rng.random() < chance else f for f in factors], longest)
+
+
+def _cross(mother: Factors, father: Factors, rng: random.Random) -> Factors:
+    """Pair by pair, one parent's."""
+    return tuple(rng.choice(pair) for pair in zip(mother, father, strict=True))
+
+
+def _monotone(factors: list[float], longest: float) -> Factors:
+    """In the allowed range, and never smaller than the one before."""
+    kept = torch.tensor(factors, dtype=torch.float64).clamp(1.0, longest).cummax(0).values
+    return tuple(kept.tolist())
