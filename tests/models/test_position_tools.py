@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from wootz.core.errors import ConfigError
-from wootz.models import Decoder, read_config
+from wootz.models import Decoder, load, read_config
 from wootz.models.positions import plots
 from wootz.models.positions.extension import ContextExtension, extend, extension_of
 from wootz.models.positions.guards import refuse_swap, scheme_of
@@ -18,6 +19,7 @@ from wootz.models.positions.layout import convert_layout
 from wootz.models.positions.longrope_search import search, seed_factors
 from wootz.models.positions.rotary import Rotary, RotaryConfig
 from wootz.models.positions.scaling import LongRopeScaling, YarnScaling
+from wootz.models.saving import save
 
 RAW = {
     "model_type": "wootz",
@@ -181,11 +183,27 @@ def test_schemes_are_recognised_and_swaps_refused() -> None:
         refuse_swap("rope", "alibi")
 
 
-def test_a_text_beyond_what_a_model_was_made_for_is_warned_of() -> None:
-    from wootz.models.positions.guards import warn_beyond
+def test_weights_under_another_scheme_are_refused_unless_forced(tmp_path: Path) -> None:
+    """Nothing in the weights of a rotary model would say that a config with ALiBi is not theirs."""
+    save(built(), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"positions": "alibi"}))
+    with pytest.raises(ConfigError, match='trained with positions "rope", and the config says "alibi"'):
+        load(tmp_path / "model")
+    swapped = load(tmp_path / "model", force_positions=True)
+    assert not torch.allclose(swapped.logits(range(20)), built().logits(range(20)), atol=1e-2)
 
+
+def test_a_stretched_model_is_no_swap(tmp_path: Path) -> None:
+    save(built(), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(extend(json.loads(file.read_text()), "yarn", 2.0)))
+    assert load(tmp_path / "model").config.max_position_embeddings == 128
+
+
+def test_a_text_beyond_what_a_model_was_made_for_is_warned_of() -> None:
     with pytest.warns(UserWarning, match="65 tokens, and this model was made for at most 64"):
-        warn_beyond(65, 64)
+        built().logits([1] * 65)
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from wootz.models.blocks.norms import NormConfig
 from wootz.models.blocks.sizes import check_sizes
 from wootz.models.context import CacheSpec, Context, PackedContext
 from wootz.models.linear import Linear, prepare_for_inference
+from wootz.models.positions.guards import warn_beyond
 from wootz.models.run import Run, assign_slots
 
 NormPlacement = Literal["pre", "post", "output", "sandwich", "none"]
@@ -139,9 +140,10 @@ class Decoder(nn.Module):
         return logits_TV
 
     def logits(self, token_ids_T: Tensor | Sequence[int]) -> Tensor:
-        """Logits ``(T, V)`` of one document from its start."""
+        """Logits ``(T, V)`` of one document from its start. Warns of a text that is longer than the model's longest."""
         token_ids_T = torch.as_tensor(token_ids_T, dtype=torch.int64, device=self.device)
         num_tokens = len(token_ids_T)
+        warn_beyond(num_tokens, self.config.max_position_embeddings)
         positions_T = torch.arange(num_tokens, device=self.device)
         return self.unembed(self(token_ids_T, positions_T, PackedContext([num_tokens])))
 

@@ -25,6 +25,7 @@ from wootz.models.gguf import GGUFCheckpoint
 from wootz.models.linear import Linear
 from wootz.models.model_folder import FolderCheckpoint
 from wootz.models.names import checkpoint_pieces, checkpoint_views
+from wootz.models.positions.guards import refuse_swap, scheme_of
 
 
 def load(
@@ -33,18 +34,22 @@ def load(
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     keep_quantized: bool = False,
+    force_positions: bool = False,
 ) -> Decoder:
     """The model in a folder or ``.gguf`` file, its weights converted to ``dtype``.
 
     With ``keep_quantized``, projections that `wootz.kernels` can compute with as they are stay quantised (in float32 on
     a CPU, from a GGUF file): a fraction of the memory and time, the same numbers, but a model that can only be run.
 
-    Anything wrong with the files is one `ModelFileError` that names the file.
+    Weights that were saved here say what position scheme they have learned; under a config with another one they are
+    refused, unless ``force_positions``. Anything wrong with the files is one `ModelFileError` that names the file.
     """
     path, dtype, device = Path(path), _dtype(dtype), _device(device)
     checkpoint = open_checkpoint(path)
     with torch.device("meta"):
         model = cast(Decoder, checkpoint.config.build())
+    if isinstance(checkpoint, FolderCheckpoint) and (learned := checkpoint.positions):
+        refuse_swap(learned, scheme_of(model), what=f"{path}: the weights", force=force_positions)
     model.to(dtype).to_empty(device=device)
     model.tie_weights()
     views = checkpoint_views(model)

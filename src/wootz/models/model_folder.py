@@ -45,6 +45,12 @@ class FolderCheckpoint:
         halves = {name + half for name in self._packed for half in (mxfp4.BLOCKS, mxfp4.SCALES)}
         self.names = self._packed | (self._shard_of.keys() - halves)
 
+    @property
+    def positions(self) -> str | None:
+        """The scheme that the weights have learned, if whoever wrote them said so."""
+        metadata = [shard.metadata() or {} for shard in self._shards.values() if not isinstance(shard, PickledShard)]
+        return next((found["positions"] for found in metadata if "positions" in found), None)
+
     def tensor(self, name: str) -> Tensor:
         if name in self._packed:  # (E, out, in), where the same unpacked is (E, in, out)
             blocks, scales = self._stored(name + mxfp4.BLOCKS), self._stored(name + mxfp4.SCALES)

@@ -22,6 +22,7 @@ from wootz.core.errors import ConfigError
 from wootz.core.progress import SILENT, Progress
 from wootz.models.decoder import Decoder
 from wootz.models.names import checkpoint_views
+from wootz.models.positions.guards import scheme_of
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -62,7 +63,7 @@ def save(
         if beside is not None:
             copy_other_files(Path(beside), partial)
         write_config(partial, dict(model.config.raw), dtype or model.dtype)
-        write_weights(partial, weights, max_shard_bytes=max_shard_bytes, progress=progress)
+        write_weights(partial, weights, max_shard_bytes=max_shard_bytes, positions=scheme_of(model), progress=progress)
 
 
 def check_complete(model: Decoder, views: dict[str, Tensor]) -> None:
@@ -106,15 +107,19 @@ def write_weights(
     weights: Iterable[tuple[str, Tensor]],
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    positions: str | None = None,
     progress: Progress = SILENT,
 ) -> None:
-    """Tensors, one at a time, into as few shards as ``max_shard_bytes`` allows; holds one shard in memory."""
+    """Tensors, one at a time, into as few shards as ``max_shard_bytes`` allows; holds one shard in memory.
+
+    ``positions`` says what scheme the weights have learned, which no weight shows; loading compares it."""
+    metadata = {"format": "pt"} | ({"positions": positions} if positions else {})
     shards = []
     for shard in _shards(weights, max_shard_bytes):
         file = folder / f"{len(shards)}.safetensors"
         file.touch()
         permissions = file.stat().st_mode  # safetensors would leave the file to its owner alone
-        save_file(shard, file, metadata={"format": "pt"})
+        save_file(shard, file, metadata=metadata)
         file.chmod(permissions)
         shards.append((file, {name: tensor.nbytes for name, tensor in shard.items()}))
         progress.advance(sum(shards[-1][1].values()))

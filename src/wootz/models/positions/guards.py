@@ -32,10 +32,10 @@ def warn_beyond(length: int, longest: int) -> None:
         )
 
 
-def refuse_swap(trained: str, asked: str, *, force: bool = False) -> None:
+def refuse_swap(trained: str, asked: str, *, what: str = "these weights", force: bool = False) -> None:
     """Weights that learned one scheme know nothing of another. Raises `ConfigError` unless forced."""
     if trained != asked and not force:
         raise ConfigError(
-            f'these weights were trained with positions "{trained}", and the config says "{asked}"',
+            f'{what} were trained with positions "{trained}", and the config says "{asked}"',
             hint="set the config right, or force it and train on",
         )
