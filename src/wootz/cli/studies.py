@@ -182,5 +182,9 @@ def _table(report: dict[str, Any], most_columns: int = 8) -> Any:
     xs = xs[:: -(-len(xs) // most_columns)]
     rows = table(report["x"], *xs, right=tuple(xs))
     for variant, curve in curves.items():
-        rows.add_row(variant, *(f"{curve[x]['mean']:.3f} ± {curve[x]['deviation']:.3f}" for x in xs))
+        rows.add_row(variant, *(_figure(curve[x]) for x in xs))
     return rows
+
+
+def _figure(point: dict[str, Any]) -> str:
+    return f"{point['mean']:.3f}" + (f" ± {point['deviation']:.3f}" if point["deviation"] is not None else "")

@@ -8,7 +8,6 @@ deviations over seeds, as measured, and a plot.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,8 @@ class Point:
     """One figure over all seeds."""
 
     mean: float
-    deviation: float
+    deviation: float | None
+    """None of a single seed."""
     num_seeds: int
 
 
@@ -42,6 +42,8 @@ class Study:
     """What the runs depend on besides variant and seed; results of other settings are not taken up."""
     run: Callable[[str, int], Curve]
     """One cell: ``run(variant, seed)``."""
+    notes: Callable[[str, int], dict[str, Any]] = lambda variant, seed: {}
+    """Of a cell that was just run: what it found besides figures, in JSON's types. It stands in the report."""
     log_x: bool = True
     log_y: bool = False
     references: tuple[str, ...] = ()
@@ -57,12 +59,15 @@ def run_study(study: Study, folder: Path, seeds: Iterable[int], progress: Progre
     for variant, seed in cells:
         if (variant, seed) not in done:
             curve = study.run(variant, seed)
-            row = {"variant": variant, "seed": seed, "settings": study.settings, "curve": curve}
+            notes = study.notes(variant, seed)
+            row = {"variant": variant, "seed": seed, "settings": study.settings, "curve": curve, "notes": notes}
             with (folder / "results.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            done[variant, seed] = curve
+            done[variant, seed] = curve, notes
         progress.advance()
-    curves = {variant: _over_seeds([done[cell] for cell in cells if cell[0] == variant]) for variant in study.variants}
+    curves = {
+        variant: _over_seeds([done[cell][0] for cell in cells if cell[0] == variant]) for variant in study.variants
+    }
     report = {
         "study": study.name,
         "question": study.question,
@@ -71,18 +76,23 @@ def run_study(study: Study, folder: Path, seeds: Iterable[int], progress: Progre
         "settings": study.settings,
         "seeds": sorted({seed for _, seed in cells}),
         "curves": {variant: {x: vars(point) for x, point in curve.items()} for variant, curve in curves.items()},
+        "notes": [{"variant": cell[0], "seed": cell[1], **done[cell][1]} for cell in cells if done[cell][1]],
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     plot(study, curves, folder / "plot.png")
     return report
 
 
-def _read(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], Curve]:
+def _read(file: Path, settings: dict[str, Any]) -> dict[tuple[str, int], tuple[Curve, dict[str, Any]]]:
     if not file.exists():
         return {}
     try:
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        return {(row["variant"], row["seed"]): row["curve"] for row in rows if row["settings"] == settings}
+        return {
+            (row["variant"], row["seed"]): (row["curve"], row.get("notes", {}))
+            for row in rows
+            if row["settings"] == settings
+        }
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{file}: not the results of a study ({error})", hint="choose another folder") from None
 
@@ -91,7 +101,7 @@ def _over_seeds(curves: list[Curve]) -> dict[str, Point]:
     points = {}
     for x in curves[0]:
         figures = [curve[x] for curve in curves]
-        points[x] = Point(fmean(figures), stdev(figures) if len(figures) > 1 else math.nan, len(figures))
+        points[x] = Point(fmean(figures), stdev(figures) if len(figures) > 1 else None, len(figures))
     return points
 
 
@@ -110,8 +120,8 @@ def plot(study: Study, curves: dict[str, dict[str, Point]], file: Path) -> None:
     for variant, curve in curves.items():
         xs, means = [float(x) for x in curve], [point.mean for point in curve.values()]
         (line,) = axes.plot(xs, means, "--" if variant in study.references else "o-", label=variant, markersize=3)
-        low = [point.mean - point.deviation for point in curve.values()]
-        high = [point.mean + point.deviation for point in curve.values()]
+        low = [point.mean - (point.deviation or 0) for point in curve.values()]
+        high = [point.mean + (point.deviation or 0) for point in curve.values()]
         axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel=study.x, ylabel=study.y, title=study.question)
     if study.log_x:
