@@ -68,6 +68,7 @@ def attention(shape: Shape) -> PartConfig:
         scale=shape.positions.scale,
         qk_norm=shape.norm if raw.get("qk_norm") else None,
         softcap=raw.get("softcap"),
+        causal=raw.get("causal", True),
         sinks=raw.get("sinks", False),
     )
 
