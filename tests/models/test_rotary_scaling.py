@@ -137,6 +137,7 @@ LENGTH_RULES = {
 
 
 @pytest.mark.parametrize("rule", LENGTH_RULES)
+@pytest.mark.filterwarnings("ignore:a text of 100 tokens")
 @torch.inference_mode()
 def test_every_document_gets_the_logits_of_transformers_whatever_it_is_packed_with(tmp_path: Path, rule: str) -> None:
     model, reference = model_with(tmp_path, LENGTH_RULES[rule])
@@ -153,6 +154,7 @@ def test_every_document_gets_the_logits_of_transformers_whatever_it_is_packed_wi
 
 
 @pytest.mark.parametrize("rule", ["dynamic", "longrope"])
+@pytest.mark.filterwarnings("ignore:a text of 100 tokens")
 @torch.inference_mode()
 def test_a_fixed_length_gives_every_text_the_angles_of_that_length(tmp_path: Path, rule: str) -> None:
     model, reference = model_with(tmp_path, LENGTH_RULES[rule])
