@@ -1,4 +1,4 @@
-"""Ask a `LanguageModel` one question, greedily, and time it as a client sees it."""
+"""Ask a `LanguageModel` one question, greedily unless told otherwise, and time it as a client sees it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from wootz.core import LanguageModel, RateLimitError, UpstreamError, WootzError
 from wootz.core.wire import ChatMessage, ChatRequest, CompletionChoice, CompletionRequest, Usage
@@ -28,15 +29,23 @@ class Reply:
     seconds: float
 
 
-async def ask(model: LanguageModel, prompt: str, *, max_tokens: int, chat: bool = True) -> Reply:
-    """One answer at temperature 0: as a chat of one user message, or as the plain continuation of ``prompt``.
+async def ask(
+    model: LanguageModel,
+    prompt: str,
+    *,
+    max_tokens: int,
+    chat: bool = True,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> Reply:
+    """One answer: as a chat of one user message, or as the plain continuation of ``prompt``.
 
     A failure that may pass (a rate limit, an endpoint that is restarting) is tried again, four times in all; every
     other `WootzError` is the caller's.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return await _ask(model, prompt, max_tokens, chat)
+            return await _ask(model, prompt, chat, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed})
         except WootzError as error:
             if not error.retryable or attempt == ATTEMPTS:
                 raise
@@ -45,10 +54,10 @@ async def ask(model: LanguageModel, prompt: str, *, max_tokens: int, chat: bool 
     raise AssertionError("unreachable")
 
 
-async def _ask(model: LanguageModel, prompt: str, max_tokens: int, chat: bool) -> Reply:
+async def _ask(model: LanguageModel, prompt: str, chat: bool, sampling: dict[str, Any]) -> Reply:
     text, first, usage = "", None, None
     start = time.perf_counter()
-    async with aclosing(_stream(model, prompt, max_tokens, chat)) as pieces:
+    async with aclosing(_stream(model, prompt, chat, sampling)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Usage):
                 usage = piece
@@ -68,17 +77,15 @@ async def _ask(model: LanguageModel, prompt: str, max_tokens: int, chat: bool) -
     )
 
 
-async def _stream(model: LanguageModel, prompt: str, max_tokens: int, chat: bool) -> AsyncGenerator[str | Usage, None]:
+async def _stream(
+    model: LanguageModel, prompt: str, chat: bool, sampling: dict[str, Any]
+) -> AsyncGenerator[str | Usage, None]:
     """The answer's texts as they come, and its `Usage`."""
     if chat:
         message = ChatMessage(role="user", content=prompt)
-        stream = model.chat(
-            ChatRequest(model=model.name, messages=[message], max_tokens=max_tokens, temperature=0.0, stream=True)
-        )
+        stream = model.chat(ChatRequest(model=model.name, messages=[message], stream=True, **sampling))
     else:
-        stream = model.complete(
-            CompletionRequest(model=model.name, prompt=prompt, max_tokens=max_tokens, temperature=0.0, stream=True)
-        )
+        stream = model.complete(CompletionRequest(model=model.name, prompt=prompt, stream=True, **sampling))
     async with aclosing(stream) as chunks:
         async for chunk in chunks:
             for choice in chunk.choices:
