@@ -1,5 +1,5 @@
-"""`wootz arch recall`, `extrapolate`, `extend`, `stream`, `balance`, `kv-heads`: small models trained to see what an
-architecture can do."""
+"""Small models trained to see what an architecture can do: `wootz arch recall`, `extrapolate`, `extend`, `stream`,
+`balance`, `kv-heads`, `vocabulary`."""
 
 from __future__ import annotations
 
@@ -140,6 +140,34 @@ def kv_heads(
     _run([kv_heads_study(size=Size(heads=8, **_given(steps=steps)), text=text)], seeds, out, threads, as_json)
 
 
+def vocabulary(
+    sizes: Annotated[str, typer.Option(help="Vocabulary sizes; 257 are the bytes alone.")] = "257,512,1024,2048,4096",
+    widths: Annotated[str, typer.Option(help="Widths of the models.")] = "48,96",
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Vocabularies of several sizes, a small model with each, after equally many bytes: bits per byte.
+
+    Example:
+      [bold]wootz arch vocabulary --sizes 512,2048 --widths 64 --seeds 1[/bold]
+    """
+    from wootz.cli.common import numbers
+    from wootz.training.studies.positions import Size
+    from wootz.training.studies.vocabulary import vocabulary_study
+
+    study = vocabulary_study(
+        sizes=tuple(numbers(sizes)),
+        widths=tuple(numbers(widths)),
+        size=Size(length=256, **_given(steps=steps)),
+        text=text,
+    )
+    _run([study], seeds, out, threads, as_json)
+
+
 COMMANDS = {
     "recall": recall,
     "extrapolate": extrapolate,
@@ -147,6 +175,7 @@ COMMANDS = {
     "stream": stream,
     "balance": balance,
     "kv-heads": kv_heads,
+    "vocabulary": vocabulary,
 }
 
 
