@@ -7,8 +7,8 @@ far out (attention that only looks nearby has it too), so each model also has to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ import torch
 
 from wootz.models import Decoder, read_config
 from wootz.models.names import checkpoint_views
+from wootz.models.positions.extension import Method, extend
+from wootz.models.positions.longrope_search import SearchResult, search
+from wootz.models.positions.rotary import Rotary, RotaryConfig
 from wootz.training.fit import IGNORED, Batch, FitConfig, accuracy, fit, losses_by_position
 from wootz.training.studies.study import Curve, Study
 from wootz.training.studies.text import VOCAB_SIZE, corpus, held_out_rows, training_rows
@@ -55,11 +58,17 @@ def train(model: Decoder, size: Size, seed: int, text: Path | None, steps: int |
     fit(model, rows, FitConfig(steps=steps or size.steps))
 
 
-def perplexities(model: Decoder, lengths: list[int], text: Path | None, num_rows: int = 24) -> Curve:
+def perplexities(
+    model: Decoder,
+    lengths: list[int],
+    text: Path | None,
+    num_rows: int = 24,
+    span: tuple[float, float] = (0.0, 1.0),
+) -> Curve:
     """Of the last quarter of held-out rows of each length: what the model knows once it has read that far."""
     curve = {}
     for length in lengths:
-        losses = losses_by_position(model, held_out_rows(corpus(text), num_rows, length))
+        losses = losses_by_position(model, held_out_rows(corpus(text), num_rows, length, span))
         curve[str(length)] = math.exp(min(losses[-max(1, length // 4) :].mean().item(), 20))
     return curve
 
@@ -119,18 +128,13 @@ def passkey_batch(length: int, batch_size: int, generator: torch.Generator) -> B
     return Batch(rows[:, :-1], labels)
 
 
-def scaled(model: Decoder, factor: float, kind: str) -> Decoder:
-    """The same weights, with its rotary frequencies stretched by ``factor``; ``kind`` is a ``rope_type``, or "none"."""
+def scaled(
+    model: Decoder, factor: float, method: Method | None, long_factors: Sequence[float] | None = None
+) -> Decoder:
+    """The same weights, with its rotary frequencies stretched by ``factor``; without a method, not at all."""
     raw = dict(model.config.raw)
-    original = raw["max_position_embeddings"]
-    if kind != "none":
-        rope = {
-            "rope_type": kind,
-            "rope_theta": 10_000.0,
-            "factor": factor,
-            "original_max_position_embeddings": original,
-        }
-        raw |= {"rope_parameters": rope, "max_position_embeddings": int(original * factor)}
+    if method:
+        raw = extend(raw, method, factor, long_factors=long_factors)
     other = read_config(raw).build()
     assert isinstance(other, Decoder)
     with torch.no_grad():
@@ -139,7 +143,26 @@ def scaled(model: Decoder, factor: float, kind: str) -> Decoder:
     return other.eval()
 
 
-EXTENSIONS = {"naive": "none", "PI": "linear", "NTK": "ntk", "YaRN": "yarn"}
+EXTENSIONS: dict[str, Method | None] = {
+    "naive": None,
+    "PI": "linear",
+    "NTK": "ntk",
+    "YaRN": "yarn",
+    "LongRoPE": "longrope",
+}
+CALIBRATION, EVALUATION = (0.0, 0.5), (0.5, 1.0)
+"""Halves of the held-out text: LongRoPE's factors are bred on the one, and every method is judged on the other."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Of LongRoPE's factors."""
+
+    population: int = 16
+    generations: int = 6
+    parents: int = 4
+    num_rows: int = 6
+    """Of calibration text, each of the full new length."""
 
 
 def extension_study(
@@ -148,11 +171,14 @@ def extension_study(
     size: Size = Size(),
     factor: int = 4,
     tuning_steps: int = 40,
+    breeding: SearchConfig = SearchConfig(),
     text: Path | None = None,
 ) -> Study:
-    """Train at L, stretch by ``factor``, read up to that; untuned and after a few steps at the new length."""
+    """Train at L, stretch by ``factor``, read up to that; untuned and after a few steps at the new length. The report
+    notes the factors that LongRoPE's search found, and the calibration loss of these and of the rules it began with."""
     lengths = [size.length * 2**power for power in range(int(math.log2(factor)) + 1)]
     trained: dict[int, Decoder] = {}
+    bred: dict[int, SearchResult] = {}
 
     def run(variant: str, seed: int) -> Curve:
         method, _, tuned = variant.partition(" + ")
@@ -160,11 +186,19 @@ def extension_study(
             torch.manual_seed(seed)
             trained[seed] = build(size, positions="rope")
             train(trained[seed], size, seed, text)
-        model = scaled(trained[seed], factor, EXTENSIONS[method])
+        long_factors = None
+        if EXTENSIONS[method] == "longrope":
+            if seed not in bred:
+                bred[seed] = breed_factors(trained[seed], size.length, factor, breeding, seed=seed, text=text)
+            long_factors = bred[seed].factors
+        model = scaled(trained[seed], factor, EXTENSIONS[method], long_factors)
         if tuned:
             long_rows = training_rows(corpus(text), max(1, size.batch_size // factor), size.length * factor, 77 + seed)
             fit(model, long_rows, FitConfig(steps=tuning_steps, learning_rate=5e-4, warmup=5))
-        return perplexities(model, lengths, text)
+        return perplexities(model, lengths, text, span=EVALUATION)
+
+    def notes(variant: str, seed: int) -> dict[str, Any]:
+        return {"search": asdict(bred[seed])} if variant == "LongRoPE" else {}
 
     variants = [*methods, *(f"{method} + tuning" for method in methods)]
     return Study(
@@ -177,9 +211,37 @@ def extension_study(
             **vars(size),
             "factor": factor,
             "tuning_steps": tuning_steps,
+            "breeding": vars(breeding),
             "text": str(text or "standard library"),
         },
         run=run,
+        notes=notes,
         log_y=True,
         references=tuple(methods),
     )
+
+
+def breed_factors(
+    model: Decoder, length: int, factor: int, breeding: SearchConfig, *, seed: int, text: Path | None
+) -> SearchResult:
+    """LongRoPE's search on a model trained on ``length``: the loss is that of whole calibration rows of ``factor``
+    times that, in nats per byte."""
+    rows_BT = held_out_rows(corpus(text), breeding.num_rows, length * factor, CALIBRATION)
+
+    def fitness(factors: tuple[float, ...]) -> float:
+        return losses_by_position(scaled(model, factor, "longrope", factors), rows_BT).mean().item()
+
+    return search(
+        rotary_of(model),
+        length,
+        length * factor,
+        fitness,
+        population=breeding.population,
+        generations=breeding.generations,
+        parents=breeding.parents,
+        seed=seed,
+    )
+
+
+def rotary_of(model: Decoder) -> RotaryConfig:
+    return next(module.config for module in model.modules() if isinstance(module, Rotary))

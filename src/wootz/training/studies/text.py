@@ -32,16 +32,20 @@ def corpus(file: Path | None = None, most_bytes: int = 4_000_000) -> Tensor:
 
 
 def training_rows(text_N: Tensor, batch_size: int, length: int, seed: int) -> Iterator[Batch]:
-    """Random rows of ``length`` tokens and their labels, for ever."""
+    """Random rows of ``length`` tokens and their labels, for ever, of all but the part that is held out."""
+    return random_rows(text_N[: int(len(text_N) * (1 - HELD_OUT))], batch_size, length, seed)
+
+
+def random_rows(text_N: Tensor, batch_size: int, length: int, seed: int) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(seed)
-    last = int(len(text_N) * (1 - HELD_OUT)) - length - 1
     while True:
-        starts = torch.randint(last, (batch_size, 1), generator=generator)
+        starts = torch.randint(len(text_N) - length - 1, (batch_size, 1), generator=generator)
         yield Batch.of(text_N[starts + torch.arange(length + 1)])
 
 
-def held_out_rows(text_N: Tensor, num_rows: int, length: int) -> Tensor:
-    """Evenly spread rows ``(num_rows, length + 1)`` of the part that is never trained on."""
-    first = int(len(text_N) * (1 - HELD_OUT))
-    starts = torch.linspace(first, len(text_N) - length - 1, num_rows).long()[:, None]
+def held_out_rows(text_N: Tensor, num_rows: int, length: int, span: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """Evenly spread rows ``(num_rows, length + 1)`` of the part that is never trained on, or of a ``span`` of it."""
+    first, held_out = int(len(text_N) * (1 - HELD_OUT)), int(len(text_N) * HELD_OUT)
+    begin, end = (first + int(held_out * share) for share in span)
+    starts = torch.linspace(begin, end - length - 1, num_rows).long()[:, None]
     return text_N[starts + torch.arange(length + 1)]
