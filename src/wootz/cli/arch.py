@@ -180,47 +180,89 @@ def advise(
 
 @app.command()
 def build(
-    folder: Annotated[Path, typer.Argument(help="Where to write the model.")],
-    layers: Annotated[str, typer.Option(help="Pattern of mixers, repeated: A attention, W windowed, M Mamba, …")] = "A",
-    depth: Annotated[int, typer.Option(min=1, help="Number of layers.")] = 4,
-    width: Annotated[int, typer.Option(min=1, help="Model width.")] = 128,
-    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
-    vocab: Annotated[int, typer.Option(min=1, help="Vocabulary size.")] = 256,
-    attention: Annotated[str, typer.Option("--attn", help="mha, mqa or gqa:K")] = "mha",
-    ffn: Annotated[str, typer.Option(help="swiglu, geglu, reglu, glu, gelu, relu, or moe:ExK[+S]")] = "swiglu",
-    positions: Annotated[str, typer.Option("--pos", help="rope, alibi, sinusoidal, learned, nope, …")] = "rope",
-    norm: Annotated[str, typer.Option(help="Where to normalise: pre, post, output, sandwich")] = "pre",
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="[SETTINGS]", help="A TOML or JSON file that describes the model; may be left out."),
+    ],
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Where to write the model.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Pattern of mixers, repeated: A attention, W windowed, D differential, L latent, N native sparse, "
+            "I linear, G gated linear, T retention, M Mamba, S Mamba-2, 4 S4D, R RWKV-7, r RWKV-4, C convolution. "
+            "A - behind a letter: no feed-forward part; an e: experts. \\[default: A]"
+        ),
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Number of layers. \\[default: 4]")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Model width. \\[default: 128]")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads. \\[default: 4]")] = None,
+    vocab: Annotated[int | None, typer.Option(min=1, help="Vocabulary size. \\[default: 256]")] = None,
+    context: Annotated[int | None, typer.Option("--ctx", min=1, help="Longest text. \\[default: 2048]")] = None,
+    attention: Annotated[str | None, typer.Option("--attn", help="mha, mqa or gqa:K")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Tokens that W and N look back.")] = None,
+    qk_norm: Annotated[bool | None, typer.Option("--qk-norm", help="Normalise queries and keys.")] = None,
+    softcap: Annotated[float | None, typer.Option(min=0.1, help="Bound of attention scores.")] = None,
+    sinks: Annotated[bool | None, typer.Option("--sinks", help="A learned sink per head.")] = None,
+    state: Annotated[int | None, typer.Option(min=1, help="State per channel of M, S, 4 and G.")] = None,
+    ffn: Annotated[
+        str | None, typer.Option(help="swiglu, geglu, reglu, glu, gelu, relu, relu2, rwkv, or moe:ExK[+S] everywhere")
+    ] = None,
+    experts: Annotated[str | None, typer.Option(help="ExK[+S], in layers marked with e")] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option("--pos", help="rope, alibi, t5, learned, nope, …; rope,nope by turns, rope+t5 together"),
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="Where to normalise: pre, post, output, sandwich, none")] = None,
+    parallel: Annotated[bool | None, typer.Option("--parallel", help="Both parts of a layer side by side.")] = None,
+    tie: Annotated[
+        bool | None, typer.Option("--tie/--untie", help="Head and embedding are one. \\[default: tied]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
 ) -> None:
     """Build a model out of parts, with random weights, as a folder that everything here can load.
 
-    Example:
-      [bold]wootz arch build tiny/ --layers MMMMMMMA --depth 8 --attn gqa:2 --ffn moe:8x2+1[/bold]
+    What the options say holds over what a file says.
+
+    Examples:
+      [bold]wootz arch build tiny --layers MMMMMMMA --depth 8 --attn gqa:2 --ffn moe:8x2+1[/bold]
+      [bold]wootz arch build jamba --layers "M Me M Ae" --experts 16x2 --pos nope[/bold]
+      [bold]wootz arch build tiny.toml tiny --pos alibi[/bold]
     """
     import torch
 
     from wootz.core.errors import BadRequestError
-    from wootz.models import Decoder, read_config
-    from wootz.models.saving import save
+    from wootz.models import Decoder, read_config, save
+    from wootz.models.families.settings import read_settings
 
-    raw = {
-        "model_type": "wootz",
+    given = {
         "vocab_size": vocab,
         "hidden_size": width,
         "num_hidden_layers": depth,
         "num_attention_heads": heads,
+        "max_position_embeddings": context,
         "layers": layers,
         "attention": attention,
+        "sliding_window": window,
+        "qk_norm": qk_norm,
+        "softcap": softcap,
+        "sinks": sinks,
+        "state_size": state,
         "ffn": ffn,
+        "experts": experts,
         "positions": positions,
         "norm_placement": norm,
+        "parallel": parallel,
+        "tie_word_embeddings": tie,
     }
+    raw = {"model_type": "wootz", "vocab_size": 256, "hidden_size": 128, "num_hidden_layers": 4}
+    raw |= {"num_attention_heads": 4} | (read_settings(source) if folder else {})
+    raw |= {name: value for name, value in given.items() if value is not None}
     torch.manual_seed(seed)
     try:
         model = read_config(raw).build()
     except (KeyError, ValueError) as error:
         raise BadRequestError(str(error)) from None
     assert isinstance(model, Decoder)
-    save(model, folder)
-    stdout().print(f"[green]✓[/green] {folder}  {human_count(model.num_parameters)} parameters")
+    save(model, folder or source)
+    stdout().print(f"[green]✓[/green] {folder or source}  {human_count(model.num_parameters)} parameters")
     stdout().print(json.dumps(raw), style="dim")

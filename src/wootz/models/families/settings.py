@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
+from pathlib import Path
 from typing import Any, TypedDict
+
+from wootz.core.errors import ConfigError, NotFoundError
 
 
 class Settings(TypedDict, total=False):
@@ -31,6 +36,8 @@ class Settings(TypedDict, total=False):
     """A scheme, several with "+", or a list with commas that repeats over the layers."""
     rope_theta: float
     rope_parameters: dict[str, Any]
+    context_extension: dict[str, Any]
+    """What `wootz.models.positions.extension` did."""
 
     num_attention_heads: int
     head_dim: int
@@ -64,3 +71,21 @@ class Settings(TypedDict, total=False):
     router_gates: str
     router_balance_bias: bool
     router_capacity_factor: float
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Of a TOML or JSON file. Raises `NotFoundError`, or `ConfigError` for anything else that is wrong with it."""
+    if not file.is_file():
+        raise NotFoundError(f"{file}: no such file")
+    try:
+        settings = (tomllib.loads if file.suffix == ".toml" else json.loads)(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file}: not a TOML or JSON file ({error})") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{file}: describes no model")
+    known = Settings.__annotations__
+    if unknown := sorted(settings.keys() - known.keys()):  # misspelt, it would be ignored in silence
+        raise ConfigError(
+            f"{file}: no setting is called {', '.join(unknown)}", hint=f"there are {', '.join(sorted(known))}"
+        )
+    return settings
