@@ -1,5 +1,5 @@
 """Small models trained to see what an architecture can do: `wootz arch recall`, `extrapolate`, `extend`, `stream`,
-`balance`, `kv-heads`, `vocabulary`."""
+`balance`, `kv-heads`, `vocabulary`, `ablate`."""
 
 from __future__ import annotations
 
@@ -168,6 +168,20 @@ def vocabulary(
     _run([study], seeds, out, threads, as_json)
 
 
+def ablate(
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """One choice at a time: pre-norm against post-norm without warm-up, SwiGLU against GELU at equal size."""
+    from wootz.training.studies.blocks import block_studies
+
+    _run(list(block_studies(steps=steps, text=text)), seeds, out, threads, as_json)
+
+
 COMMANDS = {
     "recall": recall,
     "extrapolate": extrapolate,
@@ -175,6 +189,7 @@ COMMANDS = {
     "stream": stream,
     "balance": balance,
     "kv-heads": kv_heads,
+    "ablate": ablate,
     "vocabulary": vocabulary,
 }
 
