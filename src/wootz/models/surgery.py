@@ -1,17 +1,23 @@
-"""Models made of other models' weights: fewer key-value heads, heads tied to the embedding and untied.
+"""Models made of other models' weights: fewer key-value heads, heads tied to the embedding and untied,
+rotary positions stretched or laid out in the other way.
 
 Each takes a model and gives another, in the same dtype and on the same device; the first is left as it was.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from wootz.core.errors import ConfigError
+from wootz.core.errors import ConfigError, UnsupportedError
 from wootz.models import families
 from wootz.models.blocks.attention import Attention
 from wootz.models.decoder import Decoder
+from wootz.models.positions.extension import Method, extend
+from wootz.models.positions.layout import convert_layout
 
 
 def share_kv_heads(model: Decoder, num_kv_heads: int) -> Decoder:
@@ -29,7 +35,7 @@ def share_kv_heads(model: Decoder, num_kv_heads: int) -> Decoder:
             raise ConfigError(f"{config.num_kv_heads} key-value heads cannot be shared by {num_kv_heads}")
         if config.qk_norm is not None and config.qk_norm_over == "all":
             raise ConfigError(f"{model.config.family}: its keys are normalised over all heads, which cannot be shared")
-    new = _rebuilt(model, num_key_value_heads=num_kv_heads)
+    new = _rebuilt(model, {**model.config.raw, "num_key_value_heads": num_kv_heads})
     state = model.state_dict()
     for i, layer in enumerate(model.layers):
         mixer = layer.mixer
@@ -49,7 +55,7 @@ def _mean_of_heads(rows: Tensor, head_dim: int, num_heads: int) -> Tensor:
 
 def untie(model: Decoder) -> Decoder:
     """The head becomes a copy of the embedding, free to be trained apart. Computes the same."""
-    new = _rebuilt(model, tie_word_embeddings=False)
+    new = _rebuilt(model, {**model.config.raw, "tie_word_embeddings": False})
     new.load_state_dict(model.state_dict())
     return new
 
@@ -58,15 +64,37 @@ def tie(model: Decoder) -> Decoder:
     """The head reads the embedding. Raises `ConfigError` when the two differ, as the model would compute otherwise."""
     if not torch.equal(model.head.weight, model.embedding.weight):
         raise ConfigError("the head's weights differ from the embedding's, so tying them would change the model")
-    new = _rebuilt(model, tie_word_embeddings=True)
+    new = _rebuilt(model, {**model.config.raw, "tie_word_embeddings": True})
     new.load_state_dict(model.state_dict())
     return new
 
 
-def _rebuilt(model: Decoder, **changes: object) -> Decoder:
-    """A model of the changed config, without weights."""
+def stretch(model: Decoder, method: Method, factor: float, *, long_factors: Sequence[float] | None = None) -> Decoder:
+    """The same weights, for texts ``factor`` times longer; see `wootz.models.positions.extension.extend`."""
+    new = _rebuilt(model, extend(model.config.raw, method, factor, long_factors=long_factors))
+    new.load_state_dict(model.state_dict())
+    return new
+
+
+def other_layout(model: Decoder) -> Decoder:
+    """Rotary pairs interleaved where they were half-split, and the other way round. Computes the same.
+
+    Raises `UnsupportedError` for families whose configs have no word for that.
+    """
+    raw, layouts = dict(model.config.raw), {"rope": "rope-interleaved", "rope-interleaved": "rope"}
+    if model.config.family != "wootz" or (positions := raw.get("positions", "rope")) not in layouts:
+        raise UnsupportedError(
+            f'"{model.config.family}" has one rotary layout only', hint='models of "wootz" have both'
+        )
+    new = _rebuilt(model, {**raw, "positions": layouts[positions]})
+    convert_layout(model, new)
+    return new
+
+
+def _rebuilt(model: Decoder, raw: dict[str, Any]) -> Decoder:
+    """A model of another config, without weights."""
     with torch.device("meta"):
-        new = families.read_config({**model.config.raw, **changes}).build()
+        new = families.read_config(raw).build()
     assert isinstance(new, Decoder)
     new.to(model.dtype).to_empty(device=model.device)
     new.tie_weights()

@@ -8,15 +8,20 @@ was bred on.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from wootz.core.errors import ConfigError
-from wootz.models.positions.rotary import RotaryConfig
-from wootz.models.positions.scaling import LinearScaling, NTKScaling, RopeScaling, YarnScaling
+from wootz.models.context import PackedContext
+from wootz.models.decoder import Decoder
+from wootz.models.positions.rotary import Rotary, RotaryConfig
+from wootz.models.positions.scaling import LinearScaling, LongRopeScaling, NTKScaling, RopeScaling, YarnScaling
 
 Factors = tuple[float, ...]
 Fitness = Callable[[Factors], float]
@@ -106,3 +111,31 @@ def _monotone(factors: list[float], longest: float) -> Factors:
     """In the allowed range, and never smaller than the one before."""
     kept = torch.tensor(factors, dtype=torch.float64).clamp(1.0, longest).cummax(0).values
     return tuple(kept.tolist())
+
+
+def loss_with(model: Decoder, rows_BT: Tensor, trained_length: int) -> Fitness:
+    """The `Fitness` of a model: its mean loss, in nats per token, on rows of the target length."""
+    rotaries = [module for module in model.modules() if isinstance(module, Rotary)]
+    if not rotaries:
+        raise ConfigError("this model has no rotary positions whose factors could be searched for")
+    num_rows, length = rows_BT.shape
+    positions_T = torch.arange(length, device=model.device).repeat(num_rows)
+    plain = [dataclasses.replace(rotary.config, scaling=None) for rotary in rotaries]
+
+    def use(scaling: RopeScaling | None) -> None:
+        for rotary, config in zip(rotaries, plain, strict=True):
+            rotary.config = dataclasses.replace(config, scaling=scaling)
+            rotary.attention_factor = scaling.attention_factor if scaling else 1.0
+            rotary.fix_length(length)
+
+    @torch.no_grad()
+    def fitness(factors: Factors) -> float:
+        use(LongRopeScaling((1.0,) * len(factors), factors, trained_length, length / trained_length))
+        try:
+            logits_TV = model.unembed(model(rows_BT.flatten(), positions_T, PackedContext([length] * num_rows)))
+        finally:
+            use(None)
+        logits_BTV = logits_TV.unflatten(0, (num_rows, length))
+        return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), rows_BT[:, 1:].flatten()).item()
+
+    return fitness
