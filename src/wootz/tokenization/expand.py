@@ -131,7 +131,10 @@ def expanded(
     return rows
 
 
-_ROW_PER_TOKEN = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embeddings", "lm_head", "embed_out")
+_ROW_PER_TOKEN = (
+    *("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embeddings", "lm_head", "embed_out"),
+    *("embedding", "head"),  # the family `wootz`
+)
 
 
 def _has_row_per_token(name: str) -> bool:

@@ -31,6 +31,15 @@ def corpus(file: Path | None = None, most_bytes: int = 4_000_000) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
 
 
+@cache
+def prose() -> Tensor:
+    """`corpus` of another kind: the English of Python's own help."""
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name] for name in sorted(topics)).encode()
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+
+
 def training_rows(text_N: Tensor, batch_size: int, length: int, seed: int) -> Iterator[Batch]:
     """Random rows of ``length`` tokens and their labels, for ever, of all but the part that is held out."""
     return random_rows(text_N[: int(len(text_N) * (1 - HELD_OUT))], batch_size, length, seed)
