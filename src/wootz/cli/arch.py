@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wootz.cli import studies
+from wootz.cli import measures, studies
 from wootz.cli.common import AsJson, human_bytes, human_count, load, print_json, stdout, table
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ app = typer.Typer(
 
 for name, command in studies.COMMANDS.items():
     app.command(name, rich_help_panel="Experiments on small models")(command)
+for name, command in measures.COMMANDS.items():
+    app.command(name, rich_help_panel="Measurements")(command)
 
 Model = Annotated[str, typer.Argument(help="A preset (`wootz arch presets`), a pulled model, a folder or a GGUF file.")]
 Context = Annotated[int, typer.Option("--ctx", min=1, help="Tokens in the context.")]
