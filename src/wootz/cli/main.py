@@ -27,6 +27,7 @@ from wootz.cli import (
     keys,
     models,
     plan,
+    rope,
     serve,
     tokenizer,
 )
@@ -91,6 +92,7 @@ app.add_typer(arch.app, name="arch")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command("convert")(convert.convert)
 app.add_typer(evals.app, name="eval")
+app.add_typer(rope.app, name="rope")
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
