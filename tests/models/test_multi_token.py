@@ -29,7 +29,7 @@ def tokens(*shape: int) -> torch.Tensor:
 @KINDS
 @torch.inference_mode()
 def test_a_depth_knows_the_tokens_up_to_its_own_and_no_later(sequential) -> None:
-    """Change one token: at depth k, what changes is from k places before it on, or from its own where heads are blind."""
+    """Change one token: depth k changes from k places before it on, or from its own place if its heads are parallel."""
     model, text = tiny(sequential=sequential), tokens(9)
     states = model(text, [9])
     assert [len(state) for state in states] == [9, 8, 7, 6]
