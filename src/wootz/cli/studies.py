@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute wit
 
 def recall(
     task: Annotated[str, typer.Option(help="recall (look pairs up) or copy (repeat a text)")] = "recall",
-    models: Annotated[str, typer.Option(help="Of attention, mamba, mamba2, hybrid, …: a list with commas")] = "",
+    models: Annotated[
+        str, typer.Option(help="Which, by the start of their names: attention;gated;mamba2. \\[default: all]")
+    ] = "",
     lengths: Annotated[str, typer.Option(help="Pairs to remember, or tokens to copy.")] = "2,4,8,16",
     steps: Steps = None,
     seeds: Seeds = 3,
@@ -38,17 +41,13 @@ def recall(
     """Attention against state-space layers against hybrids: which can look something up?
 
     Example:
-      [bold]wootz arch recall --models attention,mamba --lengths 4,16 --seeds 1[/bold]
+      [bold]wootz arch recall --models 'attention;gated linear' --lengths 4,16 --seeds 1[/bold]
     """
     from wootz.cli.common import numbers
-    from wootz.core.errors import BadRequestError
     from wootz.training.studies.recall import MODELS, recall_study
 
-    chosen = tuple(models.split(",")) if models else tuple(MODELS)
-    if unknown := set(chosen) - MODELS.keys():
-        raise BadRequestError(f"no model is called {', '.join(sorted(unknown))}", hint=f"there are {', '.join(MODELS)}")
-    if task not in ("recall", "copy"):
-        raise BadRequestError(f'no task is called "{task}"', hint="recall or copy")
+    starts = tuple(models.split(";"))
+    chosen = tuple(name for name in MODELS if name.startswith(starts)) or starts
     settings: dict[str, Any] = {"pairs": tuple(numbers(lengths)), "models": chosen, "task": task}
     _run([recall_study(**settings, **_given(steps=steps))], seeds, out, threads, as_json)
 
@@ -81,7 +80,7 @@ def extend(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stretch a trained RoPE model: not at all, PI, NTK, YaRN; each untuned and after a few steps."""
+    """Stretch a trained RoPE model: not at all, PI, NTK, YaRN, LongRoPE; each untuned and after a few steps."""
     from wootz.training.studies.positions import Size, extension_study
 
     study = extension_study(size=Size(**_given(steps=steps)), factor=factor, tuning_steps=tuning_steps, text=text)
@@ -182,6 +181,103 @@ def ablate(
     _run(list(block_studies(steps=steps, text=text)), seeds, out, threads, as_json)
 
 
+def long_context(
+    factor: Annotated[int, typer.Option(min=2, help="How many times longer the long rows are.")] = 4,
+    share: Annotated[float, typer.Option(min=0.01, max=0.9, help="Of the steps, those on long rows.")] = 0.25,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Long rows from the start, or a short model stretched afterwards: the same tokens, two ways to spend them."""
+    from wootz.training.studies.long_context import SMALL, long_context_study
+
+    size = replace(SMALL, **_given(steps=steps))
+    _run([long_context_study(size=size, factor=factor, share=share, text=text)], seeds, out, threads, as_json)
+
+
+def experts(
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Experts at equal cost per token: few and large or many and small, with a shared one and without."""
+    from wootz.training.studies.experts import SMALL, shared_expert_studies
+
+    studies = shared_expert_studies(size=replace(SMALL, **_given(steps=steps)), text=text)
+    _run(list(studies), seeds, out, threads, as_json)
+
+
+def capacity(
+    factors: Annotated[
+        str, typer.Option(help="Times the tokens that an expert would get on average.")
+    ] = "0.5,1,1.25,2",
+    num_experts: Annotated[int, typer.Option("--experts", min=2, help="Experts in each layer.")] = 8,
+    top_k: Annotated[int, typer.Option(min=1, help="Experts of each token.")] = 2,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Experts that turn tokens away when they are full: how many are dropped, and what that costs."""
+    from wootz.core.errors import BadRequestError
+    from wootz.training.studies.experts import SMALL, capacity_studies
+
+    try:
+        limits = tuple(float(factor) for factor in factors.split(","))
+    except ValueError:
+        raise BadRequestError(f'--factors "{factors}" is not a list of numbers', hint="such as 1,1.25,2") from None
+    size = replace(SMALL, **_given(steps=steps))
+    studies = capacity_studies(factors=limits, experts=num_experts, top_k=top_k, size=size, text=text)
+    _run(list(studies), seeds, out, threads, as_json)
+
+
+def expansion(
+    new_text: Annotated[
+        Path | None, typer.Option(help="Text of another kind, to be learned. \\[default: the help of Python]")
+    ] = None,
+    terms: Annotated[int, typer.Option(min=1, help="How many new tokens.")] = 256,
+    tuning_steps: Annotated[int, typer.Option("--tuning-steps", min=5, help="Steps on the new text.")] = 150,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """New tokens for a trained model: what their rows begin as, and whether they are trained alone first."""
+    from wootz.training.studies.expansion import SMALL, expansion_studies
+
+    size = replace(SMALL, **_given(steps=steps))
+    studies = expansion_studies(size=size, num_terms=terms, tuning_steps=tuning_steps, text=text, new_text=new_text)
+    _run(list(studies), seeds, out, threads, as_json)
+
+
+def swap(
+    schemes: Annotated[str, typer.Option("--pos", help="Schemes to read with.")] = "rope,rope-interleaved,alibi,nope",
+    learned: Annotated[str, typer.Option(help="The scheme that the model learns.")] = "rope",
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """A trained model under positions that it did not learn: how much worse, and does training on help?"""
+    from wootz.training.studies.swap import SMALL, swap_study
+
+    size = replace(SMALL, **_given(steps=steps))
+    study = swap_study(learned=learned, schemes=tuple(schemes.split(",")), size=size, text=text)
+    _run([study], seeds, out, threads, as_json)
+
+
 COMMANDS = {
     "recall": recall,
     "extrapolate": extrapolate,
@@ -191,6 +287,11 @@ COMMANDS = {
     "kv-heads": kv_heads,
     "ablate": ablate,
     "vocabulary": vocabulary,
+    "long-context": long_context,
+    "experts": experts,
+    "capacity": capacity,
+    "expansion": expansion,
+    "swap": swap,
 }
 
 
