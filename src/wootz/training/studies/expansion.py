@@ -83,7 +83,7 @@ def expansion_studies(
 
     @cache
     def new() -> Texts:
-        return Texts.of(prose() if new_text is None else corpus(new_text, most_bytes), held_out_bytes)
+        return Texts.of(prose()[:most_bytes] if new_text is None else corpus(new_text, most_bytes), held_out_bytes)
 
     @cache
     def trained(seed: int) -> TemporaryDirectory[str]:
@@ -99,14 +99,17 @@ def expansion_studies(
         return folder
 
     @cache
+    def terms(folder: Path) -> list[str]:
+        return useful_terms(load_tokenizer(folder), new().training, num_terms)
+
+    @cache
     def curves(variant: str, seed: int) -> tuple[Curve, Curve]:
         folder = Path(trained(seed).name)
         source, new_rows_V, staged = folder / "trained", None, False
         if variant != AS_IT_IS:
             init, staged = VARIANTS[variant]
-            terms = useful_terms(load_tokenizer(source), new().training, num_terms)
             expanded = folder / f"expanded {variant}"
-            new_rows_V = expand_vocabulary(source, expanded, terms, init=init, seed=seed).new_rows()
+            new_rows_V = expand_vocabulary(source, expanded, terms(source), init=init, seed=seed).new_rows()
             source = expanded
         model, tokenizer = load(source), load_tokenizer(source)
         learned: Curve = {}

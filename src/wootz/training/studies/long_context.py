@@ -26,7 +26,7 @@ SMALL = Size(width=64, layers=2, steps=300)
 
 def long_context_study(*, size: Size = SMALL, factor: int = 4, share: float = 0.25, text: Path | None = None) -> Study:
     """Shown rows of L and, in ``share`` of the steps, of ``factor`` L: how well does a model read short and long?"""
-    reach = [2**power for power in range(int(math.log2(factor)) + 1)]
+    reach = [*shorter_than(factor), factor]
 
     def run(variant: str, seed: int) -> Curve:
         torch.manual_seed(seed)
@@ -74,9 +74,13 @@ def lengths(variant: str, steps: int, factor: int, share: float) -> list[int]:
         return [1] * (steps - num_long) + [factor] * num_long
     if variant == "mixed from the start":
         return [factor if (step + 1) * num_long // steps > step * num_long // steps else 1 for step in range(steps)]
-    shorter = [2**power for power in range(int(math.log2(factor)))]  # the rest of the steps is divided among these
+    shorter = shorter_than(factor)  # the rest of the steps is divided among these
     stages = [shorter[step * len(shorter) // (steps - num_long)] for step in range(steps - num_long)]
     return stages + [factor] * num_long
+
+
+def shorter_than(factor: int) -> list[int]:
+    return [2**power for power in range(math.ceil(math.log2(factor)))]
 
 
 def rows_of(plan: list[int], size: Size, seed: int, text: Path | None) -> Iterator[Batch]:

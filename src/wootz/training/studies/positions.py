@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from wootz.core.errors import BadRequestError
 from wootz.models import Decoder, read_config
 from wootz.models.names import checkpoint_views
 from wootz.models.positions.extension import Method, extend
@@ -48,7 +49,10 @@ def build(size: Size, **settings: Any) -> Decoder:
         "max_position_embeddings": size.length,
         "initializer_range": size.width**-0.5,
     }
-    model = read_config(raw | settings).build()
+    try:
+        model = read_config(raw | settings).build()
+    except ValueError as error:
+        raise BadRequestError(str(error)) from None
     assert isinstance(model, Decoder)
     return model
 
@@ -198,7 +202,10 @@ def extension_study(
         return perplexities(model, lengths, text, span=EVALUATION)
 
     def notes(variant: str, seed: int) -> dict[str, Any]:
-        return {"search": asdict(bred[seed])} if variant == "LongRoPE" else {}
+        if variant != "LongRoPE":
+            return {}
+        found = asdict(bred[seed])
+        return {"search": found | {"factors": list(found["factors"]), "history": list(found["history"])}}
 
     variants = [*methods, *(f"{method} + tuning" for method in methods)]
     return Study(

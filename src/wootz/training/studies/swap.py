@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from wootz.core.errors import BadRequestError
 from wootz.models import Decoder
 from wootz.models.loading import load
 from wootz.models.saving import save
@@ -21,6 +22,7 @@ from wootz.training.studies.study import Curve, Study
 from wootz.training.studies.text import corpus, training_rows
 
 SMALL = Size(width=64, layers=2, steps=300)
+WEIGHTLESS = frozenset({"rope", "rope-interleaved", "xpos", "alibi", "sinusoidal", "nope"})
 
 
 def swap_study(
@@ -34,6 +36,12 @@ def swap_study(
 ) -> Study:
     """A model trained with ``learned`` positions is read under each of the ``schemes``, and trained on under it. Where
     that is the one it learned, the curve is what the same training does to a model that was left alone."""
+    for scheme in (learned, *schemes):
+        if not set(scheme.split("+")) <= WEIGHTLESS:
+            raise BadRequestError(
+                f'positions "{scheme}" are unknown, or have weights and cannot be swapped',
+                hint=f"swap among {', '.join(sorted(WEIGHTLESS))}",
+            )
 
     @cache
     def trained(seed: int) -> Decoder:

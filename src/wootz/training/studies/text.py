@@ -22,7 +22,10 @@ HELD_OUT = 0.1
 def corpus(file: Path | None = None, most_bytes: int = 4_000_000) -> Tensor:
     """``(N,)`` int64 of byte values. Without a file: the sources of Python's standard library, in order of name."""
     if file is not None:
-        text = file.read_bytes()[:most_bytes]
+        try:
+            text = file.read_bytes()[:most_bytes]
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
     else:
         library = Path(sysconfig.get_paths()["stdlib"])
         text = b"".join(source.read_bytes() for source in sorted(library.glob("*.py")))[:most_bytes]
