@@ -156,20 +156,26 @@ COMMANDS = {"bench": bench, "moe-report": moe_report, "probe": probe}
 
 
 def _read(path: Path, text: Path, most: int) -> tuple[Decoder, Tensor]:
-    """A model, and the text's first tokens. Models of bytes, as experiments make them, need no tokenizer."""
+    """A model, and as many of the text's first tokens as it was made for, ``most`` at most."""
     import torch
 
-    from wootz.core.errors import BadRequestError, NotFoundError
+    from wootz.core.errors import BadRequestError
     from wootz.models import load
+
+    model = load(path)
+    token_ids = tokens_of(model, path, text)[: min(most, model.config.max_position_embeddings)]
+    if len(token_ids) < 2:
+        raise BadRequestError(f"{text}: is too short")
+    return model, torch.tensor(token_ids)
+
+
+def tokens_of(model: Decoder, path: Path, text: Path) -> list[int]:
+    """Models of bytes, as experiments make them, need no tokenizer."""
+    from wootz.core.errors import NotFoundError
     from wootz.tokenization import load_tokenizer
 
     if not text.is_file():
         raise NotFoundError(f"{text}: no such file")
-    model = load(path)
     if model.config.vocab_size == 256 and path.is_dir() and not (path / "tokenizer.json").exists():
-        token_ids = list(text.read_bytes()[:most])
-    else:
-        token_ids = load_tokenizer(path).encode(text.read_text(errors="replace"))[:most]
-    if len(token_ids) < 2:
-        raise BadRequestError(f"{text}: is empty")
-    return model, torch.tensor(token_ids)
+        return list(text.read_bytes())
+    return load_tokenizer(path).encode(text.read_text(errors="replace"))

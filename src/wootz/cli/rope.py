@@ -122,21 +122,22 @@ def _search(
 ) -> tuple[float, ...]:
     import torch
 
+    from wootz.cli.measures import tokens_of
     from wootz.core.errors import BadRequestError
     from wootz.models.positions.longrope_search import loss_with, search
     from wootz.models.positions.rotary import Rotary
-    from wootz.tokenization import load_tokenizer
 
     trained = model.config.max_position_embeddings
     length = int(trained * factor)
-    tokens = load_tokenizer(path).encode(text.read_text(errors="replace"))
+    tokens = tokens_of(model, path, text)
     rows = torch.tensor(tokens[: len(tokens) // length * length][: 4 * length]).view(-1, length)
     if not len(rows):
         raise BadRequestError(f"{text}: {len(tokens)} tokens, and the stretched length is {length}")
     rotary = next((module.config for module in model.modules() if isinstance(module, Rotary)), None)
     fitness = loss_with(model, rows, trained)
     assert rotary is not None  # or there would be no fitness
-    result = search(rotary, trained, length, fitness, population=population, generations=generations)
+    sizes = {"population": population, "parents": max(2, population // 4), "generations": generations}
+    result = search(rotary, trained, length, fitness, **sizes)
     for rule, loss in result.seeds.items():
         stdout().print(f"{rule:8} {loss:.4f} nats per token", style="dim")
     stdout().print(f"found    {result.loss:.4f} nats per token")
