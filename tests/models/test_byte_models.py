@@ -119,10 +119,10 @@ def test_every_byte_model_learns() -> None:
     models = {"megabyte": tiny("megabyte"), "space_byte": tiny("space_byte"), "mamba_byte": mamba}
     bits = {}
     for name, model in models.items():
-        fitted = fit(model, training_rows(ids, 8, 64, seed=0), FitConfig(steps=120, learning_rate=1e-2))
+        fitted = fit(model, training_rows(ids, 8, 32, seed=0), FitConfig(steps=120, learning_rate=1e-2))
         assert sum(fitted.losses[-10:]) < 0.7 * sum(fitted.losses[:10])
-        bits[name] = losses_by_position(model, held_out_rows(ids, 16, 64)).mean().item() / math.log(2)
-    assert max(bits.values()) < unigram - 0.4, bits
+        bits[name] = losses_by_position(model, held_out_rows(ids, 32, 32)).mean().item() / math.log(2)
+    assert max(bits.values()) < unigram - 0.25, bits
 
 
 def test_mamba_byte_is_a_model_like_any_other() -> None:

@@ -102,7 +102,7 @@ def test_learns_and_drafts_what_the_trunk_would_write(sequential) -> None:
     def loss(model: MultiTokenModel, batch: Batch) -> torch.Tensor:
         return multi_token_loss(model, torch.cat((batch.tokens_BT, batch.labels_BT[:, -1:]), 1), 0.5)
 
-    fitted = fit(model, batches(), FitConfig(steps=150, learning_rate=5e-3), loss_of=loss)
+    fitted = fit(model, batches(), FitConfig(steps=110, learning_rate=7e-3), loss_of=loss)
     assert fitted.losses[0] > 3 > 0.6 > sum(fitted.losses[-10:]) / 10
     accepted = 0
     for start in range(VOCAB):
