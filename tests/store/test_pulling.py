@@ -381,6 +381,22 @@ def test_a_folder_is_copied_and_then_its_own(store: ModelStore, model_folder: Pa
     assert sha256((model.path / BIG).read_bytes()) == model.sha256s[BIG]
 
 
+def test_pooling_settings_of_an_embedding_model_come_along(
+    store: ModelStore, model_folder: Path, hub: Hub, tmp_path: Path
+) -> None:
+    """Sentence-transformers keeps them in a folder of their own; other sub-folders (``onnx/``) stay away."""
+    content = b'{"pooling_mode_cls_token": true}'
+    for name in ("1_Pooling/config.json", "onnx/config.json"):
+        (model_folder / name).parent.mkdir()
+        (model_folder / name).write_bytes(content)
+        hub.files[name] = content
+    for source in (f"file:{model_folder}", "hf:acme/Tiny-Llama"):
+        model = store.pull(source, name=source[:2])
+        assert (model.path / "1_Pooling" / "config.json").read_bytes() == content
+        assert "1_Pooling/config.json" in model.sha256s
+        assert not (model.path / "onnx").exists()
+
+
 def test_a_gguf_file_is_copied(store: ModelStore, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(gguf_file.parent)
     model = store.pull(f"file:{gguf_file.name}", name="mine")

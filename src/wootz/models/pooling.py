@@ -73,7 +73,10 @@ def read_pooling(folder: Path) -> dict[str, Any] | None:
                 if settings.is_file() and (longest := json.loads(settings.read_bytes()).get("max_seq_length")):
                     pooling["max_length"] = longest
             case "Pooling":
-                pooling["mode"] = _mode(json.loads((folder / module["path"] / "config.json").read_bytes()))
+                settings = folder / module["path"] / "config.json"
+                if not settings.is_file():
+                    raise ValueError(f"modules.json: {module['path']}/config.json is missing")
+                pooling["mode"] = _mode(json.loads(settings.read_bytes()))
             case "Normalize":
                 pooling["normalize"] = True
             case kind:

