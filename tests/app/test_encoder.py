@@ -14,6 +14,7 @@ def test_an_encoder_is_served(start, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     write_tiny_encoder(folder)
     platform = start("serve", str(folder), "--name", "tiny", "--port", "0").wait_until_ready()
+    assert f"{platform.url}/v1/embeddings" in platform.output  # the example to begin with
     client = openai.OpenAI(base_url=f"{platform.url}/v1", api_key="none")
     answer = client.embeddings.create(model="tiny", input=["the license", "a copy"], dimensions=16)
     assert [len(item.embedding) for item in answer.data] == [16, 16]

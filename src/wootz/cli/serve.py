@@ -92,12 +92,16 @@ def _announce(config: Config, ready: Ready, *, accounts: bool) -> None:
         console.print(f"Sign in with it at {ready.url}, or call the API:\n")
     if config.models and (ready.admin_key or not accounts):
         # Outside of the panel and never wrapped by us, so that it can be copied.
-        example = _curl(ready.url, next(iter(config.models)), ready.admin_key)
+        model = next(iter(config.models))
+        embeds = model in ready.engines and ready.engines[model].embedding_size is not None
+        example = _curl(ready.url, model, ready.admin_key, embeds=embeds)
         console.print(f"{example}\n", style="cyan", markup=False, soft_wrap=True)
     console.print(f"[bold green]Ready:[/bold green] [bold]{ready.url}[/bold]  [dim](Ctrl-C stops)[/dim]")
 
 
-def _curl(url: str, model: str, key: str | None) -> str:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+def _curl(url: str, model: str, key: str | None, *, embeds: bool) -> str:
+    path = "embeddings" if embeds else "chat/completions"
+    asked = {"input": "Hello!"} if embeds else {"messages": [{"role": "user", "content": "Hello!"}]}
+    body = json.dumps({"model": model, **asked})
     authorization = f"  -H 'Authorization: Bearer {key}' \\\n" if key else ""
-    return f"curl {url}/v1/chat/completions \\\n{authorization}  -H 'Content-Type: application/json' \\\n  -d '{body}'"
+    return f"curl {url}/v1/{path} \\\n{authorization}  -H 'Content-Type: application/json' \\\n  -d '{body}'"
