@@ -70,6 +70,14 @@ def test_packed_documents_are_read_as_each_alone(letter: str, positions: str) ->
     packed = model.unembed(model(tokens, places, PackedContext(lengths)))
     alone = torch.cat([model.logits(document) for document in tokens.split(lengths)])
     torch.testing.assert_close(packed, alone, atol=1e-8, rtol=0)
+    # Documents of one length are computed side by side, which those above never are.
+    places = torch.arange(18).repeat(2)
+    side_by_side = model.unembed(model(tokens, places, PackedContext([18, 18])))
+    alone = torch.cat([model.logits(document) for document in tokens.split(18)])
+    torch.testing.assert_close(side_by_side, alone, atol=1e-8, rtol=0)
+    changed = tokens[:18].clone()
+    changed[9:] = 40 - changed[9:]
+    torch.testing.assert_close(model.logits(changed)[:9], alone[:9], atol=1e-8, rtol=0)  # and nothing looks ahead
 
 
 @pytest.mark.parametrize("letter", [letter for letter in MIXERS if letter != "N"])
