@@ -77,7 +77,7 @@ class DecoderConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     initializer_range: float = 0.02
-    """Standard deviation of random weights; narrow models learn faster with a larger one, about ``hidden_size^-0.5``."""
+    """Standard deviation of random weights; narrow models learn faster with a larger one, of ``hidden_size^-0.5``."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)

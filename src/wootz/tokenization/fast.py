@@ -1,8 +1,8 @@
 r"""`FastEncoder`: the ids of the `tokenizers` library, many times sooner.
 
 `gigatoken` (https://github.com/marcelroed/gigatoken) finds words with SIMD code written for each known pattern instead
-of a regex engine, and remembers the ids of words it has met. ``benchmarks/tokenization.py`` has the ratios. It stands in
-for the library only where its ids *are* the library's, which is kept so in three ways:
+of a regex engine, and remembers the ids of words it has met. ``benchmarks/tokenization.py`` has the ratios. It stands
+in for the library only where its ids *are* the library's, which is kept so in three ways:
 
 - A vocabulary that it can't hold exactly is refused (`FastEncoder.of` returns None), among them every one whose ids
   differ on a text that probes the usual corners.
