@@ -72,6 +72,28 @@ def test_experts_are_reported_layer_by_layer(tmp_path: Path, text: Path) -> None
     assert "has no experts" in refused("arch", "moe-report", tmp_path / "b", "--text", text)
 
 
+def test_a_long_text_is_read_through_bounded_caches(tmp_path: Path, text: Path) -> None:
+    run("arch", "build", tmp_path / "a", "--depth", 1, "--width", 32, "--heads", 2)
+    limits = ("--window", 16, "--sinks", 2, "--tokens", 300)
+    report = json.loads(run("arch", "read", tmp_path / "a", "--text", text, *limits, "--json"))
+    full, window, sinks = report.values()
+    assert list(window["perplexity"]) == list(sinks["perplexity"]) == ["16", "32", "64", "128", "256", "300"]
+    assert full["perplexity"]["16"] == pytest.approx(window["perplexity"]["16"], rel=1e-4)
+    assert full["cache_bytes"] > sinks["cache_bytes"] > window["cache_bytes"]
+    assert "perplexity" in run("arch", "read", tmp_path / "a", "--text", text, *limits)
+
+
+def test_fewer_bits_are_priced(tmp_path: Path, text: Path) -> None:
+    run("arch", "build", tmp_path / "a", "--depth", 1, "--width", 32, "--heads", 2, "--ffn", "gelu")
+    arguments = ("arch", "quantization", tmp_path / "a", "--text", text, "--tokens", 1024, "--methods", "int8,int4")
+    none, int8, int4 = json.loads(run(*arguments, "--json"))
+    assert [none["method"], int8["method"], int4["method"]] == ["none", "int8", "int4"]
+    assert none["num_bytes"] > int8["num_bytes"] > int4["num_bytes"]
+    assert none["output_mse"] == 0 < int8["output_mse"] < int4["output_mse"]
+    assert "int4" in run(*arguments)
+    assert "no method" in refused("arch", "quantization", tmp_path / "a", "--text", text, "--methods", "int1")
+
+
 def test_a_model_is_probed(tmp_path: Path, text: Path) -> None:
     run("arch", "build", tmp_path / "a", *SMALL, "--layers", "MA")
     probed = json.loads(

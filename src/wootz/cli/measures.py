@@ -1,7 +1,9 @@
-"""`wootz arch bench`, `moe-report`, `probe`: what is measured of forms of attention, and of one model on one text."""
+"""`wootz arch bench`, `moe-report`, `probe`, `read`, `quantization`: what is measured of forms of attention, and of one
+model on one text."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -152,7 +154,104 @@ def probe(
     stdout().print(f"loss {loss.loss:.3f}; {loss.ablated:.3f} with these set to zero; {others:.3f} with as many others")
 
 
-COMMANDS = {"bench": bench, "moe-report": moe_report, "probe": probe}
+def read(
+    model: ModelPath,
+    text: TextFile,
+    tokens: Annotated[int, typer.Option(min=2, help="At most so many of its tokens.")] = 5000,
+    window: Annotated[int, typer.Option(min=1, help="Tokens that a bounded cache keeps.")] = 256,
+    sinks: Annotated[int, typer.Option(min=1, help="First tokens that it keeps beside them.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """One long text through a model's cache: full as far as it was trained, a window, a window and sinks.
+
+    Example:
+      [bold]wootz arch read smollm2.gguf --text book.txt --tokens 5000 --window 256[/bold]
+    """
+    import torch
+
+    from wootz.core import progress_bar
+    from wootz.core.errors import BadRequestError
+    from wootz.models import load
+    from wootz.models.attention.streaming import StreamingContext, stream_losses
+
+    loaded = load(model)
+    token_ids = torch.tensor(tokens_of(loaded, model, text)[:tokens])
+    if len(token_ids) < 2:
+        raise BadRequestError(f"{text}: is too short")
+    trained = loaded.config.max_position_embeddings
+    policies = {
+        "full": StreamingContext(loaded),
+        f"window {window}": StreamingContext(loaded, window=window),
+        f"window {window} + {sinks} sinks": StreamingContext(loaded, window=window, sinks=sinks),
+    }
+    edges = [0, *(window * 2**power for power in range(40) if window * 2**power < len(token_ids)), len(token_ids)]
+    report = {}
+    with progress_bar("Reading") as progress, torch.inference_mode():
+        progress.set_total(len(policies))
+        for name, context in policies.items():
+            read_T = token_ids[: trained + 1] if name == "full" else token_ids
+            losses = stream_losses(loaded, read_T, context)
+            parts = {end: losses[start:end] for start, end in itertools.pairwise(edges) if start < len(losses)}
+            perplexities = {end: part.mean().exp().item() for end, part in parts.items()}
+            report[name] = {"perplexity": perplexities, "cache_bytes": context.num_bytes}
+            progress.advance()
+    if as_json:
+        print_json(report)
+        return
+    columns = [f"to {end:,}" for end in edges[1:]]
+    rows = table("cache", *columns, "memory", right=(*columns, "memory"))
+    for name, measured in report.items():
+        figures = [f"{measured['perplexity'][end]:.1f}" if end in measured["perplexity"] else "" for end in edges[1:]]
+        rows.add_row(name, *figures, human_bytes(measured["cache_bytes"]))
+    stdout().print(rows)
+    stdout().print("perplexity of the tokens since the column before", style="dim")
+
+
+def quantization(
+    model: ModelPath,
+    text: TextFile,
+    tokens: Annotated[int, typer.Option(min=64, help="Of the text: half to calibrate with, half to test on.")] = 4096,
+    methods: Annotated[str, typer.Option(help="Of int8, llm.int8, int4, int4 gptq, int4 awq, int3, …")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """What fewer bits would cost a model: size, error of its layers, perplexity, by method.
+
+    Example:
+      [bold]wootz arch quantization smollm2.gguf --text book.txt --methods "int8,int4,int4 gptq"[/bold]
+    """
+    from wootz.core import progress_bar
+    from wootz.core.errors import BadRequestError
+    from wootz.models import load
+    from wootz.models.weight_quantization import METHODS, quantization_report
+
+    chosen = methods.split(",") if methods else list(METHODS)
+    if unknown := [name for name in chosen if name not in METHODS]:
+        raise BadRequestError(f"no method is called {', '.join(unknown)}", hint=f"there are {', '.join(METHODS)}")
+    loaded = load(model)
+    token_ids = tokens_of(loaded, model, text)[:tokens]
+    length = min(512, loaded.config.max_position_embeddings, len(token_ids) // 2)
+    if length < 16:
+        raise BadRequestError(f"{text}: is too short")
+    documents = [token_ids[start : start + length] for start in range(0, len(token_ids) - length + 1, length)]
+    half = len(documents) // 2
+    with progress_bar("Rounding weights") as progress:
+        named = {name: METHODS[name] for name in chosen}
+        try:
+            report = quantization_report(loaded, documents[:half], documents[half:], named, progress=progress)
+        except ValueError as error:
+            raise BadRequestError(f"{model}: {error}") from None
+    if as_json:
+        print_json([vars(line) for line in report])
+        return
+    columns = ("bits", "size", "output error", "perplexity", "worse by")
+    rows = table("method", *columns, right=columns)
+    for line in report:
+        size, gap = human_bytes(line.num_bytes), f"{line.gap:+.1%}"
+        rows.add_row(line.method, f"{line.bits:.2f}", size, f"{line.output_mse:.1e}", f"{line.perplexity:.2f}", gap)
+    stdout().print(rows)
+
+
+COMMANDS = {"bench": bench, "moe-report": moe_report, "probe": probe, "read": read, "quantization": quantization}
 
 
 def _read(path: Path, text: Path, most: int) -> tuple[Decoder, Tensor]:
