@@ -180,7 +180,7 @@ def read(
         raise BadRequestError(f"{text}: is too short")
     trained = loaded.config.max_position_embeddings
     policies = {
-        "full": StreamingContext(loaded),
+        "full": StreamingContext(loaded, capacity=min(trained, len(token_ids))),
         f"window {window}": StreamingContext(loaded, window=window),
         f"window {window} + {sinks} sinks": StreamingContext(loaded, window=window, sinks=sinks),
     }
