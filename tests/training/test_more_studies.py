@@ -159,7 +159,7 @@ def test_impossible_experts_are_one_error() -> None:
 # --- new tokens -------------------------------------------------------------------------------------------------------
 
 
-def test_new_tokens_begin_best_as_their_pieces_and_staging_spares_what_was_known(tmp_path: Path) -> None:
+def test_new_tokens_begin_better_as_their_pieces_than_at_random(tmp_path: Path) -> None:
     learned, kept = expansion.expansion_studies(
         size=replace(TINY, layers=1, batch_size=16, steps=200),
         vocab_size=384,

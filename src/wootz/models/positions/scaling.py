@@ -10,7 +10,7 @@ a factor s and pairs i = 0 … n - 1, from fast to slow:
 | `NTKScaling` | s^(i / (n - 1)) | the fastest not at all, the slowest by s; works at once, to a point |
 | `DynamicNTKScaling` | the same, s from the text's length | nothing changes for short texts |
 | `YarnScaling` | 1 … s, by how often a pair turns | and scores are sharpened a little |
-| `LongRopeScaling` | a number of its own | found by search; see `longrope_search` |
+| `LongRopeScaling` | a number of its own | found by search; see `longrope_search.search` |
 | `Llama3Scaling` | 1 … s, by how often a pair turns | |
 
 Each has ``scale(frequencies, length)``, an ``attention_factor`` with which cosines and sines are multiplied, and
