@@ -5,9 +5,10 @@ A token's key and value lie together in a layer's tensor, so one gather brings b
 layer keeps a state per sequence instead. A step has two kinds of rows:
 
 - *decodes*, one token per sequence, are attended to together, padded to the longest. To bound the padding they are put
-  in groups, in each of which the shortest is at least half as long as the longest. On a CPU in float32 a kernel reads
-  the blocks in place instead, if it was built (`wootz.kernels.decode`);
+  in groups, in each of which the shortest is at least half as long as the longest;
 - *prefill chunks*, one by one: a prompt's first chunk over itself, a later one over its gathered blocks.
+
+On a CPU in float32 a kernel reads the blocks of both where they lie, if it was built (`wootz.kernels.attend`).
 
 The G = H / K query heads that share a key/value head are laid out as G query positions of that head, so that each key
 and value is read once, not G times. Index tensors are made once per step and window, and serve every layer.
@@ -166,10 +167,10 @@ class PagedContext:
         cache.flatten(0, 1).index_copy_(0, self.slots_T, torch.stack((k_TKd, v_TKe), dim=1))
         scoring = _Scoring(scale, window, softcap, sinks_H, bias)
         out_THd = q_THd.new_empty(q_THd.shape)
-        if scoring.is_plain and self.tables is not None and (window is None or self.longest_decode <= window):
-            kernels.decode(cache, q_THd, out_THd, *self.tables, scale)
-        else:
-            self._attend_decodes(cache, q_THd, out_THd, scoring)
+        if scoring.is_plain and kernels.can_attend(cache):
+            kernels.attend(cache, q_THd, out_THd, self.kernel_chunks, scale=scale, window=window)
+            return out_THd
+        self._attend_decodes(cache, q_THd, out_THd, scoring)
         for chunk in self._prefills_of(window):
             k_LKd, v_LKd = k_TKd[chunk.rows], v_TKe[chunk.rows]
             if chunk.blocks is not None:
@@ -251,16 +252,13 @@ class PagedContext:
     # --- index tensors, made once per step and window ---------------------------------------------------------
 
     @cached_property
-    def longest_decode(self) -> int:
-        return max((chunk.end for _, chunk in self.decoding), default=0)
-
-    @cached_property
-    def tables(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """For the decoding kernel; None where there is none."""
-        like = next((layer for layer in self.cache.layers if isinstance(layer, Tensor) and layer.ndim == 5), None)
-        if like is None or not self.decoding or not kernels.can_decode(like):
-            return None
-        return _tables(self.decoding)
+    def kernel_chunks(self) -> kernels.Chunks:
+        """The step's chunks, as `wootz.kernels` takes them."""
+        chunks = sorted((*self.decoding, *self.prefilling), key=lambda pair: pair[0])
+        longest = max(len(chunk.sequence.table.blocks) for _, chunk in chunks)
+        tables = [(chunk.sequence.table.blocks + [0] * longest)[:longest] for _, chunk in chunks]
+        rows = [(row, chunk.num_tokens, chunk.start) for row, chunk in chunks]
+        return kernels.Chunks.of(rows, torch.tensor(tables, dtype=torch.int32))
 
     def _decodes_of(self, window: int | None) -> list[Decodes]:
         if window not in self._decodes:
@@ -335,17 +333,6 @@ def _similar_in_length(decodes: list[tuple[int, Chunk]], window: int | None) -> 
             groups.append([])
         groups[-1].append((row, chunk))
     return groups
-
-
-def _tables(decodes: list[tuple[int, Chunk]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, block tables and lengths of all decodes, as `wootz.kernels.decode` takes them (int32)."""
-    tables = [chunk.sequence.table.blocks for _, chunk in decodes]
-    longest = max(map(len, tables))
-    return (
-        torch.tensor([row for row, _ in decodes], dtype=torch.int32),
-        torch.tensor([table + [0] * (longest - len(table)) for table in tables], dtype=torch.int32),
-        torch.tensor([chunk.end for _, chunk in decodes], dtype=torch.int32),
-    )
 
 
 def _decodes(group: list[tuple[int, Chunk]], cache: PagedCache, window: int | None) -> Decodes:

@@ -24,6 +24,7 @@ from wootz.core import BadRequestError, EngineConfig, RateLimitError, progress_b
 from wootz.engine import setup
 from wootz.engine.attention import PagedCache
 from wootz.engine.cache import BlockPool
+from wootz.engine.fused import fuse
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
 from wootz.engine.runner import Model, Runner
@@ -131,6 +132,7 @@ class Engine:
             copy_state=cache.copy_state,
         )
         self.scheduler = Scheduler(self.pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens)
+        fuse(self.model, cache)
         self.runner = Runner(self.model, cache)
         self.max_waiting = config.max_waiting
         self.eos_token_ids = frozenset(self.model.config.eos_token_ids)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from wootz import kernels
 from wootz.core import ConfigError, EngineConfig, UnsupportedError
 from wootz.engine.attention import PagedCache
 from wootz.engine.runner import Model
@@ -39,7 +40,13 @@ def load(
         if path.is_dir():
             check_fingerprint(path, tokenizer)
         device = pick_device(config.device)
-        model = load_model(path, dtype=pick_dtype(config.dtype, device), device=device, keep_quantized=True)
+        packed = config.activations == "int8" or (config.activations == "auto" and kernels.MULTIPLIES_BYTES)
+        model = load_model(
+            path,
+            dtype=pick_dtype(config.dtype, device),
+            device=device,
+            keep_quantized="packed" if packed else "exact",
+        )
     model.prepare_for_inference()
     return model, tokenizer
 

@@ -1,8 +1,10 @@
 """CPU kernels: what PyTorch has no fast operation for, in C++ (`kernels.cpp`).
 
-- `linear`: a few tokens times a weight that stays in its GGUF block format;
+- `linear`: a few tokens times a weight that stays in its GGUF block format, activations as they are;
 - `dequantize`: such a weight in float32, for the many tokens of a prompt, which PyTorch's product serves best;
-- `decode`: attention of one token per sequence over its paged keys and values.
+- `packed_linear`: any number of tokens, rounded to 8 bits, times a weight that was packed for it (`kernels.packing`);
+- `attend`: causal attention over paged keys and values, in place;
+- `Stack`: all layers of a decoder in one call.
 
 They are optional: without a compiler at installation `AVAILABLE` is False, and callers keep to PyTorch, which is also
 what the kernels are tested against. PyTorch is imported first, so that both share one OpenMP runtime and its threads.
@@ -10,8 +12,15 @@ what the kernels are tested against. PyTorch is imported first, so that both sha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from wootz.kernels.packing import PackedMatrix
 
 try:
     from wootz.kernels import _native
@@ -20,14 +29,22 @@ except ImportError:
 
 AVAILABLE = _native is not None
 
+MULTIPLIES_BYTES = _native is not None and _native.instruction_sets()[0] != "baseline"
+"""Whether products of bytes are faster here than products of floats."""
+
 FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8}
 """The block formats the kernels know, with GGML's numbers."""
 
 BLOCK_WEIGHTS = 32
 """Weights per block, in all of them."""
 
-WIDEST_VECTOR = 16
-"""Floats; head dimensions must be a multiple of it."""
+HEAD_MULTIPLE = 32
+"""Head dimensions must be a multiple of it: two of the widest vectors, and a block of rounded numbers."""
+
+ACTIVATIONS = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1}
+"""What a `Stack` can put between an MLP's products."""
+
+_Matrix = tuple[int, int, int, int, int]
 
 
 def instruction_sets() -> list[str]:
@@ -75,36 +92,123 @@ def dequantize(weight: Tensor, format: str, num_columns: int) -> Tensor:
     return out_RC
 
 
-def can_decode(cache: Tensor) -> bool:
-    """Whether `decode` can read this layer's cache."""
-    return AVAILABLE and cache.is_cpu and cache.dtype == torch.float32 and cache.shape[-1] % WIDEST_VECTOR == 0
+def lanes() -> int:
+    """Rows that a packed weight interleaves: the numbers in a vector of the build in use."""
+    assert _native is not None
+    return _native.lanes()
 
 
-def decode(
-    cache: Tensor, q_THd: Tensor, out_THd: Tensor, rows_S: Tensor, tables_SN: Tensor, lengths_S: Tensor, scale: float
+def packed_linear(x_TC: Tensor, weight: PackedMatrix) -> Tensor:
+    """``(T, R)`` float32: ``x``, each token rounded to 8 bits in blocks of 32, times the transposed weight.
+
+    A token's result is the same to the last bit whatever other tokens there are.
+    """
+    assert _native is not None
+    x_TC = x_TC.contiguous()
+    y_TR = x_TC.new_empty(len(x_TC), weight.rows)
+    if len(x_TC):
+        _native.packed_linear(
+            matrix(weight), x_TC.data_ptr(), y_TR.data_ptr(), weight.rows, len(x_TC), torch.get_num_threads()
+        )
+    return y_TR
+
+
+def matrix(weight: PackedMatrix, bias: Tensor | None = None) -> _Matrix:
+    """A packed weight as the native side takes it. Only addresses go over: both tensors have to be kept."""
+    from wootz.kernels.packing import LAYOUTS
+
+    number = LAYOUTS[weight.layout].number
+    address = 0 if bias is None else bias.data_ptr()
+    return number, weight.data.data_ptr(), weight.padded_rows, weight.columns, address
+
+
+def can_attend(cache: Tensor) -> bool:
+    """Whether `attend` can read this layer's cache."""
+    return AVAILABLE and cache.is_cpu and cache.dtype == torch.float32 and cache.shape[-1] % HEAD_MULTIPLE == 0
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Which tokens of a step belong together: ``row, tokens, start`` of each chunk, and its sequence's blocks."""
+
+    entries: list[tuple[int, int, int, int]]
+    """The last is the address of the chunk's row of ``tables``."""
+    tables: Tensor
+
+    @classmethod
+    def of(cls, rows: list[tuple[int, int, int]], tables_SN: Tensor) -> Chunks:
+        step = tables_SN.stride(0) * tables_SN.element_size()
+        start = tables_SN.data_ptr()
+        return cls([(*row, start + i * step) for i, row in enumerate(rows)], tables_SN)
+
+
+def attend(
+    cache: Tensor, q_THd: Tensor, out_THd: Tensor, chunks: Chunks, *, scale: float, window: int | None = None
 ) -> None:
-    """Fill the rows of ``out`` that decode: ``rows[s]`` is the row of sequence s, which looks at ``lengths[s]`` tokens.
+    """Fill the chunks' rows of ``out`` with causal attention over what their sequences have in the cache.
 
-    ``cache`` is ``(num_blocks, block_size, 2, K, d)``, ``tables[s]`` the sequence's blocks (int32, as are the others).
+    ``cache`` is ``(num_blocks, block_size, 2, K, d)`` and holds the chunks' own keys and values already.
     """
     assert _native is not None
     assert out_THd.is_contiguous()
     q_THd = q_THd.contiguous()
-    _, block_size, _, num_kv_heads, head_dim = cache.shape
-    num_sequences, max_blocks = tables_SN.shape
-    _native.decode(
-        cache.data_ptr(),
+    _native.attend(
+        cache_view(cache),
+        chunks.entries,
         q_THd.data_ptr(),
         out_THd.data_ptr(),
-        rows_S.data_ptr(),
-        tables_SN.data_ptr(),
-        lengths_S.data_ptr(),
-        num_sequences,
-        max_blocks,
-        block_size,
-        num_kv_heads,
-        q_THd.shape[1] // num_kv_heads,
-        head_dim,
+        q_THd.shape[1],
         scale,
+        window or 0,
         torch.get_num_threads(),
     )
+
+
+def cache_view(cache: Tensor) -> tuple[int, int, int, int]:
+    return cache.data_ptr(), cache.shape[1], cache.shape[3], cache.shape[4]
+
+
+class Stack:
+    """The layers of a decoder, to be run in one call. It keeps addresses, and so what they belong to in ``kept``."""
+
+    def __init__(self) -> None:
+        assert _native is not None
+        self._native = _native.Stack()
+        self.kept: list[object] = []
+
+    def add(
+        self,
+        norms: Sequence[tuple[Tensor | None, float]],
+        matrices: Sequence[tuple[PackedMatrix, Tensor | None]],
+        cache: Tensor,
+        *,
+        num_heads: int,
+        window: int | None,
+        rotation: int,
+        scale: float,
+        activation: str,
+    ) -> None:
+        """One more layer. ``norms``: before and after attention, before and after the MLP, of queries, of keys.
+        ``matrices``, each with its bias: q, k, v, output, gate, up, down. ``rotation`` is the number of its angles."""
+        self.kept += [norms, matrices, cache]
+        self._native.add(
+            [(0 if weight is None else weight.data_ptr(), eps) for weight, eps in norms],
+            [matrix(*pair) for pair in matrices],
+            cache_view(cache),
+            num_heads,
+            window or 0,
+            rotation,
+            scale,
+            ACTIVATIONS[activation],
+        )
+
+    def run(self, x_TD: Tensor, slots_T: Tensor, chunks: Chunks, angles: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Change the residual stream ``x`` in place. ``angles``: cosines and signed sines ``(T, dim)``, float32."""
+        self._native.run(
+            x_TD.data_ptr(),
+            *x_TD.shape,
+            slots_T.data_ptr(),
+            chunks.entries,
+            [(cos.data_ptr(), sin.data_ptr(), cos.shape[-1]) for cos, sin in angles],
+            torch.get_num_threads(),
+        )

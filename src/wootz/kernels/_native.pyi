@@ -1,20 +1,41 @@
+Matrix = tuple[int, int, int, int, int]
+
 def instruction_sets() -> list[str]: ...
 def use(name: str) -> None: ...
+def lanes() -> int: ...
 def linear(format: int, weight: int, x: int, y: int, rows: int, cols: int, tokens: int, threads: int) -> None: ...
+def packed_linear(weight: Matrix, x: int, y: int, stride: int, tokens: int, threads: int) -> None: ...
 def dequantize(format: int, weight: int, out: int, rows: int, cols: int, threads: int) -> None: ...
-def decode(
-    cache: int,
+def attend(
+    cache: tuple[int, int, int, int],
+    chunks: list[tuple[int, int, int, int]],
     q: int,
     out: int,
-    rows: int,
-    tables: int,
-    lengths: int,
-    sequences: int,
-    max_blocks: int,
-    block_size: int,
-    kv_heads: int,
-    group: int,
-    head_dim: int,
+    heads: int,
     scale: float,
+    window: int,
     threads: int,
 ) -> None: ...
+
+class Stack:
+    def add(
+        self,
+        norms: list[tuple[int, float]],
+        matrices: list[Matrix],
+        cache: tuple[int, int, int, int],
+        heads: int,
+        window: int,
+        rotation: int,
+        scale: float,
+        activation: int,
+    ) -> None: ...
+    def run(
+        self,
+        x: int,
+        tokens: int,
+        hidden: int,
+        slots: int,
+        chunks: list[tuple[int, int, int, int]],
+        angles: list[tuple[int, int, int]],
+        threads: int,
+    ) -> None: ...

@@ -1,44 +1,26 @@
-// The kernels, in plain C++ over the compiler's vector type. CMake compiles this file once per instruction set, each
-// time with another WOOTZ_ISA and WOOTZ_LANES; `module.cpp` picks the widest that the processor has.
+// The kernels, in C++ over the compiler's vector type. CMake compiles this file once per instruction set, each time with
+// another WOOTZ_ISA and WOOTZ_LANES; `module.cpp` picks the widest that the processor has. Here are the products that
+// keep activations as they are; `packed.h` has those that round them to 8 bits, `stack.h` a whole decoder out of them.
 //
 // `linear` turns a few weight rows into floats in the first-level cache and multiplies them with all tokens, so a
 // weight is read from memory once per step, in its quantised form: at batch 1 that reading is what decides the speed.
 // Each dot product adds in the same order however many tokens there are. So a token's result does not depend on
 // what else is in the batch, to the last bit.
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <vector>
 
+#include "attention.h"
 #include "kernels.h"
+#include "packed.h"
+#include "simd.h"
+#include "stack.h"
 
 namespace wootz::WOOTZ_ISA {
 namespace {
 
-constexpr long lanes = WOOTZ_LANES;
 constexpr int tile_rows = 4;
 constexpr int tile_tokens = lanes == 16 ? 6 : 3;  // what fits into 32 or 16 vector registers
 constexpr long block = 32;
-
-typedef float vec __attribute__((vector_size(lanes * sizeof(float))));
-typedef int32_t ivec __attribute__((vector_size(lanes * sizeof(int32_t))));
-
-inline vec load(const float* p) {
-    vec v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-
-inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
-
-inline float sum(vec v) {
-    float a[lanes];
-    store(a, v);
-    for (long n = lanes / 2; n; n /= 2)
-        for (long i = 0; i < n; ++i) a[i] += a[i + n];
-    return a[0];
-}
 
 // --- block formats: 32 weights that share a scale, and in some a minimum -----------------------------------------
 // https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
@@ -48,16 +30,6 @@ inline float sum(vec v) {
 
 constexpr int vecs = block / lanes;  // vectors per block
 constexpr int half = vecs / 2;
-
-typedef uint8_t bytes __attribute__((vector_size(lanes)));
-
-inline bytes load_bytes(const void* p) {
-    bytes b;
-    std::memcpy(&b, p, sizeof b);
-    return b;
-}
-
-inline vec floats(bytes b) { return __builtin_convertvector(__builtin_convertvector(b, ivec), vec); }
 
 struct BlockQ4_0 {
     _Float16 d;
@@ -235,102 +207,9 @@ void dequantize(int format, const uint8_t* weight, float* out, long rows, long c
     }
 }
 
-// --- attention of decoding tokens --------------------------------------------------------------------------------
-
-// e^x for x <= 0, to about 2 units in the last place: 2^n from the exponent's bits times a polynomial on [-ln2/2, ln2/2].
-inline vec exp_of(vec x) {
-    const vec clamped = x < -87.0f ? vec{} - 87.0f : x;
-    const vec n_f = clamped * 1.44269504f;
-    const ivec n = __builtin_convertvector(n_f - 0.5f, ivec);  // rounds to nearest: x is never positive
-    const vec whole = __builtin_convertvector(n, vec);
-    const vec r = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const ivec bits = (n + 127) << 23;
-    vec power;
-    std::memcpy(&power, &bits, sizeof power);
-    return p * power;
-}
-
-constexpr long most_heads = 4;  // query heads computed together; each has an accumulator in a register
-
-constexpr long ahead = 12;  // tokens; keys of one head lie too far apart for the processor to see them coming
-
-inline void fetch(const float* p, long count) {
-    for (long i = 0; i < count; i += 16) __builtin_prefetch(p + i);
-}
-
-struct Scratch {
-    std::vector<const float*> keys;  // where each token's key of this head lies; its value is `value_offset` further on
-    std::vector<float> scores;       // (heads, padded length)
-};
-
-// Up to `most_heads` query heads that share a key/value head, so that each key and value is read once for all of them.
-void attend(const float* q, float* out, long heads, long length, long head_dim, long value_offset, float scale,
-            Scratch& scratch) {
-    const long padded = (length + lanes - 1) / lanes * lanes;
-    scratch.scores.resize(most_heads * padded);
-    float* scores = scratch.scores.data();
-    const float* const* keys = scratch.keys.data();
-    for (long p = 0; p < length; ++p) {
-        fetch(keys[std::min(p + ahead, length - 1)], head_dim);
-        fetch(keys[std::min(p + ahead, length - 1)] + value_offset, head_dim);
-        for (long h = 0; h < heads; ++h) {
-            vec acc = {};
-            for (long i = 0; i < head_dim; i += lanes) acc += load(q + h * head_dim + i) * load(keys[p] + i);
-            scores[h * padded + p] = scale * sum(acc);
-        }
-    }
-    float norms[most_heads] = {};
-    for (long h = 0; h < heads; ++h) {
-        float* row = scores + h * padded;
-        const float largest = *std::max_element(row, row + length);
-        float total = 0;
-        for (long p = 0; p < padded; p += lanes) store(row + p, exp_of(load(row + p) - largest));
-        for (long p = 0; p < length; ++p) total += row[p];
-        norms[h] = 1.0f / total;
-    }
-    for (long i = 0; i < head_dim; i += lanes) {
-        vec acc[most_heads] = {};
-        for (long p = 0; p < length; ++p) {
-            const vec value = load(keys[p] + value_offset + i);
-            for (long h = 0; h < most_heads; ++h) acc[h] += scores[h * padded + p] * value;
-        }
-        for (long h = 0; h < heads; ++h) store(out + h * head_dim + i, acc[h] * norms[h]);
-    }
-}
-
-void decode(const float* cache, const float* q, float* out, const int32_t* rows, const int32_t* tables,
-            const int32_t* lengths, long sequences, long max_blocks, long block_size, long kv_heads, long group,
-            long head_dim, float scale, int threads) {
-    const long token_size = 2 * kv_heads * head_dim;
-#pragma omp parallel num_threads(threads)
-    {
-        Scratch scratch;
-#pragma omp for schedule(dynamic, 1) nowait
-        for (long task = 0; task < sequences * kv_heads; ++task) {
-            const long s = task / kv_heads, kv_head = task % kv_heads;
-            scratch.keys.resize(lengths[s]);
-            for (long p = 0; p < lengths[s]; ++p) {
-                const long place = tables[s * max_blocks + p / block_size] * block_size + p % block_size;
-                scratch.keys[p] = cache + place * token_size + kv_head * head_dim;
-            }
-            for (long first = 0; first < group; first += most_heads) {
-                const long at = ((rows[s] * kv_heads + kv_head) * group + first) * head_dim;
-                attend(q + at, out + at, std::min(most_heads, group - first), lengths[s], head_dim, kv_heads * head_dim,
-                       scale, scratch);
-            }
-        }
-    }
-}
-
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {linear, dequantize, decode};
+const Kernels kernels = {lanes, linear, packed_linear, dequantize, attend, stack};
 
 }  // namespace wootz::WOOTZ_ISA

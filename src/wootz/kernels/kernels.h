@@ -1,26 +1,88 @@
 // What the kernels compute, and the table through which one instruction set's build of them is reached.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace wootz {
 
-// GGML's numbers for the block formats we compute with (the `type` of a tensor in a GGUF file).
+// GGML's numbers for the block formats that are computed with as they are (the `type` of a tensor in a GGUF file).
 enum Format : int { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8 };
 
+// Layouts of packed weights; see packed.h, and `wootz.kernels.packing`, which writes them.
+enum Packed : int { U4_OFFSET, U4_MIN, U4_MIN_WIDE, U5_OFFSET, U5_MIN, U5_MIN_WIDE, S8, S8_WIDE, S6_WIDE };
+
+struct PackedMatrix {
+    int format = 0;
+    const uint8_t* data = nullptr;
+    long rows = 0;     // a multiple of twice the number of lanes
+    long columns = 0;  // a multiple of 32
+    const float* bias = nullptr;
+};
+
+// Keys and values of one layer: (num_blocks, block_size, 2, kv_heads, head_dim) floats.
+struct CacheView {
+    float* data = nullptr;
+    long block_size = 0, kv_heads = 0, head_dim = 0;
+};
+
+// Consecutive tokens of one sequence, which stand in rows row.. of a step and at positions start.. of their sequence.
+struct Chunk {
+    long row, tokens, start;
+    const int32_t* table;  // the sequence's blocks
+};
+
+struct Norm {
+    const float* weight = nullptr;  // null: there is none here
+    float eps = 0;
+};
+
+enum Activation : int { SILU, GELU_TANH };
+
+// A decoder layer of attention and a gated MLP around a residual stream.
+struct StackLayer {
+    Norm attention_norm, attention_output_norm, mlp_norm, mlp_output_norm, q_norm, k_norm;
+    PackedMatrix q, k, v, output, gate, up, down;
+    CacheView cache;
+    long heads = 0, window = 0;  // 0: no window
+    int rotation = 0;            // which of the step's tables of angles
+    float scale = 0;
+    Activation activation = SILU;
+};
+
+// Angles of a step's tokens: (tokens, dim) each; the signs of "rotate half" are in `sin`.
+struct Angles {
+    const float *cos, *sin;
+    long dim;
+};
+
+struct StackStep {
+    float* x;  // (tokens, hidden), the residual stream, changed in place
+    long tokens, hidden;
+    const int64_t* slots;  // each token's place in the cache
+    std::vector<Chunk> chunks;
+    std::vector<Angles> angles;
+};
+
 struct Kernels {
+    // Numbers that the vectors of this build hold: packed weights interleave so many rows.
+    long lanes;
+
     // y[t, r] = sum over c of x[t, c] * weight[r, c]. Weight rows are runs of `format` blocks of 32; x and y are row-major.
     void (*linear)(int format, const uint8_t* weight, const float* x, float* y, long rows, long cols, long tokens,
                    int threads);
 
+    // The same with a packed weight and activations rounded to 8 bits. y is (tokens, stride).
+    void (*packed_linear)(const PackedMatrix& weight, const float* x, float* y, long stride, long tokens, int threads);
+
     // out[r, c] = weight[r, c] in float32.
     void (*dequantize)(int format, const uint8_t* weight, float* out, long rows, long cols, int threads);
 
-    // One query token per sequence over its paged keys and values.
-    //   cache  (num_blocks, block_size, 2, kv_heads, head_dim)    q, out  (tokens, kv_heads * group, head_dim)
-    //   rows[s]: the sequence's row in q and out.   tables[s * max_blocks ...]: its blocks.   lengths[s]: its tokens.
-    void (*decode)(const float* cache, const float* q, float* out, const int32_t* rows, const int32_t* tables,
-                   const int32_t* lengths, long sequences, long max_blocks, long block_size, long kv_heads, long group,
-                   long head_dim, float scale, int threads);
+    // Causal attention of all chunks over paged keys and values; q and out are (tokens, heads, head_dim).
+    void (*attend)(const CacheView& cache, const std::vector<Chunk>& chunks, const float* q, float* out, long heads,
+                   float scale, long window, int threads);
+
+    // All layers of a decoder, for one step.
+    void (*stack)(const std::vector<StackLayer>& layers, StackStep& step, int threads);
 };
 
 }  // namespace wootz

@@ -3,8 +3,11 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -14,6 +17,7 @@ namespace baseline { extern const Kernels kernels; }
 #ifdef WOOTZ_X86
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
+namespace avx512vnni { extern const Kernels kernels; }
 #endif
 
 struct Build {
@@ -27,8 +31,10 @@ static std::vector<Build> usable() {
 #ifdef WOOTZ_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
+        __builtin_cpu_supports("avx512dq")) {
+        if (__builtin_cpu_supports("avx512vnni")) builds.push_back({"avx512vnni", &avx512vnni::kernels});
         builds.push_back({"avx512", &avx512::kernels});
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
         builds.push_back({"avx2", &avx2::kernels});
 #endif
@@ -36,13 +42,43 @@ static std::vector<Build> usable() {
     return builds;
 }
 
+using Address = uintptr_t;
+using Matrix = std::tuple<int, Address, long, long, Address>;  // format, data, rows, columns, bias
+using NormOf = std::tuple<Address, float>;                     // weight, eps
+using ChunkOf = std::tuple<long, long, long, Address>;         // row, tokens, start, table
+using AnglesOf = std::tuple<Address, Address, long>;           // cos, sin, dim
+using CacheOf = std::tuple<Address, long, long, long>;         // data, block_size, kv_heads, head_dim
+
+static PackedMatrix matrix(const Matrix& m) {
+    auto [format, data, rows, columns, bias] = m;
+    return {format, (const uint8_t*)data, rows, columns, (const float*)bias};
+}
+
+static Norm norm(const NormOf& n) { return {(const float*)std::get<0>(n), std::get<1>(n)}; }
+
+static CacheView view(const CacheOf& c) {
+    auto [data, block_size, kv_heads, head_dim] = c;
+    return {(float*)data, block_size, kv_heads, head_dim};
+}
+
+static std::vector<Chunk> chunks_of(const std::vector<ChunkOf>& given) {
+    std::vector<Chunk> chunks;
+    for (auto [row, tokens, start, table] : given) chunks.push_back({row, tokens, start, (const int32_t*)table});
+    return chunks;
+}
+
+struct Stack {
+    std::vector<StackLayer> layers;
+};
+
 }  // namespace wootz
 
 namespace nb = nanobind;
+using namespace wootz;
 
 NB_MODULE(_native, m) {
-    static const std::vector<wootz::Build> builds = wootz::usable();
-    static wootz::Kernels k = *builds.front().kernels;
+    static const std::vector<Build> builds = usable();
+    static Kernels k = *builds.front().kernels;
     using release = nb::call_guard<nb::gil_scoped_release>;
 
     m.def("instruction_sets", [] {
@@ -54,26 +90,60 @@ NB_MODULE(_native, m) {
         for (auto& build : builds)
             if (name == build.instruction_set) k = *build.kernels;
     });
+    m.def("lanes", [] { return k.lanes; });
     m.def(
         "linear",
-        [](int format, uintptr_t weight, uintptr_t x, uintptr_t y, long rows, long cols, long tokens, int threads) {
+        [](int format, Address weight, Address x, Address y, long rows, long cols, long tokens, int threads) {
             k.linear(format, (const uint8_t*)weight, (const float*)x, (float*)y, rows, cols, tokens, threads);
         },
         release());
     m.def(
+        "packed_linear",
+        [](const Matrix& weight, Address x, Address y, long stride, long tokens, int threads) {
+            k.packed_linear(matrix(weight), (const float*)x, (float*)y, stride, tokens, threads);
+        },
+        release());
+    m.def(
         "dequantize",
-        [](int format, uintptr_t weight, uintptr_t out, long rows, long cols, int threads) {
+        [](int format, Address weight, Address out, long rows, long cols, int threads) {
             k.dequantize(format, (const uint8_t*)weight, (float*)out, rows, cols, threads);
         },
         release());
     m.def(
-        "decode",
-        [](uintptr_t cache, uintptr_t q, uintptr_t out, uintptr_t rows, uintptr_t tables, uintptr_t lengths,
-           long sequences, long max_blocks, long block_size, long kv_heads, long group, long head_dim, float scale,
-           int threads) {
-            k.decode((const float*)cache, (const float*)q, (float*)out, (const int32_t*)rows, (const int32_t*)tables,
-                     (const int32_t*)lengths, sequences, max_blocks, block_size, kv_heads, group, head_dim, scale,
-                     threads);
+        "attend",
+        [](const CacheOf& cache, const std::vector<ChunkOf>& chunks, Address q, Address out, long heads, float scale,
+           long window, int threads) {
+            k.attend(view(cache), chunks_of(chunks), (const float*)q, (float*)out, heads, scale, window, threads);
         },
         release());
+
+    nb::class_<Stack>(m, "Stack")
+        .def(nb::init<>())
+        .def("add",
+             [](Stack& stack, const std::vector<NormOf>& norms, const std::vector<Matrix>& matrices, const CacheOf& cache,
+                long heads, long window, int rotation, float scale, int activation) {
+                 StackLayer layer;
+                 Norm* own[] = {&layer.attention_norm,  &layer.attention_output_norm, &layer.mlp_norm,
+                                &layer.mlp_output_norm, &layer.q_norm,                &layer.k_norm};
+                 for (size_t i = 0; i < 6; ++i) *own[i] = norm(norms.at(i));
+                 PackedMatrix* weights[] = {&layer.q,    &layer.k,  &layer.v,   &layer.output,
+                                            &layer.gate, &layer.up, &layer.down};
+                 for (size_t i = 0; i < 7; ++i) *weights[i] = matrix(matrices.at(i));
+                 layer.cache = view(cache);
+                 layer.heads = heads;
+                 layer.window = window;
+                 layer.rotation = rotation;
+                 layer.scale = scale;
+                 layer.activation = Activation(activation);
+                 stack.layers.push_back(layer);
+             })
+        .def(
+            "run",
+            [](const Stack& stack, Address x, long tokens, long hidden, Address slots, const std::vector<ChunkOf>& chunks,
+               const std::vector<AnglesOf>& angles, int threads) {
+                StackStep step{(float*)x, tokens, hidden, (const int64_t*)slots, chunks_of(chunks), {}};
+                for (auto [cos, sin, dim] : angles) step.angles.push_back({(const float*)cos, (const float*)sin, dim});
+                k.stack(stack.layers, step, threads);
+            },
+            release());
 }

@@ -38,10 +38,9 @@ class BlockWeight:
         return y_TR.view(*x.shape[:-1], self.shape[0])
 
     @staticmethod
-    def stack(weights: list[BlockWeight | None]) -> BlockWeight | None:
-        """One below the other; None if one is missing or they are not of one format."""
-        whole = [weight for weight in weights if weight is not None]
-        if len(whole) < len(weights) or len({weight.format for weight in whole}) > 1:
+    def stack(weights: list[BlockWeight]) -> BlockWeight | None:
+        """One below the other; None if they are not of one format, or of one that the kernels do not know."""
+        if len({weight.format for weight in weights}) > 1 or weights[0].format not in kernels.FORMATS:
             return None
-        rows = sum(weight.shape[0] for weight in whole)
-        return BlockWeight(torch.cat([weight.data for weight in whole]), whole[0].format, (rows, whole[0].shape[1]))
+        rows = sum(weight.shape[0] for weight in weights)
+        return BlockWeight(torch.cat([weight.data for weight in weights]), weights[0].format, (rows, weights[0].shape[1]))

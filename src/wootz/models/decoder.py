@@ -9,7 +9,7 @@ works on each token alone (a gated MLP, experts). What a layer is made of stands
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -107,6 +107,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(layer, size, norm) for layer in config.layers)
         self.norm = norm.build(size) if config.final_norm else None
         self.head = Linear(size, config.vocab_size, bias=config.head_bias)
+        self.layer_loop: Callable[[Tensor, Run], Tensor] | None = None
+        """Where all layers can run in one call, that call (`wootz.engine.fused`)."""
         self.cache_specs: list[CacheSpec] = assign_slots(self)
         self.tie_weights()
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters())
@@ -125,8 +127,11 @@ class Decoder(nn.Module):
             x_TD = self.embedding_norm(x_TD)
         run = Run(positions_T, context)
         run.shared["embeddings"] = x_TD
-        for layer in self.layers:
-            x_TD = layer(x_TD, run)
+        if self.layer_loop is not None:
+            x_TD = self.layer_loop(x_TD, run)
+        else:
+            for layer in self.layers:
+                x_TD = layer(x_TD, run)
         return x_TD if self.norm is None else self.norm(x_TD)
 
     def unembed(self, hidden_TD: Tensor) -> Tensor:

@@ -45,57 +45,57 @@ def _bf16(blocks: Tensor) -> Tensor:
 
 def _q4_0(blocks: Tensor) -> Tensor:
     d, q = blocks.split((2, 16), 1)
-    return _half(d) * (_fields(q, 4, 16).float() - 8)
+    return half(d) * (fields(q, 4, 16).float() - 8)
 
 
 def _q4_1(blocks: Tensor) -> Tensor:
     d, m, q = blocks.split((2, 2, 16), 1)
-    return _half(d) * _fields(q, 4, 16).float() + _half(m)
+    return half(d) * fields(q, 4, 16).float() + half(m)
 
 
 def _q5_0(blocks: Tensor) -> Tensor:
     d, high, low = blocks.split((2, 4, 16), 1)
-    return _half(d) * ((_fields(low, 4, 16) | _fields(high, 1, 1) << 4).float() - 16)
+    return half(d) * ((fields(low, 4, 16) | fields(high, 1, 1) << 4).float() - 16)
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
     d, m, high, low = blocks.split((2, 2, 4, 16), 1)
-    return _half(d) * (_fields(low, 4, 16) | _fields(high, 1, 1) << 4).float() + _half(m)
+    return half(d) * (fields(low, 4, 16) | fields(high, 1, 1) << 4).float() + half(m)
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
     d, q = blocks.split((2, 32), 1)
-    return _half(d) * q.view(torch.int8).float()
+    return half(d) * q.view(torch.int8).float()
 
 
 def _q2_k(blocks: Tensor) -> Tensor:
     scales, q, d, m = blocks.split((16, 64, 2, 2), 1)
-    return _sub_blocks(_half(d) * (scales & 15).float(), _fields(q, 2, 32), _half(m) * (scales >> 4).float())
+    return _sub_blocks(half(d) * (scales & 15).float(), fields(q, 2, 32), half(m) * (scales >> 4).float())
 
 
 def _q3_k(blocks: Tensor) -> Tensor:
     high, low, scales, d = blocks.split((32, 64, 12, 2), 1)
-    scales = _fields(scales[:, :8], 4, 8) | _fields(scales[:, 8:], 2, 4) << 4
-    q = (_fields(low, 2, 32) | _fields(high, 1, 32) << 2).float() - 4
-    return _sub_blocks(_half(d) * (scales.float() - 32), q)
+    scales = fields(scales[:, :8], 4, 8) | fields(scales[:, 8:], 2, 4) << 4
+    q = (fields(low, 2, 32) | fields(high, 1, 32) << 2).float() - 4
+    return _sub_blocks(half(d) * (scales.float() - 32), q)
 
 
 def _q4_k(blocks: Tensor) -> Tensor:
     d, m, scales, q = blocks.split((2, 2, 12, 128), 1)
-    scale, minimum = _six_bit_pairs(scales)
-    return _sub_blocks(_half(d) * scale, _fields(q, 4, 32), _half(m) * minimum)
+    scale, minimum = six_bit_pairs(scales)
+    return _sub_blocks(half(d) * scale, fields(q, 4, 32), half(m) * minimum)
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
     d, m, scales, high, low = blocks.split((2, 2, 12, 32, 128), 1)
-    scale, minimum = _six_bit_pairs(scales)
-    return _sub_blocks(_half(d) * scale, _fields(low, 4, 32) | _fields(high, 1, 32) << 4, _half(m) * minimum)
+    scale, minimum = six_bit_pairs(scales)
+    return _sub_blocks(half(d) * scale, fields(low, 4, 32) | fields(high, 1, 32) << 4, half(m) * minimum)
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
     low, high, scales, d = blocks.split((128, 64, 16, 2), 1)
-    q = (_fields(low, 4, 64) | _fields(high, 2, 32) << 4).float() - 32
-    return _sub_blocks(_half(d) * scales.view(torch.int8).float(), q)
+    q = (fields(low, 4, 64) | fields(high, 2, 32) << 4).float() - 32
+    return _sub_blocks(half(d) * scales.view(torch.int8).float(), q)
 
 
 _FORMATS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -117,17 +117,17 @@ _FORMATS: dict[str, Callable[[Tensor], Tensor]] = {
 _SIZES = {name: (weights, num_bytes) for name, weights, num_bytes in GGML_TYPES.values()}
 
 
-def _half(scale: Tensor) -> Tensor:
+def half(scale: Tensor) -> Tensor:
     return scale.contiguous().view(torch.float16).float()
 
 
-def _fields(packed: Tensor, bits: int, run: int) -> Tensor:
+def fields(packed: Tensor, bits: int, run: int) -> Tensor:
     """Unpack fields of ``bits`` bits: of each ``run`` bytes the lowest fields first, then the next ones up."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8).unsqueeze(1)
     return (packed.unflatten(1, (-1, 1, run)) >> shifts & 2**bits - 1).flatten(1)
 
 
-def _six_bit_pairs(packed: Tensor) -> tuple[Tensor, Tensor]:
+def six_bit_pairs(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Eight scales and eight minimums of 6 bits in 12 bytes; the last four of each have their top bits in the first."""
     scale, minimum, both = packed.split(4, 1)
     scales = torch.cat((scale & 63, both & 15 | scale >> 6 << 4), 1)

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from wootz.core.errors import ModelFileError
 from wootz.core.gguf import GGUFFile
-from wootz.kernels import FORMATS
 from wootz.models import families
 from wootz.models.block_weight import BlockWeight
 from wootz.models.dequantize import dequantize
 from wootz.models.families import ModelConfig
+from wootz.models.packed_weight import GGUF_PARTS
 
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -98,7 +98,7 @@ class GGUFCheckpoint:
 
     def blocks(self, name: str) -> BlockWeight | None:
         info = self._file.tensors[self._gguf_names[name]]
-        if info.type not in FORMATS or len(info.shape) != 2:
+        if info.type not in GGUF_PARTS or len(info.shape) != 2:
             return None
         rows, columns = info.shape
         data = self._bytes(self._gguf_names[name]).view(rows, -1)

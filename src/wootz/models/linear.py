@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wootz.models.block_weight import BlockWeight
+from wootz.models.packed_weight import PackedWeight
 
 
 class Linear(nn.Module):
@@ -38,19 +39,19 @@ class Linear(nn.Module):
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
         self._packed: Tensor | None = None
-        self._blocks: BlockWeight | None = None
+        self.blocks: BlockWeight | PackedWeight | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._blocks is not None:
-            y = self._blocks.multiply(x)
+        if self.blocks is not None:
+            y = self.blocks.multiply(x)
             return y if self.bias is None else y + self.bias
         if self._packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
-    def hold_blocks(self, blocks: BlockWeight) -> None:
+    def hold_blocks(self, blocks: BlockWeight | PackedWeight) -> None:
         """Compute with a quantised weight from now on; ``weight`` becomes None. Such a model can only be run."""
-        self._blocks = blocks
+        self.blocks = blocks
         self.register_parameter("weight", None)
 
     def prepare_for_inference(self) -> None:
@@ -59,7 +60,7 @@ class Linear(nn.Module):
         The plain weight is let go (``weight`` becomes None), and freed unless something else reads it too, as the
         embedding does a tied head's.
         """
-        if self._blocks is not None or self._packed is not None:
+        if self.blocks is not None or self._packed is not None:
             return
         weight = self.weight.detach()
         if weight.device.type != "cpu" or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
@@ -68,7 +69,7 @@ class Linear(nn.Module):
         self.register_parameter("weight", None)
 
     def extra_repr(self) -> str:
-        kept = f", {self._blocks.format}" if self._blocks else ", packed" if self._packed is not None else ""
+        kept = f", {self.blocks.format}" if self.blocks else ", packed" if self._packed is not None else ""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}{kept}"
 
 

@@ -59,6 +59,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: GatedMLPConfig, hidden_size: int) -> None:
         super().__init__()
+        self.config = config
         self.gate_up = Linear(hidden_size, (config.intermediate_size,) * 2, bias=config.bias)
         self.down = Linear(config.intermediate_size, hidden_size, bias=config.bias, into_residual=True)
         self.activation = ACTIVATIONS[config.activation]

@@ -1,0 +1,127 @@
+"""A decoder's layers in one call of the kernels, where that is possible: on a CPU, with packed weights.
+
+At one token per step, starting a dozen operations per layer from Python takes as long as reading the weights. So
+layers of the common kind (attention with rotary positions, a gated MLP, RMSNorm before or after) are described to
+`wootz.kernels.Stack` once; what each layer means stays defined by its module, and the tests hold the two together.
+Whatever is not of that kind runs module by module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from wootz import kernels
+from wootz.engine.attention import PagedCache, PagedContext
+from wootz.kernels.packing import PackedMatrix
+from wootz.models.blocks.attention import Attention
+from wootz.models.blocks.mlp import GatedMLP, GatedMLPConfig
+from wootz.models.blocks.norms import RMSNorm
+from wootz.models.decoder import Decoder, Layer
+from wootz.models.linear import Linear
+from wootz.models.packed_weight import PackedWeight
+from wootz.models.positions.rotary import Rotary
+from wootz.models.run import Run
+
+
+def fuse(model: object, cache: PagedCache) -> bool:
+    """Let ``model`` run its layers in one call over ``cache``, if all of them can. Returns whether."""
+    if not isinstance(model, Decoder) or not kernels.AVAILABLE or model.dtype != torch.float32:
+        return False
+    layers = [cast(Layer, layer) for layer in model.layers]
+    if not all(_is_common(layer) and _can_hold(layer, cache) for layer in layers):
+        return False
+    model.layer_loop = FusedLayers(layers, cache)
+    return True
+
+
+class FusedLayers:
+    """In place of a loop over ``layers``."""
+
+    def __init__(self, layers: list[Layer], cache: PagedCache) -> None:
+        self.layers, self.stack = layers, kernels.Stack()
+        self.rotaries: list[Rotary] = []
+        for layer in layers:
+            attention, mlp = cast(Attention, layer.mixer), cast(GatedMLP, layer.ffn)
+            rotary = cast(Rotary, attention.rotary)
+            known = [r.config for r in self.rotaries]
+            if rotary.config not in known:
+                self.rotaries.append(rotary)
+                known.append(rotary.config)
+            self.stack.add(
+                [
+                    _norm(layer.mixer_norm),
+                    _norm(layer.mixer_output_norm),
+                    _norm(layer.ffn_norm),
+                    _norm(layer.ffn_output_norm),
+                    _norm(attention.q_norm),
+                    _norm(attention.k_norm),
+                ],
+                [*_parts(attention.qkv), *_parts(attention.output), *_parts(mlp.gate_up), *_parts(mlp.down)],
+                cache.layers[attention.slot],
+                num_heads=attention.config.num_heads,
+                window=attention.config.window,
+                rotation=known.index(rotary.config),
+                scale=attention.scale,
+                activation=mlp.config.activation,
+            )
+
+    def __call__(self, x_TD: Tensor, run: Run) -> Tensor:
+        context = run.context
+        if not isinstance(context, PagedContext):
+            for layer in self.layers:
+                x_TD = layer(x_TD, run)
+            return x_TD
+        x_TD = x_TD.contiguous()
+        angles = [run.rotation(rotary, x_TD.dtype) for rotary in self.rotaries]
+        self.stack.run(x_TD, context.slots_T, context.kernel_chunks, [(a.cos_T1d, a.sin_T1d) for a in angles])
+        return x_TD
+
+
+def _is_common(layer: Layer) -> bool:
+    config, attention, mlp = layer.config, layer.mixer, layer.ffn
+    if type(attention) is not Attention or type(mlp) is not GatedMLP or config.parallel:
+        return False
+    norms = [layer.mixer_norm, layer.mixer_output_norm, layer.ffn_norm, layer.ffn_output_norm]
+    norms += [attention.q_norm, attention.k_norm]
+    own, rotary = attention.config, attention.rotary
+    linears = [attention.qkv, attention.output, mlp.gate_up, mlp.down]
+    return (
+        config.norms in ("pre", "sandwich", "output")
+        and config.residual_scale == 1.0
+        and all(norm is None or type(norm) is RMSNorm for norm in norms)
+        and rotary is not None
+        and not rotary.config.interleaved
+        and rotary.config.decay is None
+        and own.causal
+        and own.softcap is None
+        and attention.sinks_H is None
+        and attention.score_bias is None
+        and not own.qkv_by_group
+        and (own.qk_norm is None or own.qk_norm_over == "head")
+        and cast(GatedMLPConfig, mlp.config).activation in kernels.ACTIVATIONS
+        and all(type(linear) is Linear and isinstance(linear.blocks, PackedWeight) for linear in linears)
+        and all(size % 32 == 0 for size in (attention.qkv.in_features, mlp.down.in_features))
+    )
+
+
+def _can_hold(layer: Layer, cache: PagedCache) -> bool:
+    held = cache.layers[cast(Attention, layer.mixer).slot]
+    return isinstance(held, Tensor) and kernels.can_attend(held)
+
+
+def _norm(norm: nn.Module | None) -> tuple[Tensor | None, float]:
+    if norm is None:
+        return None, 0.0
+    norm = cast(RMSNorm, norm)
+    return (norm.weight.detach() + norm.offset).contiguous(), norm.eps
+
+
+def _parts(linear: Linear) -> Iterable[tuple[PackedMatrix, Tensor | None]]:
+    """Each of a projection's parts, with its rows of the bias."""
+    matrices = cast(PackedWeight, linear.blocks).matrices
+    biases = linear.bias.detach().split(linear.parts) if linear.bias is not None else [None] * len(matrices)
+    return zip(matrices, biases, strict=True)

@@ -1,0 +1,264 @@
+// A whole decoder in one parallel region: what would be some dozen operations per layer, each started and awaited from
+// Python, is seven phases with a barrier in between. At one token per step that waiting is as long as the work.
+//
+//     norm, round  ->  q, k, v by head: norm, turn, into the cache  ->  attention, round  ->  output into the stream
+//     norm, round  ->  gate and up: activate, round                ->  down into the stream
+//
+// Within a phase threads take the next piece of work from a counter, so one that is held up by other processes takes
+// fewer. Everything that is multiplied with weights was rounded to 8 bits by whoever made it, while it was at hand.
+
+#pragma once
+#include <omp.h>
+
+#include <atomic>
+#include <vector>
+
+#include "attention.h"
+#include "packed.h"
+
+namespace wootz::WOOTZ_ISA {
+namespace {
+
+constexpr long tokens_of_task = 128, rows_of_task = packed_columns;
+
+inline float rms_factor(const float* x, long n, float eps) {
+    vec squares = {};
+    long i = 0;
+    for (; i + lanes <= n; i += lanes) squares += load(x + i) * load(x + i);
+    float total = sum(squares);
+    for (; i < n; ++i) total += x[i] * x[i];
+    return 1.0f / std::sqrt(total / float(n) + eps);
+}
+
+inline void rms_norm(const float* x, const Norm& norm, float* out, long n) {
+    const float factor = rms_factor(x, n, norm.eps);
+    for (long i = 0; i < n; ++i) out[i] = x[i] * factor * norm.weight[i];
+}
+
+inline void rotate(float* x, const float* cos, const float* sin, long dim) {
+    const long half = dim / 2;
+    for (long i = 0; i < half; ++i) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a * cos[i] + b * sin[i];
+        x[i + half] = b * cos[i + half] + a * sin[i + half];
+    }
+}
+
+inline vec activated(vec gate, Activation activation) {
+    vec x = gate;
+    if (activation == GELU_TANH) x = 1.5957691216f * (gate + 0.044715f * gate * gate * gate);
+    return gate / (1.0f + exp_of(-x));  // gelu's tanh form is x * sigmoid(2 u)
+}
+
+struct Worker {  // what one thread needs for itself
+    AttentionScratch attention;
+    std::vector<float> first, second;
+};
+
+struct StackRun {
+    const std::vector<StackLayer>& layers;
+    StackStep& step;
+    ActivationBuffer normed, attended, gated;
+    std::vector<float> q, attention_out, part;
+    std::vector<std::atomic<long>> counters;
+    long counter = 0;
+
+    StackRun(const std::vector<StackLayer>& layers, StackStep& step) : layers(layers), step(step), counters(8 * layers.size() + 1) {}
+};
+
+template <class Work>
+inline void share(std::atomic<long>& next, long count, const Work& work) {
+    for (long i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
+#pragma omp barrier
+}
+
+// Rows [row, row + rows_here) of a weight times tokens [t0, t0 + n), bias added, into out (n, rows_here).
+inline void product(const PackedMatrix& w, long row, long rows_here, const ActivationBuffer& x, long t0, long n,
+                    std::vector<float>& out) {
+    if (long(out.size()) < n * rows_here) out.resize(n * rows_here);
+    Activations view = x.view();
+    view.q += t0 * view.columns;
+    view.scale += t0 * view.blocks();
+    view.sum += t0 * view.blocks();
+    packed_rows(w.format, w.data, row / lanes, rows_here / lanes, view, n, out.data(), rows_here);
+    if (w.bias)
+        for (long t = 0; t < n; ++t)
+            for (long r = 0; r < rows_here; ++r) out[t * rows_here + r] += w.bias[row + r];
+}
+
+// One head of queries, keys or values for some tokens: multiplied, normed, turned, and put where it belongs.
+inline void project_head(const StackLayer& layer, StackRun& run, Worker& own, long head, long t0, long n) {
+    const long d = layer.cache.head_dim, kv_heads = layer.cache.kv_heads;
+    const bool is_q = head < layer.heads, is_k = !is_q && head < layer.heads + kv_heads;
+    const long index = is_q ? head : is_k ? head - layer.heads : head - layer.heads - kv_heads;
+    const Norm& norm = is_q ? layer.q_norm : layer.k_norm;
+    const Angles& angles = run.step.angles[layer.rotation];
+    product(is_q ? layer.q : is_k ? layer.k : layer.v, index * d, d, run.normed, t0, n, own.first);
+    for (long t = 0; t < n; ++t) {
+        float* x = own.first.data() + t * d;
+        if (is_q || is_k) {
+            if (norm.weight) rms_norm(x, norm, x, d);
+            rotate(x, angles.cos + (t0 + t) * angles.dim, angles.sin + (t0 + t) * angles.dim, angles.dim);
+        }
+        float* target = is_q ? run.q.data() + ((t0 + t) * layer.heads + index) * d
+                             : layer.cache.data + ((run.step.slots[t0 + t] * 2 + !is_k) * kv_heads + index) * d;
+        std::memcpy(target, x, d * sizeof(float));
+    }
+}
+
+// Rows of a product that go into the residual stream, or wait in `part` for the norm that comes first.
+inline void into_stream(const PackedMatrix& w, bool waits, const ActivationBuffer& x, StackRun& run, Worker& own, long row,
+                        long t0, long n) {
+    const long rows_here = std::min(rows_of_task, w.rows - row), hidden = run.step.hidden;
+    product(w, row, rows_here, x, t0, n, own.first);
+    for (long t = 0; t < n; ++t)
+        for (long r = 0; r < std::min(rows_here, hidden - row); ++r) {
+            const long at = (t0 + t) * hidden + row + r;
+            if (waits)
+                run.part[at] = own.first[t * rows_here + r];
+            else
+                run.step.x[at] += own.first[t * rows_here + r];
+        }
+}
+
+inline void gate_and_up(const StackLayer& layer, StackRun& run, Worker& own, long row, long t0, long n) {
+    product(layer.gate, row, rows_of_task, run.normed, t0, n, own.first);
+    product(layer.up, row, rows_of_task, run.normed, t0, n, own.second);
+    for (long t = 0; t < n; ++t) {
+        float* gate = own.first.data() + t * rows_of_task;
+        const float* up = own.second.data() + t * rows_of_task;
+        for (long i = 0; i < rows_of_task; i += lanes)
+            store(gate + i, activated(load(gate + i), layer.activation) * load(up + i));
+        run.gated.put(t0 + t, row, gate);
+    }
+}
+
+// Bring what waits into the stream, then norm and round a row for the next product.
+inline void norm_row(const Norm& output_norm, const Norm& norm, StackRun& run, Worker& own, long t) {
+    const long hidden = run.step.hidden;
+    float* x = run.step.x + t * hidden;
+    own.first.resize(std::max<size_t>(own.first.size(), hidden));
+    if (output_norm.weight) {
+        rms_norm(&run.part[t * hidden], output_norm, own.first.data(), hidden);
+        for (long i = 0; i < hidden; ++i) x[i] += own.first[i];
+    }
+    const float* normed = x;
+    if (norm.weight) {
+        rms_norm(x, norm, own.first.data(), hidden);
+        normed = own.first.data();
+    }
+    run.normed.put_row(t, normed);
+}
+
+struct AttentionTask {
+    const Chunk* chunk;
+    long from, count;  // of its tokens
+};
+
+inline std::vector<AttentionTask> attention_tasks(const std::vector<Chunk>& chunks) {
+    std::vector<AttentionTask> tasks;
+    for (const Chunk& chunk : chunks)
+        for (long from = 0; from < chunk.tokens; from += query_tokens)
+            tasks.push_back({&chunk, from, std::min(query_tokens, chunk.tokens - from)});
+    return tasks;
+}
+
+void stack(const std::vector<StackLayer>& layers, StackStep& step, int threads) {
+    StackRun run(layers, step);
+    const long T = step.tokens, blocks_of_tokens = (T + tokens_of_task - 1) / tokens_of_task;
+    const auto tasks = attention_tasks(step.chunks);
+    long widest = 0, q_width = 0;
+    for (const StackLayer& layer : layers) {
+        widest = std::max(widest, layer.down.columns);
+        q_width = std::max(q_width, layer.heads * layer.cache.head_dim);
+    }
+    run.normed.resize(T, step.hidden);
+    run.gated.resize(T, widest);
+    run.attended.resize(T, q_width);
+    run.q.resize(T * q_width);
+    run.attention_out.resize(T * q_width);
+    run.part.resize(T * step.hidden);
+    const Norm none;
+
+#pragma omp parallel num_threads(threads)
+    {
+        Worker own;
+        std::atomic<long>* next = run.counters.data();
+        // Pieces of (rows, tokens): all rows for one block of tokens, which stays in the cache, before the next block.
+        const auto pieces = [&](long groups, auto&& work) {
+            share(*next++, groups * blocks_of_tokens, [&](long i) {
+                const long t0 = i / groups * tokens_of_task;
+                work(i % groups, t0, std::min(tokens_of_task, T - t0));
+            });
+        };
+        const Norm* waiting = &none;
+        for (const StackLayer& layer : layers) {
+            const long d = layer.cache.head_dim, kv_heads = layer.cache.kv_heads, group = layer.heads / kv_heads;
+            const long hidden_groups = (step.hidden + rows_of_task - 1) / rows_of_task;
+            share(*next++, T, [&](long t) { norm_row(*waiting, layer.attention_norm, run, own, t); });
+            pieces(layer.heads + 2 * kv_heads,
+                   [&](long head, long t0, long n) { project_head(layer, run, own, head, t0, n); });
+            share(*next++, long(tasks.size()) * kv_heads, [&](long i) {
+                const AttentionTask& task = tasks[tasks.size() - 1 - i / kv_heads];  // the longest first
+                const long kv_head = i % kv_heads;
+                attend_chunk(layer.cache, *task.chunk, kv_head, task.from, task.count, group, run.q.data(),
+                             run.attention_out.data(), layer.scale, layer.window, own.attention);
+                for (long t = task.chunk->row + task.from; t < task.chunk->row + task.from + task.count; ++t)
+                    for (long c = kv_head * group * d; c < (kv_head + 1) * group * d; c += packed_columns)
+                        run.attended.put(t, c, &run.attention_out[t * layer.heads * d + c]);
+            });
+            pieces(hidden_groups, [&](long i, long t0, long n) {
+                into_stream(layer.output, layer.attention_output_norm.weight, run.attended, run, own, i * rows_of_task, t0, n);
+            });
+            share(*next++, T, [&](long t) { norm_row(layer.attention_output_norm, layer.mlp_norm, run, own, t); });
+            pieces(layer.down.columns / rows_of_task,
+                   [&](long i, long t0, long n) { gate_and_up(layer, run, own, i * rows_of_task, t0, n); });
+            pieces(hidden_groups, [&](long i, long t0, long n) {
+                into_stream(layer.down, layer.mlp_output_norm.weight, run.gated, run, own, i * rows_of_task, t0, n);
+            });
+            waiting = &layer.mlp_output_norm;
+        }
+        if (waiting->weight) share(*next++, T, [&](long t) { norm_row(*waiting, none, run, own, t); });
+    }
+}
+
+// --- one product, and attention, by themselves -------------------------------------------------------------------
+
+void packed_linear(const PackedMatrix& w, const float* x, float* y, long stride, long tokens, int threads) {
+    ActivationBuffer rounded;
+    rounded.resize(tokens, w.columns);
+    std::atomic<long> first{0}, second{0};
+    const long groups = (w.rows + rows_of_task - 1) / rows_of_task;
+    const long blocks_of_tokens = (tokens + tokens_of_task - 1) / tokens_of_task;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> own;
+        share(first, tokens, [&](long t) { rounded.put_row(t, x + t * w.columns); });
+        share(second, groups * blocks_of_tokens, [&](long i) {
+            const long row = i % groups * rows_of_task, t0 = i / groups * tokens_of_task;
+            const long n = std::min(tokens_of_task, tokens - t0), rows_here = std::min(rows_of_task, w.rows - row);
+            product(w, row, rows_here, rounded, t0, n, own);
+            for (long t = 0; t < n; ++t)
+                std::memcpy(y + (t0 + t) * stride + row, own.data() + t * rows_here,
+                            std::min(rows_here, stride - row) * sizeof(float));
+        });
+    }
+}
+
+void attend(const CacheView& cache, const std::vector<Chunk>& chunks, const float* q, float* out, long heads, float scale,
+            long window, int threads) {
+    const auto tasks = attention_tasks(chunks);
+    std::atomic<long> next{0};
+#pragma omp parallel num_threads(threads)
+    {
+        AttentionScratch scratch;
+        share(next, long(tasks.size()) * cache.kv_heads, [&](long i) {
+            const AttentionTask& task = tasks[tasks.size() - 1 - i / cache.kv_heads];
+            attend_chunk(cache, *task.chunk, i % cache.kv_heads, task.from, task.count, heads / cache.kv_heads, q, out,
+                         scale, window, scratch);
+        });
+    }
+}
+
+}  // namespace
+}  // namespace wootz::WOOTZ_ISA
