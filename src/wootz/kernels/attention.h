@@ -26,39 +26,79 @@ struct AttentionScratch {
 constexpr long most_heads = 4;  // query heads computed together; each has an accumulator in a register
 constexpr long ahead = 12;      // tokens; keys of one head lie too far apart for the processor to see them coming
 
-// Up to `most_heads` query heads over the `length` tokens in `scratch.keys`.
-inline void attend_one(const float* q, float* out, long heads, long length, long head_dim, long value_offset, float scale,
+// The sums of `lanes` vectors, each in its lane.
+inline vec sums_of(vec* v) {
+    typedef int32_t order __attribute__((vector_size(lanes * sizeof(int32_t))));
+    order even, odd;
+    for (long i = 0; i < lanes; ++i) even[i] = int32_t(2 * i), odd[i] = int32_t(2 * i + 1);
+    for (long n = lanes; n > 1; n /= 2)
+        for (long i = 0; i < n / 2; ++i)
+            v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], even) + __builtin_shuffle(v[2 * i], v[2 * i + 1], odd);
+    return v[0];
+}
+
+// `heads` query heads over the `length` tokens in `scratch.keys`.
+template <int heads>
+inline void attend_one(const float* q, float* out, long length, long head_dim, long value_offset, float scale,
                        AttentionScratch& scratch) {
     const long padded = (length + lanes - 1) / lanes * lanes;
     if (long(scratch.scores.size()) < most_heads * padded) scratch.scores.resize(most_heads * padded);
     float* scores = scratch.scores.data();
     const float* const* keys = scratch.keys.data();
-    for (long p = 0; p < length; ++p) {
-        fetch(keys[std::min(p + ahead, length - 1)], head_dim);
-        fetch(keys[std::min(p + ahead, length - 1)] + value_offset, head_dim);
-        for (long h = 0; h < heads; ++h) {
-            vec acc = {};
-            for (long i = 0; i < head_dim; i += lanes) acc += load(q + h * head_dim + i) * load(keys[p] + i);
-            scores[h * padded + p] = scale * sum(acc);
+    vec top[heads];
+    for (int h = 0; h < heads; ++h) top[h] = splat(-INFINITY);
+    for (long first = 0; first < length; first += lanes) {
+        vec products[heads][lanes] = {};
+        const long count = std::min(lanes, length - first);
+        for (long p = 0; p < count; ++p) {
+            const float* key = keys[first + p];
+            fetch(keys[std::min(first + p + ahead, length - 1)], head_dim);
+            for (long i = 0; i < head_dim; i += lanes) {
+                const vec k = load(key + i);
+                for (int h = 0; h < heads; ++h) products[h][p] += load(q + h * head_dim + i) * k;
+            }
+        }
+        for (int h = 0; h < heads; ++h) {
+            vec score = scale * sums_of(products[h]);
+            for (long p = count; p < lanes; ++p) score[p] = -INFINITY;
+            top[h] = larger(top[h], score);
+            store(scores + h * padded + first, score);
         }
     }
-    float norms[most_heads] = {};
-    for (long h = 0; h < heads; ++h) {
-        float* row = scores + h * padded;
-        const float top = *std::max_element(row, row + length);
-        float total = 0;
-        for (long p = 0; p < padded; p += lanes) store(row + p, exp_of(load(row + p) - top));
-        for (long p = 0; p < length; ++p) total += row[p];
-        norms[h] = 1.0f / total;
+    float norms[heads];
+    for (int h = 0; h < heads; ++h) {
+        const float most = largest(top[h]);
+        vec total = {};
+        for (long p = 0; p < padded; p += lanes) {
+            const vec weight = exp_of(load(scores + h * padded + p) - most);
+            total += weight;
+            store(scores + h * padded + p, weight);
+        }
+        norms[h] = 1.0f / sum(total);
     }
-    for (long i = 0; i < head_dim; i += lanes) {
-        vec acc[most_heads] = {};
+    constexpr int wide = 2;  // vectors of a value at once
+    for (long i = 0; i < head_dim; i += wide * lanes) {
+        vec acc[heads][wide] = {};
         for (long p = 0; p < length; ++p) {
-            const vec value = load(keys[p] + value_offset + i);
-            for (long h = 0; h < heads; ++h) acc[h] += scores[h * padded + p] * value;
+            const float* value = keys[p] + value_offset + i;
+            fetch(keys[std::min(p + ahead, length - 1)] + value_offset + i, wide * lanes);
+            vec v[wide];
+            for (int w = 0; w < wide; ++w) v[w] = load(value + w * lanes);
+            for (int h = 0; h < heads; ++h) {
+                const float weight = scores[h * padded + p];
+                for (int w = 0; w < wide; ++w) acc[h][w] += weight * v[w];
+            }
         }
-        for (long h = 0; h < heads; ++h) store(out + h * head_dim + i, acc[h] * norms[h]);
+        for (int h = 0; h < heads; ++h)
+            for (int w = 0; w < wide; ++w) store(out + h * head_dim + i + w * lanes, acc[h][w] * norms[h]);
     }
+}
+
+template <int heads = most_heads>
+inline void attend_heads(long count, const float* q, float* out, long length, long head_dim, long value_offset,
+                         float scale, AttentionScratch& scratch) {
+    if (count == heads) return attend_one<heads>(q, out, length, head_dim, value_offset, scale, scratch);
+    if constexpr (heads > 1) attend_heads<heads - 1>(count, q, out, length, head_dim, value_offset, scale, scratch);
 }
 
 // --- several tokens of a sequence --------------------------------------------------------------------------------
@@ -199,8 +239,8 @@ inline void attend_chunk(const CacheView& cache, const Chunk& chunk, long kv_hea
         return attend_many(q + at, out + at, row_stride, count, group, position, first, window, head_dim, value_offset,
                            scale, scratch);
     for (long h = 0; h < group; h += most_heads)
-        attend_one(q + at + h * head_dim, out + at + h * head_dim, std::min(most_heads, group - h), end - first, head_dim,
-                   value_offset, scale, scratch);
+        attend_heads(std::min(most_heads, group - h), q + at + h * head_dim, out + at + h * head_dim, end - first, head_dim,
+                     value_offset, scale, scratch);
 }
 
 }  // namespace

@@ -108,9 +108,8 @@ struct ActivationBuffer {
     }
 };
 
-constexpr long fetch_ahead = 2048;  // bytes of a weight, where one token leaves the processor waiting for memory
-
-// `tiles` packed tiles, one after the other, times `tokens` tokens: y[t * stride + tile * lanes + lane].
+// `tiles` packed tiles, one after the other, times `tokens` tokens: y[t * stride + tile * lanes + lane]. The first tokens
+// to need them wait for the weights, so meanwhile they fetch as many of those that follow: most likely they are next.
 template <class F, int tiles, int tokens>
 inline __attribute__((always_inline)) void packed_tile(const uint8_t* weight, long tile_bytes, const Activations& x,
                                                        long first_token, float* y, long stride) {
@@ -123,11 +122,10 @@ inline __attribute__((always_inline)) void packed_tile(const uint8_t* weight, lo
     vec acc[tiles][tokens] = {};
     for (long b = 0; b < blocks; ++b) {
         const uint8_t* own[tiles];
-        for (int g = 0; g < tiles; ++g) {
-            own[g] = weight + g * tile_bytes + b * F::block_bytes;
-            if (tokens == 1)
-                for (long i = 0; i < F::block_bytes; i += 64) __builtin_prefetch(own[g] + fetch_ahead + i);
-        }
+        for (int g = 0; g < tiles; ++g) own[g] = weight + g * tile_bytes + b * F::block_bytes;
+        if (first_token == 0)
+            for (long i = 0; i < tiles * F::block_bytes; i += 64)
+                __builtin_prefetch(weight + tiles * (tile_bytes + b * F::block_bytes) + i);
         ivec dot[tiles][tokens];
 #pragma GCC unroll 8
         for (int segment = 0; segment < segments; ++segment) {

@@ -4,8 +4,7 @@
 //     norm, round  ->  q, k, v by head: norm, turn, into the cache  ->  attention, round  ->  output into the stream
 //     norm, round  ->  gate and up: activate, round                ->  down into the stream
 //
-// Within a phase threads take the next piece of work from a counter, so one that is held up by other processes takes
-// fewer. Everything that is multiplied with weights was rounded to 8 bits by whoever made it, while it was at hand.
+// Within a phase a thread that is held up by other processes leaves work to the others. Everything that is multiplied with weights was rounded to 8 bits by whoever made it, while it was at hand.
 
 #pragma once
 #include <omp.h>
@@ -60,17 +59,36 @@ struct StackRun {
     StackStep& step;
     ActivationBuffer normed, attended, gated;
     std::vector<float> q, attention_out, part;
-    std::vector<std::atomic<long>> counters;
-    long counter = 0;
 
-    StackRun(const std::vector<StackLayer>& layers, StackStep& step) : layers(layers), step(step), counters(8 * layers.size() + 1) {}
+    StackRun(const std::vector<StackLayer>& layers, StackStep& step) : layers(layers), step(step) {}
 };
 
-template <class Work>
-inline void share(std::atomic<long>& next, long count, const Work& work) {
-    for (long i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
+// Work that is shared out. Each thread has a stretch of its own, so that what it reads lies in a row, and when it is done
+// takes what is left of the others'.
+struct alignas(64) Counter {
+    std::atomic<long> next{0};
+};
+
+class Phases {
+  public:
+    Phases(long count, int threads) : threads_(threads), counters_(count * threads) {}
+
+    // The next phase: `work(i)` for all i < count, by all threads, which go on together when all is done.
+    template <class Work>
+    void run(long& phase, long count, const Work& work) {
+        Counter* own = counters_.data() + phase++ * threads_;
+        for (int turn = 0, me = omp_get_thread_num(); turn < threads_; ++turn) {
+            const int whose = (me + turn) % threads_;
+            const long first = count * whose / threads_, end = count * (whose + 1) / threads_;
+            for (long i; (i = first + own[whose].next.fetch_add(1, std::memory_order_relaxed)) < end;) work(i);
+        }
 #pragma omp barrier
-}
+    }
+
+  private:
+    int threads_;
+    std::vector<Counter> counters_;
+};
 
 // Rows [row, row + rows_here) of a weight times tokens [t0, t0 + n), bias added, into out (n, rows_here).
 inline void product(const PackedMatrix& w, long row, long rows_here, const ActivationBuffer& x, long t0, long n,
@@ -179,14 +197,16 @@ void stack(const std::vector<StackLayer>& layers, StackStep& step, int threads) 
     run.attention_out.resize(T * q_width);
     run.part.resize(T * step.hidden);
     const Norm none;
+    Phases phases(7 * layers.size() + 1, threads);
 
 #pragma omp parallel num_threads(threads)
     {
         Worker own;
-        std::atomic<long>* next = run.counters.data();
+        long phase = 0;
+        const auto share = [&](long count, auto&& work) { phases.run(phase, count, work); };
         // Pieces of (rows, tokens): all rows for one block of tokens, which stays in the cache, before the next block.
         const auto pieces = [&](long groups, auto&& work) {
-            share(*next++, groups * blocks_of_tokens, [&](long i) {
+            share(groups * blocks_of_tokens, [&](long i) {
                 const long t0 = i / groups * tokens_of_task;
                 work(i % groups, t0, std::min(tokens_of_task, T - t0));
             });
@@ -195,10 +215,10 @@ void stack(const std::vector<StackLayer>& layers, StackStep& step, int threads) 
         for (const StackLayer& layer : layers) {
             const long d = layer.cache.head_dim, kv_heads = layer.cache.kv_heads, group = layer.heads / kv_heads;
             const long hidden_groups = (step.hidden + rows_of_task - 1) / rows_of_task;
-            share(*next++, T, [&](long t) { norm_row(*waiting, layer.attention_norm, run, own, t); });
+            share(T, [&](long t) { norm_row(*waiting, layer.attention_norm, run, own, t); });
             pieces(layer.heads + 2 * kv_heads,
                    [&](long head, long t0, long n) { project_head(layer, run, own, head, t0, n); });
-            share(*next++, long(tasks.size()) * kv_heads, [&](long i) {
+            share(long(tasks.size()) * kv_heads, [&](long i) {
                 const AttentionTask& task = tasks[tasks.size() - 1 - i / kv_heads];  // the longest first
                 const long kv_head = i % kv_heads;
                 attend_chunk(layer.cache, *task.chunk, kv_head, task.from, task.count, group, run.q.data(),
@@ -210,7 +230,7 @@ void stack(const std::vector<StackLayer>& layers, StackStep& step, int threads) 
             pieces(hidden_groups, [&](long i, long t0, long n) {
                 into_stream(layer.output, layer.attention_output_norm.weight, run.attended, run, own, i * rows_of_task, t0, n);
             });
-            share(*next++, T, [&](long t) { norm_row(layer.attention_output_norm, layer.mlp_norm, run, own, t); });
+            share(T, [&](long t) { norm_row(layer.attention_output_norm, layer.mlp_norm, run, own, t); });
             pieces(layer.down.columns / rows_of_task,
                    [&](long i, long t0, long n) { gate_and_up(layer, run, own, i * rows_of_task, t0, n); });
             pieces(hidden_groups, [&](long i, long t0, long n) {
@@ -218,7 +238,7 @@ void stack(const std::vector<StackLayer>& layers, StackStep& step, int threads) 
             });
             waiting = &layer.mlp_output_norm;
         }
-        if (waiting->weight) share(*next++, T, [&](long t) { norm_row(*waiting, none, run, own, t); });
+        if (waiting->weight) share(T, [&](long t) { norm_row(*waiting, none, run, own, t); });
     }
 }
 
@@ -227,14 +247,15 @@ void stack(const std::vector<StackLayer>& layers, StackStep& step, int threads) 
 void packed_linear(const PackedMatrix& w, const float* x, float* y, long stride, long tokens, int threads) {
     ActivationBuffer rounded;
     rounded.resize(tokens, w.columns);
-    std::atomic<long> first{0}, second{0};
+    Phases phases(2, threads);
     const long groups = (w.rows + rows_of_task - 1) / rows_of_task;
     const long blocks_of_tokens = (tokens + tokens_of_task - 1) / tokens_of_task;
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> own;
-        share(first, tokens, [&](long t) { rounded.put_row(t, x + t * w.columns); });
-        share(second, groups * blocks_of_tokens, [&](long i) {
+        long phase = 0;
+        phases.run(phase, tokens, [&](long t) { rounded.put_row(t, x + t * w.columns); });
+        phases.run(phase, groups * blocks_of_tokens, [&](long i) {
             const long row = i % groups * rows_of_task, t0 = i / groups * tokens_of_task;
             const long n = std::min(tokens_of_task, tokens - t0), rows_here = std::min(rows_of_task, w.rows - row);
             product(w, row, rows_here, rounded, t0, n, own);
@@ -248,11 +269,12 @@ void packed_linear(const PackedMatrix& w, const float* x, float* y, long stride,
 void attend(const CacheView& cache, const std::vector<Chunk>& chunks, const float* q, float* out, long heads, float scale,
             long window, int threads) {
     const auto tasks = attention_tasks(chunks);
-    std::atomic<long> next{0};
+    Phases phases(1, threads);
 #pragma omp parallel num_threads(threads)
     {
         AttentionScratch scratch;
-        share(next, long(tasks.size()) * cache.kv_heads, [&](long i) {
+        long phase = 0;
+        phases.run(phase, long(tasks.size()) * cache.kv_heads, [&](long i) {
             const AttentionTask& task = tasks[tasks.size() - 1 - i / cache.kv_heads];
             attend_chunk(cache, *task.chunk, i % cache.kv_heads, task.from, task.count, heads / cache.kv_heads, q, out,
                          scale, window, scratch);
