@@ -139,7 +139,7 @@ class PagedContext:
             row, blocks = len(slots), chunk.sequence.table.blocks
             slots += [blocks[p // size] * size + p % size for p in range(chunk.start, chunk.end)]
             (self.decoding if chunk.num_tokens == 1 else self.prefilling).append((row, chunk))
-        self.slots_T = torch.tensor(slots, device=self.device)
+        self._slots = slots
         self._decodes: dict[int | None, list[Decodes]] = {}
         self._prefills: dict[int | None, list[Prefill]] = {}
         if starting := [chunk.sequence.table.state for chunk in chunks if chunk.start == 0]:
@@ -248,6 +248,11 @@ class PagedContext:
         for row, chunk in self.prefilling:
             groups.append((slice(row, row + chunk.num_tokens), owners([(row, chunk)]), chunk.num_tokens))
         return groups
+
+    @cached_property
+    def slots_T(self) -> Tensor:
+        """Each token's place in the cache."""
+        return torch.tensor(self._slots, device=self.device)
 
     # --- index tensors, made once per step and window ---------------------------------------------------------
 

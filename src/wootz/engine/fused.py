@@ -23,7 +23,7 @@ from wootz.models.blocks.norms import RMSNorm
 from wootz.models.decoder import Decoder, Layer
 from wootz.models.linear import Linear
 from wootz.models.packed_weight import PackedWeight
-from wootz.models.positions.rotary import Rotary
+from wootz.models.positions.rotary import Rotary, RotaryConfig
 from wootz.models.run import Run
 
 
@@ -34,23 +34,25 @@ def fuse(model: object, cache: PagedCache) -> bool:
     layers = [cast(Layer, layer) for layer in model.layers]
     if not all(_is_common(layer) and _can_hold(layer, cache) for layer in layers):
         return False
-    model.layer_loop = FusedLayers(layers, cache)
+    if type(model.norm) is not RMSNorm:
+        return False
+    model.layer_loop = FusedLayers(layers, model.norm, cache, model.config.max_position_embeddings)
     return True
 
 
 class FusedLayers:
-    """In place of a loop over ``layers``."""
+    """In place of a loop over ``layers``, and of the last norm."""
 
-    def __init__(self, layers: list[Layer], cache: PagedCache) -> None:
-        self.layers, self.stack = layers, kernels.Stack()
-        self.rotaries: list[Rotary] = []
+    def __init__(self, layers: list[Layer], norm: RMSNorm, cache: PagedCache, num_positions: int) -> None:
+        self.layers, self.norm, self.stack = layers, norm, kernels.Stack()
+        self.last_norm = _scale(norm)
+        angles: dict[RotaryConfig, tuple[Tensor, Tensor]] = {}
         for layer in layers:
             attention, mlp = cast(Attention, layer.mixer), cast(GatedMLP, layer.ffn)
             rotary = cast(Rotary, attention.rotary)
-            known = [r.config for r in self.rotaries]
-            if rotary.config not in known:
-                self.rotaries.append(rotary)
-                known.append(rotary.config)
+            if rotary.config not in angles:
+                rotation = rotary(torch.arange(num_positions), torch.float32)
+                angles[rotary.config] = rotation.cos_T1d.squeeze(1), rotation.sin_T1d.squeeze(1)
             self.stack.add(
                 [
                     _norm(layer.mixer_norm),
@@ -64,7 +66,7 @@ class FusedLayers:
                 cache.layers[attention.slot],
                 num_heads=attention.config.num_heads,
                 window=attention.config.window,
-                rotation=known.index(rotary.config),
+                angles=angles[rotary.config],
                 scale=attention.scale,
                 activation=mlp.config.activation,
             )
@@ -74,10 +76,9 @@ class FusedLayers:
         if not isinstance(context, PagedContext):
             for layer in self.layers:
                 x_TD = layer(x_TD, run)
-            return x_TD
+            return self.norm(x_TD)
         x_TD = x_TD.contiguous()
-        angles = [run.rotation(rotary, x_TD.dtype) for rotary in self.rotaries]
-        self.stack.run(x_TD, context.slots_T, context.kernel_chunks, [(a.cos_T1d, a.sin_T1d) for a in angles])
+        self.stack.run(x_TD, context.kernel_chunks, self.last_norm)
         return x_TD
 
 
@@ -113,11 +114,14 @@ def _can_hold(layer: Layer, cache: PagedCache) -> bool:
     return isinstance(held, Tensor) and kernels.can_attend(held)
 
 
+def _scale(norm: RMSNorm) -> tuple[Tensor, float]:
+    return (norm.weight.detach() + norm.offset).contiguous(), norm.eps
+
+
 def _norm(norm: nn.Module | None) -> tuple[Tensor | None, float]:
     if norm is None:
         return None, 0.0
-    norm = cast(RMSNorm, norm)
-    return (norm.weight.detach() + norm.offset).contiguous(), norm.eps
+    return _scale(cast(RMSNorm, norm))
 
 
 def _parts(linear: Linear) -> Iterable[tuple[PackedMatrix, Tensor | None]]:

@@ -184,31 +184,26 @@ class Stack:
         *,
         num_heads: int,
         window: int | None,
-        rotation: int,
+        angles: tuple[Tensor, Tensor],
         scale: float,
         activation: str,
     ) -> None:
         """One more layer. ``norms``: before and after attention, before and after the MLP, of queries, of keys.
-        ``matrices``, each with its bias: q, k, v, output, gate, up, down. ``rotation`` is the number of its angles."""
-        self.kept += [norms, matrices, cache]
+        ``matrices``, each with its bias: q, k, v, output, gate, up, down. ``angles``: cosines and signed sines of all
+        positions, ``(positions, dim)`` in float32."""
+        self.kept += [norms, matrices, cache, angles]
         self._native.add(
             [(0 if weight is None else weight.data_ptr(), eps) for weight, eps in norms],
             [matrix(*pair) for pair in matrices],
             cache_view(cache),
             num_heads,
             window or 0,
-            rotation,
+            (angles[0].data_ptr(), angles[1].data_ptr(), angles[0].shape[-1]),
             scale,
             ACTIVATIONS[activation],
         )
 
-    def run(self, x_TD: Tensor, slots_T: Tensor, chunks: Chunks, angles: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Change the residual stream ``x`` in place. ``angles``: cosines and signed sines ``(T, dim)``, float32."""
-        self._native.run(
-            x_TD.data_ptr(),
-            *x_TD.shape,
-            slots_T.data_ptr(),
-            chunks.entries,
-            [(cos.data_ptr(), sin.data_ptr(), cos.shape[-1]) for cos, sin in angles],
-            torch.get_num_threads(),
-        )
+    def run(self, x_TD: Tensor, chunks: Chunks, last_norm: tuple[Tensor, float]) -> None:
+        """All layers and the last norm, over the residual stream ``x``, which is changed in place."""
+        norm = last_norm[0].data_ptr(), last_norm[1]
+        self._native.run(x_TD.data_ptr(), *x_TD.shape, chunks.entries, norm, torch.get_num_threads())

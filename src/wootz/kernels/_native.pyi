@@ -25,7 +25,7 @@ class Stack:
         cache: tuple[int, int, int, int],
         heads: int,
         window: int,
-        rotation: int,
+        angles: tuple[int, int, int],
         scale: float,
         activation: int,
     ) -> None: ...
@@ -34,8 +34,7 @@ class Stack:
         x: int,
         tokens: int,
         hidden: int,
-        slots: int,
         chunks: list[tuple[int, int, int, int]],
-        angles: list[tuple[int, int, int]],
+        last_norm: tuple[int, float],
         threads: int,
     ) -> None: ...

@@ -38,29 +38,27 @@ struct Norm {
 
 enum Activation : int { SILU, GELU_TANH };
 
+// Angles of all positions: (positions, dim) each; the signs of "rotate half" are in `sin`.
+struct Angles {
+    const float *cos = nullptr, *sin = nullptr;
+    long dim = 0;
+};
+
 // A decoder layer of attention and a gated MLP around a residual stream.
 struct StackLayer {
     Norm attention_norm, attention_output_norm, mlp_norm, mlp_output_norm, q_norm, k_norm;
     PackedMatrix q, k, v, output, gate, up, down;
     CacheView cache;
     long heads = 0, window = 0;  // 0: no window
-    int rotation = 0;            // which of the step's tables of angles
+    Angles angles;
     float scale = 0;
     Activation activation = SILU;
-};
-
-// Angles of a step's tokens: (tokens, dim) each; the signs of "rotate half" are in `sin`.
-struct Angles {
-    const float *cos, *sin;
-    long dim;
 };
 
 struct StackStep {
     float* x;  // (tokens, hidden), the residual stream, changed in place
     long tokens, hidden;
-    const int64_t* slots;  // each token's place in the cache
     std::vector<Chunk> chunks;
-    std::vector<Angles> angles;
 };
 
 struct Kernels {
@@ -81,8 +79,8 @@ struct Kernels {
     void (*attend)(const CacheView& cache, const std::vector<Chunk>& chunks, const float* q, float* out, long heads,
                    float scale, long window, int threads);
 
-    // All layers of a decoder, for one step.
-    void (*stack)(const std::vector<StackLayer>& layers, StackStep& step, int threads);
+    // All layers of a decoder and its last norm, for one step.
+    void (*stack)(const std::vector<StackLayer>& layers, const Norm& last, StackStep& step, int threads);
 };
 
 }  // namespace wootz

@@ -121,7 +121,7 @@ NB_MODULE(_native, m) {
         .def(nb::init<>())
         .def("add",
              [](Stack& stack, const std::vector<NormOf>& norms, const std::vector<Matrix>& matrices, const CacheOf& cache,
-                long heads, long window, int rotation, float scale, int activation) {
+                long heads, long window, const AnglesOf& angles, float scale, int activation) {
                  StackLayer layer;
                  Norm* own[] = {&layer.attention_norm,  &layer.attention_output_norm, &layer.mlp_norm,
                                 &layer.mlp_output_norm, &layer.q_norm,                &layer.k_norm};
@@ -132,18 +132,18 @@ NB_MODULE(_native, m) {
                  layer.cache = view(cache);
                  layer.heads = heads;
                  layer.window = window;
-                 layer.rotation = rotation;
+                 auto [cos, sin, dim] = angles;
+                 layer.angles = {(const float*)cos, (const float*)sin, dim};
                  layer.scale = scale;
                  layer.activation = Activation(activation);
                  stack.layers.push_back(layer);
              })
         .def(
             "run",
-            [](const Stack& stack, Address x, long tokens, long hidden, Address slots, const std::vector<ChunkOf>& chunks,
-               const std::vector<AnglesOf>& angles, int threads) {
-                StackStep step{(float*)x, tokens, hidden, (const int64_t*)slots, chunks_of(chunks), {}};
-                for (auto [cos, sin, dim] : angles) step.angles.push_back({(const float*)cos, (const float*)sin, dim});
-                k.stack(stack.layers, step, threads);
+            [](const Stack& stack, Address x, long tokens, long hidden, const std::vector<ChunkOf>& chunks,
+               const NormOf& last, int threads) {
+                StackStep step{(float*)x, tokens, hidden, chunks_of(chunks)};
+                k.stack(stack.layers, norm(last), step, threads);
             },
             release());
 }

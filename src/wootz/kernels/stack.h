@@ -59,6 +59,7 @@ struct StackRun {
     StackStep& step;
     ActivationBuffer normed, attended, gated;
     std::vector<float> q, attention_out, part;
+    std::vector<long> positions, places;  // of each token: in its sequence, and in the cache
 
     StackRun(const std::vector<StackLayer>& layers, StackStep& step) : layers(layers), step(step) {}
 };
@@ -110,16 +111,17 @@ inline void project_head(const StackLayer& layer, StackRun& run, Worker& own, lo
     const bool is_q = head < layer.heads, is_k = !is_q && head < layer.heads + kv_heads;
     const long index = is_q ? head : is_k ? head - layer.heads : head - layer.heads - kv_heads;
     const Norm& norm = is_q ? layer.q_norm : layer.k_norm;
-    const Angles& angles = run.step.angles[layer.rotation];
+    const Angles& angles = layer.angles;
     product(is_q ? layer.q : is_k ? layer.k : layer.v, index * d, d, run.normed, t0, n, own.first);
     for (long t = 0; t < n; ++t) {
         float* x = own.first.data() + t * d;
         if (is_q || is_k) {
             if (norm.weight) rms_norm(x, norm, x, d);
-            rotate(x, angles.cos + (t0 + t) * angles.dim, angles.sin + (t0 + t) * angles.dim, angles.dim);
+            const long at = run.positions[t0 + t] * angles.dim;
+            rotate(x, angles.cos + at, angles.sin + at, angles.dim);
         }
         float* target = is_q ? run.q.data() + ((t0 + t) * layer.heads + index) * d
-                             : layer.cache.data + ((run.step.slots[t0 + t] * 2 + !is_k) * kv_heads + index) * d;
+                             : layer.cache.data + ((run.places[t0 + t] * 2 + !is_k) * kv_heads + index) * d;
         std::memcpy(target, x, d * sizeof(float));
     }
 }
@@ -151,15 +153,21 @@ inline void gate_and_up(const StackLayer& layer, StackRun& run, Worker& own, lon
     }
 }
 
-// Bring what waits into the stream, then norm and round a row for the next product.
+// Bring into the stream what waits for a norm.
+inline void add_waiting(const Norm& output_norm, StackRun& run, Worker& own, long t) {
+    if (!output_norm.weight) return;
+    const long hidden = run.step.hidden;
+    own.first.resize(std::max<size_t>(own.first.size(), hidden));
+    rms_norm(&run.part[t * hidden], output_norm, own.first.data(), hidden);
+    for (long i = 0; i < hidden; ++i) run.step.x[t * hidden + i] += own.first[i];
+}
+
+// Norm and round a row for the next product.
 inline void norm_row(const Norm& output_norm, const Norm& norm, StackRun& run, Worker& own, long t) {
     const long hidden = run.step.hidden;
     float* x = run.step.x + t * hidden;
     own.first.resize(std::max<size_t>(own.first.size(), hidden));
-    if (output_norm.weight) {
-        rms_norm(&run.part[t * hidden], output_norm, own.first.data(), hidden);
-        for (long i = 0; i < hidden; ++i) x[i] += own.first[i];
-    }
+    add_waiting(output_norm, run, own, t);
     const float* normed = x;
     if (norm.weight) {
         rms_norm(x, norm, own.first.data(), hidden);
@@ -181,7 +189,7 @@ inline std::vector<AttentionTask> attention_tasks(const std::vector<Chunk>& chun
     return tasks;
 }
 
-void stack(const std::vector<StackLayer>& layers, StackStep& step, int threads) {
+void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& step, int threads) {
     StackRun run(layers, step);
     const long T = step.tokens, blocks_of_tokens = (T + tokens_of_task - 1) / tokens_of_task;
     const auto tasks = attention_tasks(step.chunks);
@@ -196,6 +204,12 @@ void stack(const std::vector<StackLayer>& layers, StackStep& step, int threads) 
     run.q.resize(T * q_width);
     run.attention_out.resize(T * q_width);
     run.part.resize(T * step.hidden);
+    const long block_size = layers[0].cache.block_size;
+    for (const Chunk& chunk : step.chunks)
+        for (long p = chunk.start; p < chunk.start + chunk.tokens; ++p) {
+            run.positions.push_back(p);
+            run.places.push_back(chunk.table[p / block_size] * block_size + p % block_size);
+        }
     const Norm none;
     Phases phases(7 * layers.size() + 1, threads);
 
@@ -238,7 +252,11 @@ void stack(const std::vector<StackLayer>& layers, StackStep& step, int threads) 
             });
             waiting = &layer.mlp_output_norm;
         }
-        if (waiting->weight) share(T, [&](long t) { norm_row(*waiting, none, run, own, t); });
+        share(T, [&](long t) {
+            float* x = step.x + t * step.hidden;
+            add_waiting(*waiting, run, own, t);
+            rms_norm(x, last, x, step.hidden);
+        });
     }
 }
 

@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         self.norm = norm.build(size) if config.final_norm else None
         self.head = Linear(size, config.vocab_size, bias=config.head_bias)
         self.layer_loop: Callable[[Tensor, Run], Tensor] | None = None
-        """Where all layers can run in one call, that call (`wootz.engine.fused`)."""
+        """Where all layers and the last norm can run in one call, that call (`wootz.engine.fused`)."""
         self.cache_specs: list[CacheSpec] = assign_slots(self)
         self.tie_weights()
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters())
@@ -128,10 +128,9 @@ class Decoder(nn.Module):
         run = Run(positions_T, context)
         run.shared["embeddings"] = x_TD
         if self.layer_loop is not None:
-            x_TD = self.layer_loop(x_TD, run)
-        else:
-            for layer in self.layers:
-                x_TD = layer(x_TD, run)
+            return self.layer_loop(x_TD, run)
+        for layer in self.layers:
+            x_TD = layer(x_TD, run)
         return x_TD if self.norm is None else self.norm(x_TD)
 
     def unembed(self, hidden_TD: Tensor) -> Tensor:
