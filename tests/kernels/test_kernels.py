@@ -18,8 +18,13 @@ from wootz import kernels
 from wootz.core import EngineConfig
 from wootz.core.gguf import GGML_TYPES
 from wootz.engine import Engine, SamplingParams
+from wootz.kernels.packing import Parts, pack
 from wootz.models.block_weight import MOST_KERNEL_TOKENS, BlockWeight
+from wootz.models.context import relative_places, visible
 from wootz.models.dequantize import dequantize
+from wootz.models.packed_weight import GGUF_PARTS, PackedWeight
+from wootz.models.quantize_blocks import quantize
+from wootz.tokenization import load_tokenizer
 
 pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="installed without a C++ compiler")
 
@@ -87,30 +92,97 @@ def test_many_tokens_and_few_agree() -> None:
     torch.testing.assert_close(weight.multiply(x_TC)[:5], weight.multiply(x_TC[:5]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("num_kv_heads", "group", "head_dim"), [(3, 3, 64), (1, 1, 16), (2, 7, 128)])
-def test_decoding_attention_equals_pytorchs(instruction_set: str, num_kv_heads: int, group: int, head_dim: int) -> None:
+PACKED = {name: (256 if name.endswith("_K") else 32) for name in GGUF_PARTS}
+"""Formats that are packed, and the weights in a block of each."""
+
+
+def random_floats(format: str, rows: int, columns: int) -> BlockWeight:
+    """Random weights, quantised as a file would have them."""
+    return BlockWeight(quantize(0.1 * torch.randn(rows, columns), format), format, (rows, columns))
+
+
+def packed(weight: BlockWeight) -> PackedWeight:
+    return PackedWeight.of([weight], torch.empty(PackedWeight.size([weight]), dtype=torch.uint8))
+
+
+def rounded(x_TC: Tensor) -> Tensor:
+    """Each token in blocks of 32 to the nearest of 127 steps either side of zero."""
+    blocks = x_TC.unflatten(1, (-1, 32))
+    most = blocks.abs().amax(-1, keepdim=True)
+    steps = (blocks * torch.full_like(most, 127).div(most)).round()  # `127 / most` would take a reciprocal
+    return (steps.double() * most.double() / 127).flatten(1)
+
+
+@pytest.mark.parametrize("format", PACKED)
+def test_packed_products_equal_those_of_rounded_activations(instruction_set: str, format: str) -> None:
+    torch.manual_seed(5)
+    for rows, blocks in ((1, 1), (50, 3), (130, 2)):
+        weight = random_floats(format, rows, blocks * PACKED[format])
+        exact_RC = dense(weight.data, format, weight.shape[1]).double()
+        for num_tokens in (1, 2, 3, 4, 7, 130):
+            x_TC = 3 * torch.randn(num_tokens, weight.shape[1])
+            wanted_TR = rounded(x_TC) @ exact_RC.T
+            assert (packed(weight).multiply(x_TC) - wanted_TR).abs().max() <= 5e-6 * wanted_TR.abs().max() + 1e-6
+
+
+def test_largest_bytes_do_not_overflow(instruction_set: str) -> None:
+    """Sums of pairs are taken in 16 bits on some processors."""
+    for layout, most in (("U4_MIN", 15), ("U5_MIN", 31), ("S8", 127), ("S8", -127), ("S6_WIDE", 31), ("S6_WIDE", -32)):
+        q_RC = torch.full((16, 64), most).to(torch.uint8 if layout.startswith("U") else torch.int8)
+        ones = torch.ones(16, 4 if layout == "S6_WIDE" else 2)
+        parts = Parts(layout, q_RC, ones, torch.zeros(16, 2) if "MIN" in layout else None)
+        for sign in (1, -1):
+            y_TR = kernels.packed_linear(torch.full((5, 64), 127.0 * sign), pack(parts))
+            assert (y_TR == 127 * 64 * most * sign).all()
+
+
+def test_zeros_have_a_product(instruction_set: str) -> None:
+    weight = packed(random_floats("Q4_0", 16, 64))
+    assert (weight.multiply(torch.zeros(3, 64)) == 0).all()
+    assert weight.multiply(torch.empty(0, 64)).shape == (0, 16)
+
+
+def test_a_tokens_packed_result_does_not_depend_on_the_others(instruction_set: str) -> None:
+    torch.manual_seed(6)
+    weight, x_TC = packed(random_floats("Q4_1", 99, 576)), torch.randn(140, 576)
+    together = weight.multiply(x_TC)
+    for first, last in ((0, 1), (3, 5), (1, 8), (5, 140), (127, 131)):
+        assert torch.equal(weight.multiply(x_TC[first:last]), together[first:last])
+
+
+@pytest.mark.parametrize("window", [None, 1, 40])
+@pytest.mark.parametrize(("num_kv_heads", "group", "head_dim"), [(3, 3, 64), (1, 1, 32), (2, 7, 128)])
+def test_attention_equals_pytorchs(
+    instruction_set: str, num_kv_heads: int, group: int, head_dim: int, window: int | None
+) -> None:
+    """Chunks of one token and of many, at the start and far into their sequences, in rows of any order."""
     torch.manual_seed(4)
-    block_size, lengths = 4, [1, 4, 5, 63, 300]
-    max_blocks = -(-max(lengths) // block_size)
-    num_blocks = len(lengths) * max_blocks + 5
+    block_size, scale = 4, 1.5 * head_dim**-0.5
+    chunks = [(0, 1), (3, 1), (62, 1), (299, 1), (0, 70), (5, 30), (100, 65), (13, 2)]  # start, tokens
+    max_blocks = -(-max(map(sum, chunks)) // block_size)
+    num_blocks = len(chunks) * max_blocks + 5
     cache = torch.randn(num_blocks, block_size, 2, num_kv_heads, head_dim)
-    q_THd = 3 * torch.randn(len(lengths) + 2, num_kv_heads * group, head_dim)
-    tables = torch.randperm(num_blocks)[: len(lengths) * max_blocks].view(-1, max_blocks)
-    rows = torch.randperm(len(q_THd))[: len(lengths)]
+    tables = torch.randperm(num_blocks)[: len(chunks) * max_blocks].view(-1, max_blocks).int()
+    q_THd = torch.randn(sum(tokens for _, tokens in chunks) + 2, num_kv_heads * group, head_dim)
     out_THd = torch.full_like(q_THd, 7.0)
-    int32 = (rows.int(), tables.int(), torch.tensor(lengths).int())
-    kernels.decode(cache, q_THd, out_THd, *int32, head_dim**-0.5)
-    for row, table, length in zip(rows, tables, lengths, strict=True):
-        k_KLd, v_KLd = cache[table].flatten(0, 1)[:length].double().permute(1, 2, 0, 3)
-        wanted = F.scaled_dot_product_attention(q_THd[row].double().unsqueeze(1), k_KLd, v_KLd, enable_gqa=True)
-        assert (out_THd[row] - wanted.squeeze(1)).abs().max() < 5e-6
-    untouched = [row for row in range(len(q_THd)) if row not in rows]
-    assert (out_THd[untouched] == 7).all()
+    rows, row = [], 1
+    for start, tokens in chunks:
+        rows.append((row, tokens, start))
+        row += tokens
+    kernels.attend(cache, q_THd, out_THd, kernels.Chunks.of(rows, tables), scale=scale, window=window)
+    for (row, tokens, start), table in zip(rows, tables, strict=True):
+        k_KLd, v_KLd = cache[table.long()].flatten(0, 1)[: start + tokens].double().permute(1, 2, 0, 3)
+        mask_QL = visible(relative_places(tokens, start + tokens, cache.device), True, window)
+        wanted = F.scaled_dot_product_attention(
+            q_THd[row : row + tokens].double().transpose(0, 1), k_KLd, v_KLd, mask_QL, scale=scale, enable_gqa=True
+        )
+        assert (out_THd[row : row + tokens] - wanted.transpose(0, 1)).abs().max() < 1e-5
+    assert (out_THd[[0, -1]] == 7).all()
 
 
 @pytest.mark.real
 def test_the_real_model_says_the_same_quantised_and_dense(smollm2_gguf: Path) -> None:
-    engine = Engine(smollm2_gguf, config=EngineConfig(cache_bytes=2**26))
+    engine = Engine(smollm2_gguf, config=EngineConfig(cache_bytes=2**26, activations="float32"))
     assert "Q4_1" in repr(engine.model)
     prompts = [[{"role": "user", "content": text}] for text in ("What is steel?", "Count to ten.", "Hi!")]
     answers = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=64))
@@ -118,3 +190,12 @@ def test_the_real_model_says_the_same_quantised_and_dense(smollm2_gguf: Path) ->
     for answer in answers:
         logits_TV = model.logits(answer.prompt_token_ids + answer.token_ids)
         assert logits_TV[len(answer.prompt_token_ids) - 1 : -1].argmax(-1).tolist() == answer.token_ids
+
+
+@pytest.mark.real
+def test_rounded_activations_hardly_change_the_real_models_perplexity(smollm2_gguf: Path) -> None:
+    exact, packed = (wootz.models.load(smollm2_gguf, keep_quantized=kind) for kind in ("exact", "packed"))
+    text = (Path(__file__).parents[2] / "LICENSE").read_text()
+    ids = torch.tensor(load_tokenizer(smollm2_gguf).encode(text)[:512])
+    losses = [float(F.cross_entropy(model.logits(ids)[:-1], ids[1:])) for model in (exact, packed)]
+    assert abs(losses[1] - losses[0]) < 0.01

@@ -36,7 +36,7 @@ class PackedWeight:
         x_TC = x.reshape(-1, x.shape[-1])
         outputs = [kernels.packed_linear(x_TC, matrix) for matrix in self.matrices]
         y_TR = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        return y_TR.view(*x.shape[:-1], -1)
+        return y_TR.view(*x.shape[:-1], y_TR.shape[1])
 
     @staticmethod
     def size(blocks: Sequence[BlockWeight]) -> int:

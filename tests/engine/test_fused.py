@@ -1,0 +1,100 @@
+"""All layers in one call give what the layers give one by one, and the company of a request does not matter there either."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from wootz import kernels
+from wootz.core import EngineConfig
+from wootz.engine import Engine, SamplingParams
+from wootz.models import Decoder, families
+from wootz.models.block_weight import BlockWeight
+from wootz.models.linear import Linear
+from wootz.models.packed_weight import PackedWeight
+from wootz.models.quantize_blocks import quantize
+
+pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="installed without a C++ compiler")
+
+SMALL = {
+    "vocab_size": 160,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
+CONFIGS = {
+    "llama": SMALL | {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "mistral": SMALL | {"model_type": "mistral", "sliding_window": 20},
+    "qwen2": SMALL | {"model_type": "qwen2"},
+    "qwen3": SMALL | {"model_type": "qwen3"},
+    "gemma3": SMALL
+    | {
+        "model_type": "gemma3_text",
+        "sliding_window": 20,
+        "sliding_window_pattern": 2,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 24,
+    },
+}
+
+
+def packed_model(name: str) -> Decoder:
+    torch.manual_seed(0)
+    model = families.read_config(CONFIGS[name]).build()
+    assert isinstance(model, Decoder)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            assert module.weight is not None
+            format = "Q8_0" if module is model.head else "Q4_1"
+            parts = [BlockWeight(quantize(w, format), format, (len(w), w.shape[1])) for w in module.weight.split(module.parts)]
+            module.hold_blocks(PackedWeight.of(parts, torch.empty(PackedWeight.size(parts), dtype=torch.uint8)))
+        if isinstance(module, nn.Module) and "Norm" in type(module).__name__:
+            nn.init.normal_(module.weight, 1.0, 0.3)  # pyright: ignore[reportArgumentType]
+        if isinstance(module, Linear) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_call_equals_layer_by_layer(name: str) -> None:
+    fused, plain = Engine(packed_model(name)), Engine(packed_model(name))
+    assert fused.model.layer_loop is not None, "nothing was fused"  # pyright: ignore[reportAttributeAccessIssue]
+    plain.model.layer_loop = None  # pyright: ignore[reportAttributeAccessIssue]
+    prompts = [torch.randint(0, 160, (n,)).tolist() for n in (1, 5, 40, 90)]
+    params = SamplingParams(temperature=0, max_tokens=30, logprobs=5, ignore_eos=True)
+    for one, other in zip(fused.generate(prompts, params), plain.generate(prompts, params), strict=True):
+        assert one.logprobs is not None
+        assert other.logprobs is not None
+        for a, b in zip(one.logprobs, other.logprobs, strict=True):
+            # A number that lies between two steps may be rounded to either: logits differ a little.
+            assert abs(a.logprob - b.logprob) < 0.02
+            if a.token_id != b.token_id:
+                assert abs(a.top[0][2] - a.top[1][2]) < 0.02, "different tokens, and not because two were as likely"
+                break
+
+
+def test_what_is_not_common_runs_layer_by_layer() -> None:
+    torch.manual_seed(0)
+    dense = families.read_config(CONFIGS["llama"]).build()
+    assert Engine(dense).model.layer_loop is None  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+
+def test_chunks_batches_and_sharing_change_nothing() -> None:
+    prompts = [torch.randint(0, 160, (n,)).tolist() for n in (3, 17, 33, 50)]
+    prompts.append(prompts[2] + [5, 6, 7])
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=0)
+    alone = [Engine(packed_model("qwen3")).generate([prompt], params)[0] for prompt in prompts]
+    for config in (EngineConfig(), EngineConfig(max_step_tokens=7), EngineConfig(block_size=4, max_running=2)):
+        together = Engine(packed_model("qwen3"), config=config).generate(prompts, params)
+        for one, other in zip(alone, together, strict=True):
+            assert one.logprobs is not None
+            assert other.logprobs is not None
+            assert one.token_ids == other.token_ids
+            assert max(abs(a.logprob - b.logprob) for a, b in zip(one.logprobs, other.logprobs, strict=True)) < 0.02
