@@ -150,10 +150,11 @@ def test_a_tokens_packed_result_does_not_depend_on_the_others(instruction_set: s
         assert torch.equal(weight.multiply(x_TC[first:last]), together[first:last])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize(("num_kv_heads", "group", "head_dim"), [(3, 3, 64), (1, 1, 32), (2, 7, 128)])
 def test_attention_equals_pytorchs(
-    instruction_set: str, num_kv_heads: int, group: int, head_dim: int, window: int | None
+    instruction_set: str, num_kv_heads: int, group: int, head_dim: int, window: int | None, dtype: torch.dtype
 ) -> None:
     """Chunks of one token and of many, at the start and far into their sequences, in rows of any order."""
     torch.manual_seed(4)
@@ -161,7 +162,7 @@ def test_attention_equals_pytorchs(
     chunks = [(0, 1), (3, 1), (62, 1), (299, 1), (0, 70), (5, 30), (100, 65), (13, 2)]  # start, tokens
     max_blocks = -(-max(map(sum, chunks)) // block_size)
     num_blocks = len(chunks) * max_blocks + 5
-    cache = torch.randn(num_blocks, block_size, 2, num_kv_heads, head_dim)
+    cache = torch.randn(num_blocks, block_size, 2, num_kv_heads, head_dim).to(dtype)
     tables = torch.randperm(num_blocks)[: len(chunks) * max_blocks].view(-1, max_blocks).int()
     q_THd = torch.randn(sum(tokens for _, tokens in chunks) + 2, num_kv_heads * group, head_dim)
     out_THd = torch.full_like(q_THd, 7.0)

@@ -124,7 +124,8 @@ def matrix(weight: PackedMatrix, bias: Tensor | None = None) -> _Matrix:
 
 def can_attend(cache: Tensor) -> bool:
     """Whether `attend` can read this layer's cache."""
-    return AVAILABLE and cache.is_cpu and cache.dtype == torch.float32 and cache.shape[-1] % HEAD_MULTIPLE == 0
+    right_kind = cache.is_cpu and cache.dtype in (torch.float32, torch.float16)
+    return AVAILABLE and right_kind and cache.shape[-1] % HEAD_MULTIPLE == 0
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ def attend(
 ) -> None:
     """Fill the chunks' rows of ``out`` with causal attention over what their sequences have in the cache.
 
-    ``cache`` is ``(num_blocks, block_size, 2, K, d)`` and holds the chunks' own keys and values already.
+    ``cache`` is ``(num_blocks, block_size, 2, K, d)``, float32 or float16, and holds the chunks' own keys and values
+    already. Queries and outputs are float32.
     """
     assert _native is not None
     assert out_THd.is_contiguous()
@@ -164,8 +166,8 @@ def attend(
     )
 
 
-def cache_view(cache: Tensor) -> tuple[int, int, int, int]:
-    return cache.data_ptr(), cache.shape[1], cache.shape[3], cache.shape[4]
+def cache_view(cache: Tensor) -> tuple[int, int, int, int, bool]:
+    return cache.data_ptr(), cache.shape[1], cache.shape[3], cache.shape[4], cache.dtype == torch.float16
 
 
 class Stack:

@@ -7,7 +7,7 @@ def linear(format: int, weight: int, x: int, y: int, rows: int, cols: int, token
 def packed_linear(weight: Matrix, x: int, y: int, stride: int, tokens: int, threads: int) -> None: ...
 def dequantize(format: int, weight: int, out: int, rows: int, cols: int, threads: int) -> None: ...
 def attend(
-    cache: tuple[int, int, int, int],
+    cache: tuple[int, int, int, int, bool],
     chunks: list[tuple[int, int, int, int]],
     q: int,
     out: int,
@@ -22,7 +22,7 @@ class Stack:
         self,
         norms: list[tuple[int, float]],
         matrices: list[Matrix],
-        cache: tuple[int, int, int, int],
+        cache: tuple[int, int, int, int, bool],
         heads: int,
         window: int,
         angles: tuple[int, int, int],

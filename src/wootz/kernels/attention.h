@@ -1,7 +1,7 @@
 // Causal attention over paged keys and values, read where they lie.
 //
-// A place in the cache holds a token's keys and then its values, all heads: (2, kv_heads, head_dim) floats. The query
-// heads that share a key/value head are computed together, so that each key and value is read once for all of them.
+// A place in the cache holds a token's keys and then its values, all heads: (2, kv_heads, head_dim) numbers, floats or
+// halves (Number), which are computed with as floats. The query heads that share a key/value head are computed together, so that each key and value is read once for all of them.
 
 #pragma once
 #include <vector>
@@ -12,12 +12,13 @@
 namespace wootz::WOOTZ_ISA {
 namespace {
 
-inline void fetch(const float* p, long count) {
-    for (long i = 0; i < count; i += 16) __builtin_prefetch(p + i);
+template <class Number>
+inline void fetch(const Number* p, long count) {
+    for (long i = 0; i < count; i += 64 / long(sizeof(Number))) __builtin_prefetch(p + i);
 }
 
 struct AttentionScratch {
-    std::vector<const float*> keys;  // where each token's key of this head lies; its value is `value_offset` further on
+    std::vector<const void*> keys;  // where each token's key of this head lies; its value is `value_offset` further on
     std::vector<float> scores, turned, queries, sums, tops, totals, factors;
 };
 
@@ -38,20 +39,20 @@ inline vec sums_of(vec* v) {
 }
 
 // `heads` query heads over the `length` tokens in `scratch.keys`.
-template <int heads>
+template <int heads, class Number>
 inline void attend_one(const float* q, float* out, long length, long head_dim, long value_offset, float scale,
                        AttentionScratch& scratch) {
     const long padded = (length + lanes - 1) / lanes * lanes;
     if (long(scratch.scores.size()) < most_heads * padded) scratch.scores.resize(most_heads * padded);
     float* scores = scratch.scores.data();
-    const float* const* keys = scratch.keys.data();
+    const auto keys = reinterpret_cast<const Number* const*>(scratch.keys.data());
     vec top[heads];
     for (int h = 0; h < heads; ++h) top[h] = splat(-INFINITY);
     for (long first = 0; first < length; first += lanes) {
         vec products[heads][lanes] = {};
         const long count = std::min(lanes, length - first);
         for (long p = 0; p < count; ++p) {
-            const float* key = keys[first + p];
+            const Number* key = keys[first + p];
             fetch(keys[std::min(first + p + ahead, length - 1)], head_dim);
             for (long i = 0; i < head_dim; i += lanes) {
                 const vec k = load(key + i);
@@ -80,7 +81,7 @@ inline void attend_one(const float* q, float* out, long length, long head_dim, l
     for (long i = 0; i < head_dim; i += wide * lanes) {
         vec acc[heads][wide] = {};
         for (long p = 0; p < length; ++p) {
-            const float* value = keys[p] + value_offset + i;
+            const Number* value = keys[p] + value_offset + i;
             fetch(keys[std::min(p + ahead, length - 1)] + value_offset + i, wide * lanes);
             vec v[wide];
             for (int w = 0; w < wide; ++w) v[w] = load(value + w * lanes);
@@ -94,11 +95,11 @@ inline void attend_one(const float* q, float* out, long length, long head_dim, l
     }
 }
 
-template <int heads = most_heads>
+template <class Number, int heads = most_heads>
 inline void attend_heads(long count, const float* q, float* out, long length, long head_dim, long value_offset,
                          float scale, AttentionScratch& scratch) {
-    if (count == heads) return attend_one<heads>(q, out, length, head_dim, value_offset, scale, scratch);
-    if constexpr (heads > 1) attend_heads<heads - 1>(count, q, out, length, head_dim, value_offset, scale, scratch);
+    if (count == heads) return attend_one<heads, Number>(q, out, length, head_dim, value_offset, scale, scratch);
+    if constexpr (heads > 1) attend_heads<Number, heads - 1>(count, q, out, length, head_dim, value_offset, scale, scratch);
 }
 
 // --- several tokens of a sequence --------------------------------------------------------------------------------
@@ -124,8 +125,8 @@ inline void score_tile(const float* q, const float* turned, float* scores, long 
 }
 
 // sums[r, i..] = shrink[r] * sums[r, i..] + sum over keys of weights[r, key] * value[key, i..], for 2 * lanes numbers.
-template <int rows>
-inline void value_tile(const float* weights, const float* const* keys, long count, long offset, const float* shrink,
+template <int rows, class Number>
+inline void value_tile(const float* weights, const Number* const* keys, long count, long offset, const float* shrink,
                        float* sums, long head_dim) {
     vec acc[rows][2];
     for (int r = 0; r < rows; ++r) {
@@ -147,6 +148,7 @@ inline void value_tile(const float* weights, const float* const* keys, long coun
 
 // `tokens` query tokens at positions position.. of the sequence whose keys lie in `scratch.keys[0..]`, `first_key` being
 // the position of the first of those. Query and output rows: token t, head h at t * row_stride + h * head_dim.
+template <class Number>
 inline void attend_many(const float* q, float* out, long row_stride, long tokens, long heads, long position, long first_key,
                         long window, long head_dim, long value_offset, float scale, AttentionScratch& s) {
     const long rows = tokens * heads, padded = (rows + rows_at_once - 1) / rows_at_once * rows_at_once;
@@ -165,9 +167,13 @@ inline void attend_many(const float* q, float* out, long row_stride, long tokens
     const long start = window ? std::max(first_key, position - window + 1) : first_key;
     for (long key = start; key < end; key += keys_at_once) {
         const long count = std::min(keys_at_once, end - key);
-        const float* const* keys = s.keys.data() + (key - first_key);
+        const auto keys = reinterpret_cast<const Number* const*>(s.keys.data()) + (key - first_key);
         for (long j = 0; j < keys_at_once; ++j)
-            for (long i = 0; i < head_dim; ++i) s.turned[i * keys_at_once + j] = j < count ? keys[j][i] : 0.0f;
+            for (long i = 0; i < head_dim; i += lanes) {
+                float numbers[lanes] = {};
+                if (j < count) store(numbers, load(keys[j] + i));
+                for (long n = 0; n < lanes; ++n) s.turned[(i + n) * keys_at_once + j] = numbers[n];
+            }
         for (long r = 0; r < padded; r += rows_at_once)
             for (long j = 0; j < keys_at_once; j += 2 * lanes)
                 score_tile<rows_at_once>(&s.queries[r * head_dim], &s.turned[j], &s.scores[r * keys_at_once + j], head_dim);
@@ -202,7 +208,7 @@ inline void attend_many(const float* q, float* out, long row_stride, long tokens
         }
         for (long r = 0; r < padded; r += rows_at_once)
             for (long i = 0; i < head_dim; i += 2 * lanes)
-                value_tile<rows_at_once>(&s.scores[r * keys_at_once], keys, count, value_offset + i, &s.factors[r],
+                value_tile<rows_at_once, Number>(&s.scores[r * keys_at_once], keys, count, value_offset + i, &s.factors[r],
                                          &s.sums[r * head_dim + i], head_dim);
     }
     for (long r = 0; r < rows; ++r)
@@ -216,31 +222,49 @@ inline void attend_many(const float* q, float* out, long row_stride, long tokens
 constexpr long query_tokens = 24;  // of one task; with three heads each, 72 rows share what is read of a block of keys
 
 // Keys of one head, from the first that any of the chunk's tokens may see.
+template <class Number>
 inline void gather_keys(const CacheView& cache, const Chunk& chunk, long kv_head, long first, long end,
                         AttentionScratch& scratch) {
     const long token_size = 2 * cache.kv_heads * cache.head_dim;
     scratch.keys.resize(end - first);
     for (long p = first; p < end; ++p) {
         const long place = long(chunk.table[p / cache.block_size]) * cache.block_size + p % cache.block_size;
-        scratch.keys[p - first] = cache.data + place * token_size + kv_head * cache.head_dim;
+        scratch.keys[p - first] = static_cast<const Number*>(cache.data) + place * token_size + kv_head * cache.head_dim;
     }
 }
 
 // Attention of query tokens [from, from + count) of a chunk, for the query heads that read `kv_head`.
-inline void attend_chunk(const CacheView& cache, const Chunk& chunk, long kv_head, long from, long count, long group,
+template <class Number>
+inline void attend_chunk_of(const CacheView& cache, const Chunk& chunk, long kv_head, long from, long count, long group,
                          const float* q, float* out, float scale, long window, AttentionScratch& scratch) {
     const long head_dim = cache.head_dim, value_offset = cache.kv_heads * head_dim;
     const long row_stride = cache.kv_heads * group * head_dim;
     const long position = chunk.start + from, end = position + count;
     const long first = window ? std::max(0L, position - window + 1) : 0;
-    gather_keys(cache, chunk, kv_head, first, end, scratch);
+    gather_keys<Number>(cache, chunk, kv_head, first, end, scratch);
     const long at = (chunk.row + from) * row_stride + kv_head * group * head_dim;
     if (count > 1)
-        return attend_many(q + at, out + at, row_stride, count, group, position, first, window, head_dim, value_offset,
+        return attend_many<Number>(q + at, out + at, row_stride, count, group, position, first, window, head_dim, value_offset,
                            scale, scratch);
     for (long h = 0; h < group; h += most_heads)
-        attend_heads(std::min(most_heads, group - h), q + at + h * head_dim, out + at + h * head_dim, end - first, head_dim,
+        attend_heads<Number>(std::min(most_heads, group - h), q + at + h * head_dim, out + at + h * head_dim, end - first, head_dim,
                      value_offset, scale, scratch);
+}
+
+template <class... Rest>
+inline void attend_chunk(const CacheView& cache, Rest&&... rest) {
+    if (cache.is_half) return attend_chunk_of<_Float16>(cache, rest...);
+    attend_chunk_of<float>(cache, rest...);
+}
+
+// Put a head's numbers where they belong.
+inline void write_numbers(const CacheView& cache, long at, const float* x) {
+    if (!cache.is_half) {
+        std::memcpy(static_cast<float*>(cache.data) + at, x, cache.head_dim * sizeof(float));
+        return;
+    }
+    _Float16* target = static_cast<_Float16*>(cache.data) + at;
+    for (long i = 0; i < cache.head_dim; ++i) target[i] = _Float16(x[i]);
 }
 
 }  // namespace

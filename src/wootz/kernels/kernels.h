@@ -19,10 +19,11 @@ struct PackedMatrix {
     const float* bias = nullptr;
 };
 
-// Keys and values of one layer: (num_blocks, block_size, 2, kv_heads, head_dim) floats.
+// Keys and values of one layer: (num_blocks, block_size, 2, kv_heads, head_dim) floats or halves.
 struct CacheView {
-    float* data = nullptr;
+    void* data = nullptr;
     long block_size = 0, kv_heads = 0, head_dim = 0;
+    bool is_half = false;
 };
 
 // Consecutive tokens of one sequence, which stand in rows row.. of a step and at positions start.. of their sequence.

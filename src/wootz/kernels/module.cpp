@@ -47,7 +47,7 @@ using Matrix = std::tuple<int, Address, long, long, Address>;  // format, data, 
 using NormOf = std::tuple<Address, float>;                     // weight, eps
 using ChunkOf = std::tuple<long, long, long, Address>;         // row, tokens, start, table
 using AnglesOf = std::tuple<Address, Address, long>;           // cos, sin, dim
-using CacheOf = std::tuple<Address, long, long, long>;         // data, block_size, kv_heads, head_dim
+using CacheOf = std::tuple<Address, long, long, long, bool>;   // data, block_size, kv_heads, head_dim, is_half
 
 static PackedMatrix matrix(const Matrix& m) {
     auto [format, data, rows, columns, bias] = m;
@@ -57,8 +57,8 @@ static PackedMatrix matrix(const Matrix& m) {
 static Norm norm(const NormOf& n) { return {(const float*)std::get<0>(n), std::get<1>(n)}; }
 
 static CacheView view(const CacheOf& c) {
-    auto [data, block_size, kv_heads, head_dim] = c;
-    return {(float*)data, block_size, kv_heads, head_dim};
+    auto [data, block_size, kv_heads, head_dim, is_half] = c;
+    return {(void*)data, block_size, kv_heads, head_dim, is_half};
 }
 
 static std::vector<Chunk> chunks_of(const std::vector<ChunkOf>& given) {

@@ -120,9 +120,10 @@ inline void project_head(const StackLayer& layer, StackRun& run, Worker& own, lo
             const long at = run.positions[t0 + t] * angles.dim;
             rotate(x, angles.cos + at, angles.sin + at, angles.dim);
         }
-        float* target = is_q ? run.q.data() + ((t0 + t) * layer.heads + index) * d
-                             : layer.cache.data + ((run.places[t0 + t] * 2 + !is_k) * kv_heads + index) * d;
-        std::memcpy(target, x, d * sizeof(float));
+        if (is_q)
+            std::memcpy(run.q.data() + ((t0 + t) * layer.heads + index) * d, x, d * sizeof(float));
+        else
+            write_numbers(layer.cache, ((run.places[t0 + t] * 2 + !is_k) * kv_heads + index) * d, x);
     }
 }
 
