@@ -1,4 +1,4 @@
-"""Wootz beside transformers and llama.cpp: same GGUF file, same prompts, same threads, one run.
+"""Wootz beside llama.cpp, OpenVINO GenAI, onnxruntime-genai and transformers: same weights, prompts and threads, one run.
 
     make bench                                        # or, with other numbers:
     python benchmarks/serve_cpu.py --rounds 3 --concurrency 1,8,16,32 --json bench-out/serve_cpu.json
@@ -15,8 +15,14 @@ Prompts are random token ids, greedy, end tokens ignored, so that every system d
 - cached: the same 512-token prompt again with 448 of it in the prefix cache; time to first token.
 - total at N: N requests of 128 in, 128 out at once; output tokens per second, their prefill inside the time.
 
-transformers has no server loop here, so "at N" is measured in the two ways people use it: one request after the other,
-and one static batch of N equal-length prompts (which needs no padding: the best case for it).
+transformers and onnxruntime-genai have no server loop here, so "at N" is measured in the two ways people use them: one
+request after the other, and one static batch of N equal-length prompts (which needs no padding: their best case).
+
+Wootz is there twice: as it serves by default (activations rounded to 8 bits, as llama.cpp does) and exactly
+(`activations = "float32"`). All read the same GGUF file but onnxruntime-genai, whose builder rounds its weights to 4 bits
+anew, the output layer too. A peer that is not installed is left out, and named:
+
+    pip install xllamacpp transformers openvino-genai onnxruntime-genai onnx onnx-ir
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +47,10 @@ import numpy as np
 
 from wootz.core import EMBEDDED_MODEL_SOURCE, load_config
 from wootz.store import ModelStore
+from wootz.tokenization.export import tokenizer_files
 
-SYSTEMS = ("wootz", "llama.cpp", "transformers")
+SYSTEMS = ("wootz", "wootz exact", "llama.cpp", "openvino", "onnxruntime", "transformers")
+ONE_AT_A_TIME = ("onnxruntime", "transformers")
 VOCAB = 49152
 DECODE_IN = DECODE_OUT = 128
 PREFILL_IN, CACHED_IN = 512, 448
@@ -54,11 +63,11 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
 # --- the systems: each returns a function `run(prompts, new_tokens) -> {"wall", "ttft"}` in seconds -----------------
 
 
-def load_wootz(path: Path, threads: int) -> Callable[[list[list[int]], int], dict[str, float]]:
+def load_wootz(path: Path, threads: int, activations: str = "auto") -> Callable[[list[list[int]], int], dict[str, float]]:
     from wootz.core import EngineConfig
     from wootz.engine import Engine, SamplingParams
 
-    engine = Engine(path, config=EngineConfig(threads=threads))
+    engine = Engine(path, config=EngineConfig.model_validate({"threads": threads, "activations": activations}))
 
     def run(batch: list[list[int]], new_tokens: int) -> dict[str, float]:
         params = SamplingParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
@@ -140,7 +149,89 @@ def load_llama_cpp(path: Path, threads: int) -> Callable[[list[list[int]], int],
     return run
 
 
-LOADERS = {"wootz": load_wootz, "transformers": load_transformers, "llama.cpp": load_llama_cpp}
+def load_openvino(path: Path, threads: int) -> Callable[[list[list[int]], int], dict[str, float]]:
+    import openvino
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching, scheduler.dynamic_split_fuse = True, True
+    scheduler.max_num_batched_tokens, scheduler.max_num_seqs, scheduler.cache_size = 512, 64, 1
+    settings = {"INFERENCE_NUM_THREADS": threads}
+    pipeline = openvino_genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", settings)
+
+    def run(batch: list[list[int]], new_tokens: int) -> dict[str, float]:
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = new_tokens, True, False
+        start = time.perf_counter()
+        handles = [
+            pipeline.add_request(number, openvino.Tensor(np.array([prompt], np.int64)), config)
+            for number, prompt in enumerate(batch)
+        ]
+        first = None
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+            if first is None and handles[0].can_read():
+                first = time.perf_counter() - start
+        wall = time.perf_counter() - start
+        assert all(len(handle.read_all()[0].generated_ids) == new_tokens for handle in handles)
+        return {"wall": wall, "ttft": first or 0.0}
+
+    return run
+
+
+def load_onnxruntime(path: Path, threads: int) -> Callable[[list[list[int]], int], dict[str, float]]:
+    import onnxruntime_genai
+
+    folder = built_onnx(path)
+    config = onnxruntime_genai.Config(str(folder))
+    settings = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
+    config.overlay(json.dumps(settings))
+    model = onnxruntime_genai.Model(config)
+
+    def run(batch: list[list[int]], new_tokens: int) -> dict[str, float]:
+        params = onnxruntime_genai.GeneratorParams(model)
+        length = len(batch[0]) + new_tokens
+        params.set_search_options(max_length=length, min_length=length, do_sample=False, batch_size=len(batch))
+        generator = onnxruntime_genai.Generator(model, params)
+        start = time.perf_counter()
+        generator.append_tokens(np.array(batch, np.int32))
+        generator.generate_next_token()
+        first = time.perf_counter() - start
+        for _ in range(new_tokens - 1):
+            generator.generate_next_token()
+        return {"wall": time.perf_counter() - start, "ttft": first}
+
+    return run
+
+
+def built_onnx(path: Path) -> Path:
+    """The model as its builder makes it, once, beside the benchmark's other outputs."""
+    from wootz.models.converting import convert
+
+    target = Path("bench-out") / f"{path.stem}-onnx-int4"
+    if not (target / "genai_config.json").is_file():
+        floats = target.with_name(f"{path.stem}-f32")
+        if not floats.is_dir():
+            convert(path, floats, type="f32", files=tokenizer_files(path))
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(floats), "-o", str(target)]
+        subprocess.run([*command, "-p", "int4", "-e", "cpu", "-c", str(target) + "-cache"], check=True, capture_output=True)
+    return target
+
+
+LOADERS = {
+    "wootz": load_wootz,
+    "wootz exact": lambda path, threads: load_wootz(path, threads, "float32"),
+    "llama.cpp": load_llama_cpp,
+    "openvino": load_openvino,
+    "onnxruntime": load_onnxruntime,
+    "transformers": load_transformers,
+}
+PACKAGES = {
+    "llama.cpp": "xllamacpp",
+    "openvino": "openvino_genai",
+    "onnxruntime": "onnxruntime_genai",
+    "transformers": "transformers",
+}
 
 
 # --- a worker: one system in its own process, driven by JSON lines ------------------------------------------------
@@ -204,7 +295,7 @@ def measure(run: Worker, concurrency: list[int], seed: int) -> dict[str, float]:
     result = run([prompt], 1)
     figures["prefill tok/s"] = PREFILL_IN / result["ttft"]
     figures["TTFT 512 ms"] = result["ttft"] * 1000
-    if run.system != "transformers":
+    if run.system not in ONE_AT_A_TIME:
         [tail] = prompts(1, PREFILL_IN - CACHED_IN, seed + 3)
         figures["TTFT 448/512 cached ms"] = run([prompt[:CACHED_IN] + tail], 1)["ttft"] * 1000
 
@@ -213,7 +304,7 @@ def measure(run: Worker, concurrency: list[int], seed: int) -> dict[str, float]:
         result = run(batch, DECODE_OUT)
         name = f"total tok/s at {count}"
         figures[name] = count * DECODE_OUT / result["wall"]
-        if run.system == "transformers" and count > 1:
+        if run.system in ONE_AT_A_TIME and count > 1:
             figures[f"{name} (static batch)"] = figures[name]
             figures[name] = figures["total tok/s at 1"]
     figures["peak MB"] = run(prompts(1, 8, seed), 1)["peak_mb"]
@@ -243,6 +334,9 @@ def main() -> None:
 
     concurrency = [int(count) for count in options.concurrency.split(",")]
     systems = options.systems.split(",")
+    for system in [system for system in systems if system in PACKAGES and not find_spec(PACKAGES[system])]:
+        print(f"{system}: left out, as {PACKAGES[system]} is not installed", file=sys.stderr)
+        systems.remove(system)
     workers: list[Worker] = []
     rounds: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
     try:
