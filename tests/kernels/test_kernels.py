@@ -125,6 +125,15 @@ def test_packed_products_equal_those_of_rounded_activations(instruction_set: str
             assert (packed(weight).multiply(x_TC) - wanted_TR).abs().max() <= 5e-6 * wanted_TR.abs().max() + 1e-6
 
 
+@pytest.mark.parametrize("format", PACKED)
+def test_rows_come_out_of_a_packed_weight(instruction_set: str, format: str) -> None:
+    torch.manual_seed(7)
+    weight = random_floats(format, 50, 2 * PACKED[format])
+    rows = torch.tensor([3, 49, 0, 17, 3])
+    out = kernels.unpacked_rows(packed(weight).matrices[0], rows)
+    torch.testing.assert_close(out, dense(weight.data, format, weight.shape[1])[rows], atol=1e-6, rtol=1e-6)
+
+
 def test_largest_bytes_do_not_overflow(instruction_set: str) -> None:
     """Sums of pairs are taken in 16 bits on some processors."""
     for layout, most in (("U4_MIN", 15), ("U5_MIN", 31), ("S8", 127), ("S8", -127), ("S6_WIDE", 31), ("S6_WIDE", -32)):

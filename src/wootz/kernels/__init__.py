@@ -113,6 +113,15 @@ def packed_linear(x_TC: Tensor, weight: PackedMatrix) -> Tensor:
     return y_TR
 
 
+def unpacked_rows(weight: PackedMatrix, rows_N: Tensor) -> Tensor:
+    """Rows of a packed weight (int64 numbers) in float32, ``(N, C)``."""
+    assert _native is not None
+    rows_N = rows_N.contiguous()
+    out_NC = torch.empty(len(rows_N), weight.columns)
+    _native.unpacked_rows(matrix(weight), rows_N.data_ptr(), len(rows_N), out_NC.data_ptr())
+    return out_NC
+
+
 def matrix(weight: PackedMatrix, bias: Tensor | None = None) -> _Matrix:
     """A packed weight as the native side takes it. Only addresses go over: both tensors have to be kept."""
     from wootz.kernels.packing import LAYOUTS

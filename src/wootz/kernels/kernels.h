@@ -73,6 +73,9 @@ struct Kernels {
     // The same with a packed weight and activations rounded to 8 bits. y is (tokens, stride).
     void (*packed_linear)(const PackedMatrix& weight, const float* x, float* y, long stride, long tokens, int threads);
 
+    // Some rows of a packed weight in float32: out is (count, columns).
+    void (*unpacked_rows)(const PackedMatrix& weight, const int64_t* rows, long count, float* out);
+
     // out[r, c] = weight[r, c] in float32.
     void (*dequantize)(int format, const uint8_t* weight, float* out, long rows, long cols, int threads);
 

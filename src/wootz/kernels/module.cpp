@@ -104,6 +104,12 @@ NB_MODULE(_native, m) {
         },
         release());
     m.def(
+        "unpacked_rows",
+        [](const Matrix& weight, Address rows, long count, Address out) {
+            k.unpacked_rows(matrix(weight), (const int64_t*)rows, count, (float*)out);
+        },
+        release());
+    m.def(
         "dequantize",
         [](int format, Address weight, Address out, long rows, long cols, int threads) {
             k.dequantize(format, (const uint8_t*)weight, (float*)out, rows, cols, threads);

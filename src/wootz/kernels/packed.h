@@ -219,14 +219,35 @@ void packed_tiles_of(const uint8_t* weight, const Activations& x, long tokens, f
     if (t < tokens) last_tokens<F, tokens_at_once - 1>(tokens - t, weight, tile_bytes, x, t, y + t * stride, stride);
 }
 
+// Rows of a packed weight as floats: out is (count, columns).
+template <class F>
+void unpacked_rows_of(const uint8_t* weight, long columns, const int64_t* rows, long count, float* out) {
+    const long blocks = columns / packed_columns, per_scale = packed_columns / F::scales;
+    for (long n = 0; n < count; ++n) {
+        const uint8_t* own = weight + rows[n] / lanes * blocks * F::block_bytes;
+        const long lane = rows[n] % lanes;
+        for (long b = 0; b < blocks; ++b, own += F::block_bytes, out += packed_columns) {
+            const auto scales = reinterpret_cast<const typename F::Scale*>(own + F::quant_bytes) + lane;
+            const float low = F::has_min ? float(scales[F::scales * lanes]) : 0.0f;
+            for (long c = 0; c < packed_columns; ++c) {
+                const long column = F::bits == 4 ? c % 16 : c;
+                const uint8_t byte = own[column / 4 * 4 * lanes + lane * 4 + column % 4];
+                const int q = F::is_signed ? int8_t(byte) : F::bits == 8 ? byte : c < 16 ? byte & 15 : byte >> 4;
+                out[c] = float(scales[c / per_scale * lanes]) * float(q + F::offset) + low;
+            }
+        }
+    }
+}
+
 struct Packing {
     long block_bytes;
     void (*tiles)(const uint8_t* weight, const Activations& x, long tokens, float* y, long stride);
+    void (*rows)(const uint8_t* weight, long columns, const int64_t* rows, long count, float* out);
 };
 
 template <class F>
 constexpr Packing packing_of() {
-    return {F::block_bytes, packed_tiles_of<F>};
+    return {F::block_bytes, packed_tiles_of<F>, unpacked_rows_of<F>};
 }
 
 // In the order of `Packed` in kernels.h.

@@ -285,6 +285,10 @@ void packed_linear(const PackedMatrix& w, const float* x, float* y, long stride,
     }
 }
 
+void unpacked_rows(const PackedMatrix& w, const int64_t* rows, long count, float* out) {
+    packings[w.format].rows(w.data, w.columns, rows, count, out);
+}
+
 void attend(const CacheView& cache, const std::vector<Chunk>& chunks, const float* q, float* out, long heads, float scale,
             long window, int threads) {
     const auto tasks = attention_tasks(chunks);

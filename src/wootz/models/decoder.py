@@ -20,7 +20,7 @@ from wootz.models.blocks.experts import GroupedLinear
 from wootz.models.blocks.norms import NormConfig
 from wootz.models.blocks.sizes import check_sizes
 from wootz.models.context import CacheSpec, Context, PackedContext
-from wootz.models.linear import Linear, prepare_for_inference
+from wootz.models.linear import Embedding, Linear, prepare_for_inference
 from wootz.models.positions.guards import warn_beyond
 from wootz.models.run import Run, assign_slots
 
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         size, norm = config.hidden_size, config.norm
-        self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, size), freeze=False)
+        self.embedding = Embedding.from_pretrained(torch.empty(config.vocab_size, size), freeze=False)
         self.embedding_norm = norm.build(size) if config.embedding_norm else None
         self.embedding_positions = config.embedding_positions.build(size) if config.embedding_positions else None
         self.layers = nn.ModuleList(Layer(layer, size, norm) for layer in config.layers)
@@ -153,11 +153,11 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype
+        return next(self.parameters()).dtype
 
     def prepare_for_inference(self) -> Decoder:
         """Lay weights out for speed (see `Linear.prepare_for_inference`). After this the model can only be run."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wootz import kernels
+from wootz.kernels.packing import PackedMatrix
 from wootz.models.block_weight import BlockWeight
 from wootz.models.packed_weight import PackedWeight
 
@@ -71,6 +73,22 @@ class Linear(nn.Module):
     def extra_repr(self) -> str:
         kept = f", {self.blocks.format}" if self.blocks else ", packed" if self._packed is not None else ""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}{kept}"
+
+
+class Embedding(nn.Embedding):
+    """A vector for each token. Like a `Linear` it can hold a packed weight, which it may share with the output head."""
+
+    packed: PackedMatrix | None = None
+
+    def forward(self, token_ids_T: Tensor) -> Tensor:
+        if self.packed is not None:
+            return kernels.unpacked_rows(self.packed, token_ids_T)
+        return super().forward(token_ids_T)
+
+    def hold_packed(self, packed: PackedMatrix) -> None:
+        """Look vectors up in a packed weight from now on; ``weight`` becomes None."""
+        self.packed = packed
+        self.register_parameter("weight", None)
 
 
 def prepare_for_inference(model: nn.Module) -> None:

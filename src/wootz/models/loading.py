@@ -23,7 +23,7 @@ from wootz.models.decoder import Decoder
 from wootz.models.encoder import Encoder
 from wootz.models.families import ModelConfig, family_of
 from wootz.models.gguf import GGUFCheckpoint
-from wootz.models.linear import Linear
+from wootz.models.linear import Embedding, Linear
 from wootz.models.model_folder import FolderCheckpoint
 from wootz.models.names import checkpoint_pieces, checkpoint_views
 from wootz.models.packed_weight import GGUF_PARTS, PackedWeight
@@ -81,7 +81,7 @@ def _keep_quantized(path: Path, model: Decoder, checkpoint: Checkpoint, *, packe
     """Hand quantised weights to the projections that can hold them; returns the names that are thereby loaded."""
     pieces = checkpoint_pieces(model)
     loaded: set[str] = set()
-    to_pack: list[tuple[Linear, list[BlockWeight]]] = []
+    to_pack: list[tuple[Linear | Embedding, list[BlockWeight]]] = []
     for name, module in model.named_modules():
         if not isinstance(module, Linear):
             continue
@@ -101,11 +101,22 @@ def _keep_quantized(path: Path, model: Decoder, checkpoint: Checkpoint, *, packe
             continue
         if f"{name}.weight" in pieces:
             loaded |= own.keys()
+    embedding = checkpoint.blocks(*pieces["embedding.weight"])
+    if packed and embedding is not None and embedding.format in GGUF_PARTS:
+        loaded |= pieces["embedding.weight"].keys()
+        if not model.config.tie_embeddings:
+            to_pack.append((model.embedding, [embedding]))
     memory = arena(sum(PackedWeight.size(blocks) for _, blocks in to_pack))
     start = 0
     for module, blocks in to_pack:
         end = start + PackedWeight.size(blocks)
-        module.hold_blocks(PackedWeight.of(blocks, memory[start:end]))
+        weight = PackedWeight.of(blocks, memory[start:end])
+        if isinstance(module, Embedding):
+            module.hold_packed(*weight.matrices)
+        else:
+            module.hold_blocks(weight)
+        if module is model.head and model.config.tie_embeddings:
+            model.embedding.hold_packed(*weight.matrices)
         start = end
     return loaded
 
