@@ -63,7 +63,9 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
 # --- the systems: each returns a function `run(prompts, new_tokens) -> {"wall", "ttft"}` in seconds -----------------
 
 
-def load_wootz(path: Path, threads: int, activations: str = "auto") -> Callable[[list[list[int]], int], dict[str, float]]:
+def load_wootz(
+    path: Path, threads: int, activations: str = "auto"
+) -> Callable[[list[list[int]], int], dict[str, float]]:
     from wootz.core import EngineConfig
     from wootz.engine import Engine, SamplingParams
 
@@ -214,7 +216,9 @@ def built_onnx(path: Path) -> Path:
         if not floats.is_dir():
             convert(path, floats, type="f32", files=tokenizer_files(path))
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(floats), "-o", str(target)]
-        subprocess.run([*command, "-p", "int4", "-e", "cpu", "-c", str(target) + "-cache"], check=True, capture_output=True)
+        subprocess.run(
+            [*command, "-p", "int4", "-e", "cpu", "-c", str(target) + "-cache"], check=True, capture_output=True
+        )
     return target
 
 

@@ -190,6 +190,25 @@ def test_attention_equals_pytorchs(
     assert (out_THd[[0, -1]] == 7).all()
 
 
+@pytest.mark.parametrize("window", [None, 40])
+def test_a_tokens_attention_does_not_depend_on_its_chunk(instruction_set: str, window: int | None) -> None:
+    torch.manual_seed(8)
+    length = 150
+    cache, table = torch.randn(20, 8, 2, 2, 64), torch.randperm(20).int()[None]
+    q_THd = torch.randn(length, 6, 64)
+
+    def attend(cuts: list[int]) -> Tensor:
+        out_THd = torch.empty_like(q_THd)
+        rows = [(start, end - start, start) for start, end in zip(cuts, cuts[1:], strict=False)]
+        tables = table.expand(len(rows), -1).contiguous()
+        kernels.attend(cache, q_THd, out_THd, kernels.Chunks.of(rows, tables), scale=0.125, window=window)
+        return out_THd
+
+    whole = attend([0, length])
+    for cuts in (list(range(length + 1)), [0, 1, 70, 75, length], [0, 64, 128, length]):
+        assert torch.equal(attend(cuts), whole)
+
+
 @pytest.mark.real
 def test_the_real_model_says_the_same_quantised_and_dense(smollm2_gguf: Path) -> None:
     engine = Engine(smollm2_gguf, config=EngineConfig(cache_bytes=2**26, activations="float32"))

@@ -4,6 +4,7 @@
 // halves (Number), which are computed with as floats. The query heads that share a key/value head are computed together, so that each key and value is read once for all of them.
 
 #pragma once
+#include <type_traits>
 #include <vector>
 
 #include "kernels.h"
@@ -19,18 +20,25 @@ inline void fetch(const Number* p, long count) {
 
 struct AttentionScratch {
     std::vector<const void*> keys;  // where each token's key of this head lies; its value is `value_offset` further on
-    std::vector<float> scores, turned, queries, sums, tops, totals, factors;
+    std::vector<float> queries, scores, sums, tops, totals, factors;
 };
 
-// --- one token of a sequence -------------------------------------------------------------------------------------
+// --- one key/value head of one sequence --------------------------------------------------------------------------
+// Keys come in blocks, with a running maximum and sum per query (online softmax, arXiv 1805.02867; FlashAttention).
+// Blocks begin at multiples of `keys_at_once`, and no sum's order depends on what else is computed: a token sees the
+// same numbers, to the last bit, whether it is computed alone, in a prompt or in a draft that is being checked.
 
-constexpr long most_heads = 4;  // query heads computed together; each has an accumulator in a register
-constexpr long ahead = 12;      // tokens; keys of one head lie too far apart for the processor to see them coming
+constexpr long keys_at_once = 64, rows_at_once = 3;
+constexpr long value_vecs = 32 / lanes;  // of a value, summed up together
 
 // The sums of `lanes` vectors, each in its lane.
 inline vec sums_of(vec* v) {
-    typedef int32_t order __attribute__((vector_size(lanes * sizeof(int32_t))));
-    order even, odd;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    const auto pairs = [&](int i, int j) { return _mm256_hadd_ps((__m256)v[i], (__m256)v[j]); };
+    const __m256 low = _mm256_hadd_ps(pairs(0, 1), pairs(2, 3)), high = _mm256_hadd_ps(pairs(4, 5), pairs(6, 7));
+    return (vec)_mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+#endif
+    ivec even, odd;
     for (long i = 0; i < lanes; ++i) even[i] = int32_t(2 * i), odd[i] = int32_t(2 * i + 1);
     for (long n = lanes; n > 1; n /= 2)
         for (long i = 0; i < n / 2; ++i)
@@ -38,178 +46,121 @@ inline vec sums_of(vec* v) {
     return v[0];
 }
 
-// `heads` query heads over the `length` tokens in `scratch.keys`.
-template <int heads, class Number>
-inline void attend_one(const float* q, float* out, long length, long head_dim, long value_offset, float scale,
-                       AttentionScratch& scratch) {
-    const long padded = (length + lanes - 1) / lanes * lanes;
-    if (long(scratch.scores.size()) < most_heads * padded) scratch.scores.resize(most_heads * padded);
-    float* scores = scratch.scores.data();
-    const auto keys = reinterpret_cast<const Number* const*>(scratch.keys.data());
-    vec top[heads];
-    for (int h = 0; h < heads; ++h) top[h] = splat(-INFINITY);
-    for (long first = 0; first < length; first += lanes) {
-        vec products[heads][lanes] = {};
-        const long count = std::min(lanes, length - first);
-        for (long p = 0; p < count; ++p) {
-            const Number* key = keys[first + p];
-            fetch(keys[std::min(first + p + ahead, length - 1)], head_dim);
-            for (long i = 0; i < head_dim; i += lanes) {
-                const vec k = load(key + i);
-                for (int h = 0; h < heads; ++h) products[h][p] += load(q + h * head_dim + i) * k;
-            }
-        }
-        for (int h = 0; h < heads; ++h) {
-            vec score = scale * sums_of(products[h]);
-            for (long p = count; p < lanes; ++p) score[p] = -INFINITY;
-            top[h] = larger(top[h], score);
-            store(scores + h * padded + first, score);
-        }
-    }
-    float norms[heads];
-    for (int h = 0; h < heads; ++h) {
-        const float most = largest(top[h]);
-        vec total = {};
-        for (long p = 0; p < padded; p += lanes) {
-            const vec weight = exp_of(load(scores + h * padded + p) - most);
-            total += weight;
-            store(scores + h * padded + p, weight);
-        }
-        norms[h] = 1.0f / sum(total);
-    }
-    constexpr int wide = 2;  // vectors of a value at once
-    for (long i = 0; i < head_dim; i += wide * lanes) {
-        vec acc[heads][wide] = {};
-        for (long p = 0; p < length; ++p) {
-            const Number* value = keys[p] + value_offset + i;
-            fetch(keys[std::min(p + ahead, length - 1)] + value_offset + i, wide * lanes);
-            vec v[wide];
-            for (int w = 0; w < wide; ++w) v[w] = load(value + w * lanes);
-            for (int h = 0; h < heads; ++h) {
-                const float weight = scores[h * padded + p];
-                for (int w = 0; w < wide; ++w) acc[h][w] += weight * v[w];
-            }
-        }
-        for (int h = 0; h < heads; ++h)
-            for (int w = 0; w < wide; ++w) store(out + h * head_dim + i + w * lanes, acc[h][w] * norms[h]);
-    }
+// `work(n, r)` for rows r.. r + n - 1, n being a constant of at most `rows_at_once`.
+template <class Work>
+inline void in_threes(long rows, const Work& work) {
+    long r = 0;
+    for (; r + rows_at_once <= rows; r += rows_at_once) work(std::integral_constant<int, 3>{}, r);
+    if (rows - r == 2) work(std::integral_constant<int, 2>{}, r);
+    if (rows - r == 1) work(std::integral_constant<int, 1>{}, r);
 }
 
-template <class Number, int heads = most_heads>
-inline void attend_heads(long count, const float* q, float* out, long length, long head_dim, long value_offset,
-                         float scale, AttentionScratch& scratch) {
-    if (count == heads) return attend_one<heads, Number>(q, out, length, head_dim, value_offset, scale, scratch);
-    if constexpr (heads > 1) attend_heads<Number, heads - 1>(count, q, out, length, head_dim, value_offset, scale, scratch);
-}
-
-// --- several tokens of a sequence --------------------------------------------------------------------------------
-// Blocks of keys, with a running maximum and sum per query (online softmax, arXiv 1805.02867; FlashAttention).
-
-constexpr long keys_at_once = 64, rows_at_once = 6;
-
-// scores[r, j] = q[r] . k[j] for `rows` rows and 2 * lanes keys from j on; turned is (head_dim, keys_at_once).
-template <int rows>
-inline void score_tile(const float* q, const float* turned, float* scores, long head_dim) {
-    vec acc[rows][2] = {};
-    for (long i = 0; i < head_dim; ++i) {
-        const vec k0 = load(turned + i * keys_at_once), k1 = load(turned + i * keys_at_once + lanes);
-        for (int r = 0; r < rows; ++r) {
-            acc[r][0] += q[r * head_dim + i] * k0;
-            acc[r][1] += q[r * head_dim + i] * k1;
-        }
-    }
-    for (int r = 0; r < rows; ++r) {
-        store(scores + r * keys_at_once, acc[r][0]);
-        store(scores + r * keys_at_once + lanes, acc[r][1]);
-    }
-}
-
-// sums[r, i..] = shrink[r] * sums[r, i..] + sum over keys of weights[r, key] * value[key, i..], for 2 * lanes numbers.
+// scores[r, j] = q[r] . key[j] for a block of keys.
 template <int rows, class Number>
-inline void value_tile(const float* weights, const Number* const* keys, long count, long offset, const float* shrink,
-                       float* sums, long head_dim) {
-    vec acc[rows][2];
-    for (int r = 0; r < rows; ++r) {
-        acc[r][0] = load(sums + r * head_dim) * shrink[r];
-        acc[r][1] = load(sums + r * head_dim + lanes) * shrink[r];
-    }
-    for (long j = 0; j < count; ++j) {
-        const vec v0 = load(keys[j] + offset), v1 = load(keys[j] + offset + lanes);
-        for (int r = 0; r < rows; ++r) {
-            acc[r][0] += weights[r * keys_at_once + j] * v0;
-            acc[r][1] += weights[r * keys_at_once + j] * v1;
+inline void score_rows(const float* q, const Number* const* keys, long count, long head_dim, float* scores) {
+    constexpr int together = 4;  // keys
+    for (long first = 0; first < count; first += lanes) {
+        vec products[rows][lanes];
+        for (long j = 0; j < lanes; j += together) {
+            const Number* own[together];
+            for (int k = 0; k < together; ++k) own[k] = keys[std::min(first + j + k, count - 1)];
+            vec acc[rows][together] = {};
+            for (long i = 0; i < head_dim; i += lanes)
+                for (int k = 0; k < together; ++k) {
+                    const vec key = load(own[k] + i);
+                    for (int r = 0; r < rows; ++r) acc[r][k] += load(q + r * head_dim + i) * key;
+                }
+            for (int r = 0; r < rows; ++r)
+                for (int k = 0; k < together; ++k) products[r][j + k] = acc[r][k];
         }
-    }
-    for (int r = 0; r < rows; ++r) {
-        store(sums + r * head_dim, acc[r][0]);
-        store(sums + r * head_dim + lanes, acc[r][1]);
+        for (int r = 0; r < rows; ++r) store(scores + r * keys_at_once + first, sums_of(products[r]));
     }
 }
 
-// `tokens` query tokens at positions position.. of the sequence whose keys lie in `scratch.keys[0..]`, `first_key` being
-// the position of the first of those. Query and output rows: token t, head h at t * row_stride + h * head_dim.
+// sums[r] = factors[r] * sums[r] + sum over keys of weights[r, j] * value[j].
+template <int rows, class Number>
+inline void add_values(const float* weights, const Number* const* keys, long count, long head_dim, long value_offset,
+                       const float* factors, float* sums) {
+    for (long i = 0; i < head_dim; i += value_vecs * lanes) {
+        vec acc[rows][value_vecs];
+        for (int r = 0; r < rows; ++r)
+            for (int w = 0; w < value_vecs; ++w) acc[r][w] = load(sums + r * head_dim + i + w * lanes) * factors[r];
+        for (long j = 0; j < count; ++j) {
+            const Number* value = keys[j] + value_offset + i;
+            vec v[value_vecs];
+            for (int w = 0; w < value_vecs; ++w) v[w] = load(value + w * lanes);
+            for (int r = 0; r < rows; ++r) {
+                const vec weight = splat(weights[r * keys_at_once + j]);
+                for (int w = 0; w < value_vecs; ++w) acc[r][w] += weight * v[w];
+            }
+        }
+        for (int r = 0; r < rows; ++r)
+            for (int w = 0; w < value_vecs; ++w) store(sums + r * head_dim + i + w * lanes, acc[r][w]);
+    }
+}
+
+// Make weights of the scores that a query at position `at` may see, the block's first key being at `key`.
+inline void soften(float* row, long count, long key, long at, long window, float& top, float& total, float& factor) {
+    const long end = std::min(count, at + 1 - key);
+    const long begin = window ? std::max(0L, at - window + 1 - key) : 0;
+    for (long j = 0; j < std::min(begin, keys_at_once); ++j) row[j] = -INFINITY;
+    for (long j = std::max(0L, end); j < keys_at_once; ++j) row[j] = -INFINITY;
+    vec tops = load(row);
+    for (long j = lanes; j < keys_at_once; j += lanes) tops = larger(tops, load(row + j));
+    const float most = std::max(top, largest(tops));
+    if (most == -INFINITY) {  // nothing to see yet
+        std::fill_n(row, keys_at_once, 0.0f);
+        factor = 1.0f;
+        return;
+    }
+    vec totals = {};
+    for (long j = 0; j < keys_at_once; j += lanes) {
+        const vec scores = load(row + j);
+        const vec weights = scores == -INFINITY ? vec{} : exp_of(scores - most);
+        totals += weights;
+        store(row + j, weights);
+    }
+    factor = top == -INFINITY ? 0.0f : std::exp(top - most);
+    total = total * factor + sum(totals);
+    top = most;
+}
+
+// `tokens` queries at positions position.. over `scratch.keys`, the first of which is at `first_key`. Query and output
+// rows: token t, head h at t * row_stride + h * head_dim.
 template <class Number>
-inline void attend_many(const float* q, float* out, long row_stride, long tokens, long heads, long position, long first_key,
-                        long window, long head_dim, long value_offset, float scale, AttentionScratch& s) {
-    const long rows = tokens * heads, padded = (rows + rows_at_once - 1) / rows_at_once * rows_at_once;
-    s.queries.assign(padded * head_dim, 0.0f);
-    s.sums.assign(padded * head_dim, 0.0f);
-    s.scores.resize(std::max<size_t>(s.scores.size(), padded * keys_at_once));
-    s.turned.resize(head_dim * keys_at_once);
-    s.tops.assign(padded, -INFINITY);
-    s.totals.assign(padded, 0.0f);
-    s.factors.assign(padded, 0.0f);
-    for (long t = 0; t < tokens; ++t)
-        for (long h = 0; h < heads; ++h)
-            for (long i = 0; i < head_dim; ++i)
-                s.queries[(t * heads + h) * head_dim + i] = scale * q[t * row_stride + h * head_dim + i];
-    const long end = position + tokens;
-    const long start = window ? std::max(first_key, position - window + 1) : first_key;
-    for (long key = start; key < end; key += keys_at_once) {
+inline void attend_rows(const float* q, float* out, long row_stride, long tokens, long heads, long position,
+                        long first_key, long window, long head_dim, long value_offset, float scale, AttentionScratch& s) {
+    const long rows = tokens * heads, end = position + tokens;
+    s.queries.resize(rows * head_dim);
+    s.scores.resize(rows * keys_at_once);
+    s.sums.assign(rows * head_dim, 0.0f);
+    s.tops.assign(rows, -INFINITY);
+    s.totals.assign(rows, 0.0f);
+    s.factors.resize(rows);
+    for (long r = 0; r < rows; ++r)
+        for (long i = 0; i < head_dim; i += lanes)
+            store(&s.queries[r * head_dim + i], scale * load(q + r / heads * row_stride + r % heads * head_dim + i));
+    const auto all = reinterpret_cast<const Number* const*>(s.keys.data());
+    for (long key = first_key; key < end; key += keys_at_once) {
+        const Number* const* keys = all + (key - first_key);
         const long count = std::min(keys_at_once, end - key);
-        const auto keys = reinterpret_cast<const Number* const*>(s.keys.data()) + (key - first_key);
-        for (long j = 0; j < keys_at_once; ++j)
-            for (long i = 0; i < head_dim; i += lanes) {
-                float numbers[lanes] = {};
-                if (j < count) store(numbers, load(keys[j] + i));
-                for (long n = 0; n < lanes; ++n) s.turned[(i + n) * keys_at_once + j] = numbers[n];
+        if (tokens == 1)  // what is read only once lies too far apart for the processor to see it coming
+            for (long j = count; j < std::min(count + keys_at_once, end - key); ++j) {
+                fetch(keys[j], head_dim);
+                fetch(keys[j] + value_offset, head_dim);
             }
-        for (long r = 0; r < padded; r += rows_at_once)
-            for (long j = 0; j < keys_at_once; j += 2 * lanes)
-                score_tile<rows_at_once>(&s.queries[r * head_dim], &s.turned[j], &s.scores[r * keys_at_once + j], head_dim);
-        for (long r = 0; r < rows; ++r) {
-            float* row = &s.scores[r * keys_at_once];
-            const long at = position + r / heads;  // sees keys up to itself, and `window` of them
-            const long last = std::min(count, at + 1 - key);
-            const long skip = window ? std::max(0L, at - window + 1 - key) : 0;
-            for (long j = 0; j < std::min(skip, keys_at_once); ++j) row[j] = -INFINITY;
-            for (long j = std::max(0L, last); j < keys_at_once; ++j) row[j] = -INFINITY;
-            vec top = load(row);
-            for (long j = lanes; j < keys_at_once; j += lanes) top = larger(top, load(row + j));
-            const float most = std::max(s.tops[r], largest(top));
-            if (most == -INFINITY) {  // nothing to see yet
-                for (long j = 0; j < keys_at_once; ++j) row[j] = 0.0f;
-                s.factors[r] = 1.0f;
-                continue;
-            }
-            vec total = {};
-            for (long j = 0; j < keys_at_once; j += lanes) {
-                const vec scores = load(row + j);
-                const vec weights = scores == -INFINITY ? vec{} : exp_of(scores - most);
-                total += weights;
-                store(row + j, weights);
-            }
-            s.factors[r] = s.tops[r] == -INFINITY ? 0.0f : std::exp(s.tops[r] - most);
-            s.totals[r] = s.totals[r] * s.factors[r] + sum(total);
-            s.tops[r] = most;
-        }
-        for (long r = rows; r < padded; ++r) {
-            for (long j = 0; j < keys_at_once; ++j) s.scores[r * keys_at_once + j] = 0.0f;
-        }
-        for (long r = 0; r < padded; r += rows_at_once)
-            for (long i = 0; i < head_dim; i += 2 * lanes)
-                value_tile<rows_at_once, Number>(&s.scores[r * keys_at_once], keys, count, value_offset + i, &s.factors[r],
-                                         &s.sums[r * head_dim + i], head_dim);
+        const auto score = [&](auto n, long r) {
+            score_rows<n>(&s.queries[r * head_dim], keys, count, head_dim, &s.scores[r * keys_at_once]);
+        };
+        const auto add = [&](auto n, long r) {
+            add_values<n>(&s.scores[r * keys_at_once], keys, count, head_dim, value_offset, &s.factors[r],
+                          &s.sums[r * head_dim]);
+        };
+        in_threes(rows, score);
+        for (long r = 0; r < rows; ++r)
+            soften(&s.scores[r * keys_at_once], count, key, position + r / heads, window, s.tops[r], s.totals[r],
+                   s.factors[r]);
+        in_threes(rows, add);
     }
     for (long r = 0; r < rows; ++r)
         for (long i = 0; i < head_dim; i += lanes)
@@ -240,15 +191,12 @@ inline void attend_chunk_of(const CacheView& cache, const Chunk& chunk, long kv_
     const long head_dim = cache.head_dim, value_offset = cache.kv_heads * head_dim;
     const long row_stride = cache.kv_heads * group * head_dim;
     const long position = chunk.start + from, end = position + count;
-    const long first = window ? std::max(0L, position - window + 1) : 0;
+    // From the block of keys in which the first token's window begins.
+    const long first = window ? std::max(0L, position - window + 1) / keys_at_once * keys_at_once : 0;
     gather_keys<Number>(cache, chunk, kv_head, first, end, scratch);
     const long at = (chunk.row + from) * row_stride + kv_head * group * head_dim;
-    if (count > 1)
-        return attend_many<Number>(q + at, out + at, row_stride, count, group, position, first, window, head_dim, value_offset,
-                           scale, scratch);
-    for (long h = 0; h < group; h += most_heads)
-        attend_heads<Number>(std::min(most_heads, group - h), q + at + h * head_dim, out + at + h * head_dim, end - first, head_dim,
-                     value_offset, scale, scratch);
+    attend_rows<Number>(q + at, out + at, row_stride, count, group, position, first, window, head_dim, value_offset, scale,
+                        scratch);
 }
 
 template <class... Rest>
