@@ -1,4 +1,4 @@
-"""Wootz beside llama.cpp, OpenVINO GenAI, onnxruntime-genai and transformers: same weights, prompts and threads, one run.
+"""Wootz beside llama.cpp, OpenVINO, onnxruntime-genai and transformers: same weights, prompts and threads, one run.
 
     make bench                                        # or, with other numbers:
     python benchmarks/serve_cpu.py --rounds 3 --concurrency 1,8,16,32 --json bench-out/serve_cpu.json
@@ -19,8 +19,8 @@ transformers and onnxruntime-genai have no server loop here, so "at N" is measur
 request after the other, and one static batch of N equal-length prompts (which needs no padding: their best case).
 
 Wootz is there twice: as it serves by default (activations rounded to 8 bits, as llama.cpp does) and exactly
-(`activations = "float32"`). All read the same GGUF file but onnxruntime-genai, whose builder rounds its weights to 4 bits
-anew, the output layer too. A peer that is not installed is left out, and named:
+(`activations = "float32"`). All read the same GGUF file but onnxruntime-genai, whose builder rounds its weights to 4
+bits anew, the output layer too. A peer that is not installed is left out, and named:
 
     pip install xllamacpp transformers openvino-genai onnxruntime-genai onnx onnx-ir
 """

@@ -1,4 +1,4 @@
-"""All layers in one call give what the layers give one by one, and the company of a request does not matter there either."""
+"""All layers in one call give what they give one by one, and a request's company does not change a bit."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_what_is_not_common_runs_layer_by_layer() -> None:
 def test_chunks_batches_sharing_and_preemption_do_not_change_a_bit(name: str) -> None:
     torch.manual_seed(1)
     prompts = [torch.randint(0, 160, (n,)).tolist() for n in (3, 17, 33, 70)]
-    prompts.append(prompts[3][:64] + [5, 6, 7])
+    prompts.append([*prompts[3][:64], 5, 6, 7])
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=0)
     alone = [Engine(packed_model(name)).generate([prompt], params)[0] for prompt in prompts]
     block_bytes = Engine(packed_model(name), config=EngineConfig(block_size=4)).runner.cache.layers[0][0].nbytes * 3

@@ -5,6 +5,7 @@ Those are tested, bit for bit, against the `gguf` package's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -199,7 +200,7 @@ def test_a_tokens_attention_does_not_depend_on_its_chunk(instruction_set: str, w
 
     def attend(cuts: list[int]) -> Tensor:
         out_THd = torch.empty_like(q_THd)
-        rows = [(start, end - start, start) for start, end in zip(cuts, cuts[1:], strict=False)]
+        rows = [(start, end - start, start) for start, end in itertools.pairwise(cuts)]
         tables = table.expand(len(rows), -1).contiguous()
         kernels.attend(cache, q_THd, out_THd, kernels.Chunks.of(rows, tables), scale=0.125, window=window)
         return out_THd

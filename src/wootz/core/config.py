@@ -53,8 +53,8 @@ class EngineConfig(Section):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of an engine process. Default: all cores.")
     activations: Literal["auto", "int8", "float32"] = Field(
         default="auto",
-        description="On a CPU, what quantised weights are multiplied with. int8 rounds each token in blocks of 32 and is "
-        'several times as fast; float32 is exact. "auto" is int8 where the processor has the instructions.',
+        description="On a CPU, what quantised weights are multiplied with. int8 rounds each token in blocks of 32 "
+        'and is several times as fast; float32 is exact. "auto" is int8 where the processor has the instructions.',
     )
     block_size: int = Field(default=16, ge=1, description="Tokens per cache block.")
     cache_bytes: int | None = Field(

@@ -217,4 +217,6 @@ class Stack:
     def run(self, x_TD: Tensor, chunks: Chunks, last_norm: tuple[Tensor, float]) -> None:
         """All layers and the last norm, over the residual stream ``x``, which is changed in place."""
         norm = last_norm[0].data_ptr(), last_norm[1]
-        self._native.run(x_TD.data_ptr(), *x_TD.shape, chunks.entries, norm, torch.get_num_threads())
+        num_tokens, hidden_size = x_TD.shape
+        threads = torch.get_num_threads()
+        self._native.run(x_TD.data_ptr(), num_tokens, hidden_size, chunks.entries, norm, threads)

@@ -45,7 +45,7 @@ LAYOUTS = {
     "S8_WIDE": Layout(7, 8, torch.float32),
     "S6_WIDE": Layout(8, 8, torch.float32, scales=2),
 }
-"""U: unsigned, S: signed, with so many bits. OFFSET: 8 (4 bits) or 16 (5 bits) is taken off each. WIDE: float32 scales."""
+"""U: unsigned, S: signed, with so many bits. OFFSET: 8 (4 bits) or 16 (5 bits) is taken off. WIDE: float32 scales."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def packed_bytes(layout: str, rows: int, columns: int) -> int:
 
 
 def pack(parts: Parts, out: Tensor | None = None) -> PackedMatrix:
-    """Lay a weight out for the build of the kernels that is in use, into ``out`` if given (uint8, of `packed_bytes`)."""
+    """Lay a weight out for the build of the kernels in use, into ``out`` if given (uint8, of `packed_bytes`)."""
     layout, (rows, columns) = LAYOUTS[parts.layout], parts.q_RC.shape
     lanes, more = kernels.lanes(), padded(rows) - rows
 
@@ -114,7 +114,7 @@ def pack(parts: Parts, out: Tensor | None = None) -> PackedMatrix:
 
 
 def arena(num_bytes: int) -> Tensor:
-    """Memory for all weights of a model, in large pages where the system has them: each is found without a table walk."""
+    """Memory for all weights of a model, in large pages where the system has them, to be found without table walks."""
     memory = mmap.mmap(-1, max(num_bytes, 1))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -80,10 +80,11 @@ class Embedding(nn.Embedding):
 
     packed: PackedMatrix | None = None
 
-    def forward(self, token_ids_T: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        """``(T, D)`` for int64 token ids ``(T,)``."""
         if self.packed is not None:
-            return kernels.unpacked_rows(self.packed, token_ids_T)
-        return super().forward(token_ids_T)
+            return kernels.unpacked_rows(self.packed, input)
+        return super().forward(input)
 
     def hold_packed(self, packed: PackedMatrix) -> None:
         """Look vectors up in a packed weight from now on; ``weight`` becomes None."""

@@ -40,9 +40,9 @@ def load(
 ) -> Decoder:
     """The model in a folder or ``.gguf`` file, its weights converted to ``dtype``.
 
-    With ``keep_quantized``, projections that `wootz.kernels` can compute with stay quantised (in float32 on a CPU, from a
-    GGUF file): a fraction of the memory and time, but a model that can only be run. "exact" computes the same numbers;
-    "packed" rounds activations to 8 bits, which is several times as fast (`wootz.models.packed_weight`).
+    With ``keep_quantized``, projections that `wootz.kernels` can compute with stay quantised (in float32 on a CPU, from
+    a GGUF file): a fraction of the memory and time, but a model that can only be run. "exact" computes the same
+    numbers; "packed" rounds activations to 8 bits, which is several times as fast (`wootz.models.packed_weight`).
 
     Weights that were saved here say what position scheme they have learned; under a config with another one they are
     refused, unless ``force_positions``. Anything wrong with the files is one `ModelFileError` that names the file.

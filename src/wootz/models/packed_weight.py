@@ -23,7 +23,7 @@ from wootz.models.dequantize import fields, half, six_bit_pairs
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """Rows of one `Linear`, ``matrices`` one below the other (query, key, value; gate, up), each in a format of its own."""
+    """Rows of one `Linear`: ``matrices`` one below the other (query, key, value; gate, up), in any formats."""
 
     matrices: tuple[PackedMatrix, ...]
 
