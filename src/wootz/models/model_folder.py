@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wootz.core.errors import ModelFileError
-from wootz.models import families, mxfp4
+from wootz.models import families
 from wootz.models.families import ModelConfig
+from wootz.models.folder_schemes import find_split, refuse_unknown
 from wootz.models.pickled import PickledShard
 from wootz.models.pooling import read_pooling
 
@@ -30,6 +31,7 @@ class FolderCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         self.config = read_config(folder)
+        self._quantization = _read_json(folder / "config.json").get("quantization_config") or {}
         self._shards = {file: _open_shard(file) for file in _weight_files(folder)}
         prefix = families.family_of(self.config.raw["model_type"]).prefix
         self._shard_of = {
@@ -37,13 +39,9 @@ class FolderCheckpoint:
             for file, shard in self._shards.items()
             for name in shard.keys()  # noqa: SIM118
         }
-        with_blocks, with_scales = (
-            {name.removesuffix(half) for name in self._shard_of if name.endswith(half)}
-            for half in (mxfp4.BLOCKS, mxfp4.SCALES)
-        )
-        self._packed = with_blocks & with_scales
-        halves = {name + half for name in self._packed for half in (mxfp4.BLOCKS, mxfp4.SCALES)}
-        self.names = self._packed | (self._shard_of.keys() - halves)
+        self._split = find_split(self._shard_of)
+        parts = {part for split in self._split.values() for part in split.names}
+        self.names = self._split.keys() | (self._shard_of.keys() - parts)
 
     @property
     def positions(self) -> str | None:
@@ -52,13 +50,17 @@ class FolderCheckpoint:
         return next((found["positions"] for found in metadata if "positions" in found), None)
 
     def tensor(self, name: str) -> Tensor:
-        if name in self._packed:  # (E, out, in), where the same unpacked is (E, in, out)
-            blocks, scales = self._stored(name + mxfp4.BLOCKS), self._stored(name + mxfp4.SCALES)
-            if blocks.ndim != 4 or blocks.shape[:-1] != scales.shape:
-                file = self._shard_of[name + mxfp4.BLOCKS][1]
-                raise ModelFileError(f"{file}: {name} has blocks {(*blocks.shape,)}, but scales {(*scales.shape,)}")
-            return mxfp4.dequantize_mxfp4(blocks, scales).transpose(1, 2)
-        return self._stored(name)
+        if (split := self._split.get(name)) is None:
+            tensor = self._stored(name)
+            if tensor.dtype.itemsize == 1:  # it would be copied as the numbers that it only stands for
+                raise ModelFileError(
+                    f"{self._shard_of[name][1]}: {name} is {tensor.dtype}, and no scales lie beside it"
+                )
+            return tensor
+        try:
+            return split.scheme.dequantize(*map(self._stored, split.names), self._quantization)
+        except ValueError as error:
+            raise ModelFileError(f"{self._shard_of[split.names[0]][1]}: {name} {error}") from None
 
     def _stored(self, name: str) -> Tensor:
         theirs, file, shard = self._shard_of[name]
@@ -82,9 +84,8 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         if pooling := read_pooling(folder):
             raw["pooling"] = pooling
-        quantization = raw.pop("quantization_config", {"quant_method": "mxfp4"})
-        if quantization.get("quant_method") != "mxfp4":
-            raise ValueError("its weights are quantised in a way that is not supported; use a GGUF file")
+        if (quantization := raw.pop("quantization_config", None)) is not None:
+            refuse_unknown(quantization)
         return families.read_config(raw)
     except KeyError as error:
         raise ModelFileError(f"{file}: lacks {error.args[0]!r}") from None
