@@ -102,7 +102,7 @@ def test_whole_blocks_equal_transformers(scale_dtype: torch.dtype) -> None:
         (lambda name, tensors: tensors.pop(f"{name}_scale_inv"), "is torch.float8_e4m3fn, and no scales lie beside it"),
         (lambda name, tensors: tensors.pop(name), "holds tensor|lacks tensor"),
         (lambda name, tensors: tensors.update({f"{name}_scale_inv": torch.ones(1, 1)}), r"\(1, 1\) scales of blocks"),
-        (lambda name, tensors: tensors.update({name: tensors[name].float()}), r"of torch.float32, but \(2, 1\) scales"),
+        (lambda name, tensors: tensors.update({name: tensors[name].float()}), r"of torch.float32, but \(2, 2\) scales"),
     ],
 )
 def test_halves_that_do_not_fit_are_refused(tmp_path: Path, damage, says: str) -> None:
