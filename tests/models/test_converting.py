@@ -21,7 +21,8 @@ from wootz.core.gguf import GGUFFile
 from wootz.models import load
 from wootz.models.converting import convert
 from wootz.models.dequantize import dequantize
-from wootz.models.gguf_export import FILE_TYPES, type_for
+from wootz.models.gguf_export import type_for
+from wootz.models.gguf_metadata import FILE_TYPES
 from wootz.models.quantize_blocks import quantize
 from wootz.tokenization import load_tokenizer
 from wootz.tokenization.export import gguf_vocabulary, tokenizer_files

@@ -32,6 +32,7 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
     30: ("BF16", 1, 2),
+    39: ("MXFP4", 32, 17),
 }
 """The tensor types we read: number in the file -> (name, weights per block, bytes per block)."""
 

@@ -22,7 +22,8 @@ from wootz.core.gguf_writer import write_gguf
 from wootz.core.progress import SILENT, Progress
 from wootz.models.decoder import Decoder, DecoderConfig
 from wootz.models.distributed_checkpoint import is_distributed, load_distributed
-from wootz.models.gguf_export import FILE_TYPES, gguf_metadata, gguf_tensors
+from wootz.models.gguf_export import gguf_tensors
+from wootz.models.gguf_metadata import FILE_TYPES, gguf_metadata
 from wootz.models.loading import check_names, check_shape, open_checkpoint
 from wootz.models.names import checkpoint_views
 from wootz.models.saving import MAX_SHARD_BYTES, check_complete, copy_other_files, write_config, write_weights
@@ -60,8 +61,9 @@ def convert(
     model = _open(source, config)
     type = _type(type, model, to_gguf=to_gguf)
     if to_gguf:
-        metadata = gguf_metadata(model.config, type) | _own_metadata(model.gguf or {}) | dict(vocabulary or {})
         tensors = gguf_tensors(model.config, model.shapes, model.read, type)
+        metadata = gguf_metadata(model.config, type, tensors.keys())
+        metadata |= _own_metadata(model.gguf or {}) | dict(vocabulary or {})
         progress.set_total(sum(tensor.num_bytes for tensor in tensors.values()))
         write_gguf(target, metadata, tensors, progress=progress)
         return

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wootz.core.gguf import GGML_TYPES
+from wootz.models.mxfp4 import dequantize_mxfp4
 
 _CHUNK_BLOCKS = 1 << 14
 
@@ -98,6 +99,13 @@ def _q6_k(blocks: Tensor) -> Tensor:
     return _sub_blocks(half(d) * scales.view(torch.int8).float(), q)
 
 
+def _mxfp4(blocks: Tensor) -> Tensor:
+    scale, q = blocks.split((1, 16), 1)
+    codes = fields(q, 4, 16)  # in a folder the two numbers of a byte are neighbours, here the first half lies low
+    pairs = codes[:, ::2] | codes[:, 1::2] << 4
+    return dequantize_mxfp4(pairs, scale.squeeze(1))
+
+
 _FORMATS: dict[str, Callable[[Tensor], Tensor]] = {
     "F32": _f32,
     "F16": _f16,
@@ -112,6 +120,7 @@ _FORMATS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "MXFP4": _mxfp4,
 }
 
 _SIZES = {name: (weights, num_bytes) for name, weights, num_bytes in GGML_TYPES.values()}
