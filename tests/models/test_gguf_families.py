@@ -300,7 +300,8 @@ def test_their_file_and_ours_hold_the_same_model(tmp_path: Path, case: str) -> N
 def test_llama_cpp_computes_what_we_do(tmp_path: Path, tiny_model_folder: Path, case: str, type: str) -> None:
     vocabulary = gguf_vocabulary(tiny_model_folder)
     wide = {"vocab_size": len(vocabulary["tokenizer.ggml.tokens"]), "max_position_embeddings": 512}
-    _, config = config_of(case, **wide)
+    asked = {"olmoe": {"num_key_value_heads": 4}, "deepseek-v2": {"q_lora_rank": 20}}  # by llama.cpp, of small models
+    _, config = config_of(case, **wide, **asked.get(case, {}))
     model = save_random(tmp_path / "folder", config)
     model.get_output_embeddings().weight.data.mul_(4)  # so that it has preferences
     model.save_pretrained(tmp_path / "folder")

@@ -43,6 +43,8 @@ def write_gguf(
     for key, value in fields.items():
         if key == "chat_template":
             writer.add_chat_template(value)
+        elif isinstance(value, np.ndarray):
+            writer.add_precompiled_charsmap(value.tobytes())
         elif isinstance(value, bool):
             writer.add_bool(f"tokenizer.ggml.{key}", value)
         else:

@@ -103,7 +103,7 @@ def _mxfp4(blocks: Tensor) -> Tensor:
     scale, q = blocks.split((1, 16), 1)
     codes = fields(q, 4, 16)  # in a folder the two numbers of a byte are neighbours, here the first half lies low
     pairs = codes[:, ::2] | codes[:, 1::2] << 4
-    return dequantize_mxfp4(pairs, scale.squeeze(1))
+    return dequantize_mxfp4(pairs.unsqueeze(1), scale)
 
 
 _FORMATS: dict[str, Callable[[Tensor], Tensor]] = {

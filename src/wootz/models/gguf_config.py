@@ -64,6 +64,7 @@ def read_raw(
         "max_position_embeddings": own["context_length"],
         "tie_word_embeddings": "output.weight" not in tensors,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
         "eos_token_id": list(dict.fromkeys(token for token in end if token is not None)),
     }
     if model_type in _RECURRENT:
@@ -197,9 +198,15 @@ def _gemma(own: Section) -> dict[str, Any]:
     width = own["embedding_length"] // own["attention.head_count"] if large else _head_dim(own)
     raw = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": width}
     if own.prefix == "gemma2":
+        raw["sliding_window"] = own.get("attention.sliding_window", 4096)
         raw["attn_logit_softcapping"] = own.get("attn_logit_softcapping", 50.0)
         raw["final_logit_softcapping"] = own.get("final_logit_softcapping", 30.0)
     return raw
+
+
+def _phi3(own: Section) -> dict[str, Any]:
+    trained = own.get("rope.scaling.original_context_length", own["context_length"])
+    return {"original_max_position_embeddings": trained}
 
 
 def _cohere2(own: Section) -> dict[str, Any]:
@@ -222,7 +229,7 @@ def _mamba(own: Section, tensors: Collection[str]) -> dict[str, Any]:
 def _mamba2(own: Section, tensors: Collection[str]) -> dict[str, Any]:
     num_heads, inner = own["ssm.time_step_rank"], own["ssm.inner_size"]
     raw = _mamba(own, tensors) | {"num_heads": num_heads, "head_dim": inner // num_heads}
-    return raw | {"n_groups": own["ssm.group_count"], "expand": inner / own["embedding_length"]}
+    return raw | {"n_groups": own["ssm.group_count"], "expand": inner // own["embedding_length"]}
 
 
 _MORE: dict[str, Callable[[Section], dict[str, Any]]] = {
@@ -236,6 +243,7 @@ _MORE: dict[str, Callable[[Section], dict[str, Any]]] = {
     "gemma2": _gemma,
     "gemma3_text": _gemma,
     "cohere2": _cohere2,
+    "phi3": _phi3,
 }
 _RECURRENT: dict[str, Callable[[Section, Collection[str]], dict[str, Any]]] = {
     "mamba": _mamba,

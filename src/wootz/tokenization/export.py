@@ -1,7 +1,8 @@
 """A tokenizer from one kind of model file into the other, so that a converted model keeps its own.
 
-- `gguf_vocabulary`: a folder's byte-level BPE as the metadata that GGUF files hold. GGUF names how text is cut into
-  words instead of describing it, so the description in ``tokenizer.json`` must be one that has a name.
+- `gguf_vocabulary`: a folder's tokenizer as the metadata that GGUF files hold. Of a byte-level BPE, GGUF names how text
+  is cut into words instead of describing it, so the description in ``tokenizer.json`` must be one that has a name. Of a
+  SentencePiece vocabulary it holds a score for each piece, so the merges must be those that scores stand for.
 - `tokenizer_files`: the vocabulary of a GGUF file, of any kind we read, as the files of a model folder.
 """
 
@@ -16,8 +17,19 @@ from wootz.core.gguf import GGUFFile
 from wootz.tokenization.gguf_vocabulary import TokenType, load_gguf_tokenizer
 from wootz.tokenization.load import load_tokenizer
 from wootz.tokenization.pre_tokenizers import cut_named
+from wootz.tokenization.sentencepiece_export import sentencepiece_metadata
 
-_CUT_NAMES = ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "tekken", "deepseek-coder", "deepseek-v3")
+_CUT_NAMES = (
+    "gpt-2",
+    "smollm",
+    "llama-bpe",
+    "dbrx",
+    "qwen2",
+    "tekken",
+    "deepseek-coder",
+    "deepseek-llm",
+    "deepseek-v3",
+)
 """One name for each way to cut, which llama.cpp knows too."""
 
 _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -26,26 +38,20 @@ _ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_t
 def gguf_vocabulary(folder: Path | str) -> dict[str, Any]:
     """The ``tokenizer.*`` metadata of a model folder's tokenizer.
 
-    Raises `ModelFileError` for tokenizers that are no byte-level BPE, or that cut text in a way without a name.
+    Raises `ModelFileError` for tokenizers that GGUF cannot describe.
     """
     folder = Path(folder)
     tokenizer = load_tokenizer(folder)
     raw = json.loads(tokenizer._backend.to_str())
-    model, file = raw["model"], folder / "tokenizer.json"
-    if model["type"] != "BPE" or not any(step["type"] == "ByteLevel" for step in _steps(raw["pre_tokenizer"])):
-        raise ModelFileError(f"{file}: not a byte-level BPE, so it cannot be written to GGUF")
-    cut = _name_of_cut(raw)
-    if cut is None:
-        raise ModelFileError(f"{file}: cuts text into words in a way that GGUF has no name for")
-
     tokens, types = _tokens(raw, _embedding_rows(folder))
-    metadata: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": cut,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
-    }
+    try:
+        if any(step["type"] == "ByteLevel" for step in _steps(raw["pre_tokenizer"])):
+            metadata = _byte_level(raw)
+        else:
+            metadata = sentencepiece_metadata(raw, tokens, types)
+    except ModelFileError as error:
+        raise ModelFileError(f"{folder / 'tokenizer.json'}: {error.message}") from None
+    metadata |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [int(type) for type in types]}
     ids = {text: id for id, text in enumerate(tokens)}
     config = _read(folder / "special_tokens_map.json") | _read(folder / "tokenizer_config.json")
     for role, key in _ROLES.items():
@@ -64,6 +70,16 @@ def gguf_vocabulary(folder: Path | str) -> dict[str, Any]:
     if tokenizer.chat_template is not None:
         metadata["tokenizer.chat_template"] = tokenizer.chat_template.source
     return metadata
+
+
+def _byte_level(raw: dict[str, Any]) -> dict[str, Any]:
+    if raw["model"]["type"] != "BPE":
+        raise ModelFileError(f"a byte-level {raw['model']['type']} cannot be written to GGUF")
+    cut = _name_of_cut(raw)
+    if cut is None:
+        raise ModelFileError("cuts text into words in a way that GGUF has no name for")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in raw["model"]["merges"]]
+    return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": cut, "tokenizer.ggml.merges": merges}
 
 
 def tokenizer_files(gguf: Path | str) -> dict[str, bytes]:
@@ -87,14 +103,17 @@ def tokenizer_files(gguf: Path | str) -> dict[str, bytes]:
     }
 
 
-def _tokens(raw: dict[str, Any], num_rows: int) -> tuple[list[str], list[int]]:
+def _tokens(raw: dict[str, Any], num_rows: int) -> tuple[list[str], list[TokenType]]:
     """Texts and types by id; ids without a token, up to the embedding's rows, are filled with unused ones."""
-    by_id = {id: (text, TokenType.NORMAL) for text, id in raw["model"]["vocab"].items()}
+    vocabulary = raw["model"]["vocab"]
+    texts = [text for text, _ in vocabulary] if isinstance(vocabulary, list) else sorted(vocabulary, key=vocabulary.get)
+    ids = range(len(texts)) if isinstance(vocabulary, list) else [vocabulary[text] for text in texts]
+    by_id = {id: (text, TokenType.NORMAL) for id, text in zip(ids, texts, strict=True)}
     for token in raw["added_tokens"]:
         by_id[token["id"]] = (token["content"], TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED)
     count = max(num_rows, max(by_id) + 1)
     entries = [by_id.get(id, (f"[PAD{id}]", TokenType.UNUSED)) for id in range(count)]
-    return [text for text, _ in entries], [int(type) for _, type in entries]
+    return [text for text, _ in entries], [type for _, type in entries]
 
 
 def _embedding_rows(folder: Path) -> int:

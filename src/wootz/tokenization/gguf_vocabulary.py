@@ -1,18 +1,19 @@
 """A tokenizer out of the vocabulary in a GGUF file.
 
 The file holds the tokens in id order with a type each, and either the merges of a byte-level BPE (kind ``gpt2``) or
-the scores of a SentencePiece BPE (kind ``llama``). Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+the scores of a SentencePiece vocabulary: a BPE's (kind ``llama``) or a unigram model's (kind ``t5``). Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, normalizers, processors
-from tokenizers.models import BPE
+from tokenizers import AddedToken, Regex, decoders, normalizers, processors
+from tokenizers.models import BPE, Unigram
 
 from wootz.core.errors import ModelFileError
 from wootz.core.gguf import GGUFFile
@@ -59,8 +60,10 @@ def _build(metadata: dict[str, Any]) -> Tokenizer:
             tokens, types, metadata["tokenizer.ggml.scores"], ggml.get("add_space_prefix", True)
         )
         adds_bos = True
+    elif kind == "t5":
+        backend, adds_bos = _unigram(tokens, types, metadata["tokenizer.ggml.scores"], ggml), False
     else:
-        raise ModelFileError(f'vocabularies of kind "{kind}" are not supported ("gpt2" and "llama" are)')
+        raise ModelFileError(f'vocabularies of kind "{kind}" are not supported ("gpt2", "llama" and "t5" are)')
 
     special = {TokenType.CONTROL, TokenType.UNKNOWN}
     backend.add_tokens(
@@ -72,7 +75,7 @@ def _build(metadata: dict[str, Any]) -> Tokenizer:
     )
     bos, eos = ggml.get("bos_token_id"), ggml.get("eos_token_id")
     before = [bos] if ggml.get("add_bos_token", adds_bos) and bos is not None else []
-    after = [eos] if ggml.get("add_eos_token", False) and eos is not None else []
+    after = [eos] if ggml.get("add_eos_token", kind == "t5") and eos is not None else []
     if before or after:
         backend.post_processor = processors.TemplateProcessing(
             single=[*(tokens[id] for id in before), "$A", *(tokens[id] for id in after)],
@@ -117,18 +120,52 @@ def _sentencepiece_bpe(
         for text, type, score in zip(tokens, types, scores, strict=True)
         if type in (TokenType.NORMAL, TokenType.USER_DEFINED)
     }
-    merges = [
-        (piece[:cut], piece[cut:])
-        for piece in sorted(mergeable, key=lambda piece: -mergeable[piece])
-        for cut in range(1, len(piece))
-        if piece[:cut] in mergeable and piece[cut:] in mergeable
-    ]
     vocabulary = {text: id for id, text in enumerate(tokens)}
     unknown = next((text for text, type in zip(tokens, types, strict=True) if type == TokenType.UNKNOWN), None)
     has_bytes = TokenType.BYTE in types
-    backend = tokenizers.Tokenizer(BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes))
-    spaces = [normalizers.Replace(" ", "▁")]
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *spaces] if add_space_prefix else spaces)
-    strip = [decoders.Strip(" ", 1, 0)] if add_space_prefix else []
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    backend = tokenizers.Tokenizer(
+        BPE(vocabulary, merges_by_score(mergeable), unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes)
+    )
+    spell_spaces(backend, add_prefix=add_space_prefix)
     return backend
+
+
+def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The merges that pieces with these scores stand for, in order."""
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in sorted(scores, key=lambda piece: -scores[piece])
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
+
+
+def _unigram(tokens: list[str], types: list[int], scores: list[float], ggml: dict[str, Any]) -> tokenizers.Tokenizer:
+    """The likeliest pieces. Bytes and unused tokens must not be found in a text that spells out their names."""
+    pieces = [
+        (text, UNSEEN if type in (TokenType.BYTE, TokenType.UNUSED) else score)
+        for text, type, score in zip(tokens, types, scores, strict=True)
+    ]
+    unknown = types.index(TokenType.UNKNOWN)
+    backend = tokenizers.Tokenizer(Unigram(pieces, unknown, byte_fallback=TokenType.BYTE in types))
+    before: list[normalizers.Normalizer] = []
+    if charsmap := ggml.get("precompiled_charsmap"):  # SentencePiece's own tables, NFKC or what the model was given
+        before.append(normalizers.Precompiled(bytes(byte & 0xFF for byte in charsmap)))
+    if ggml.get("remove_extra_whitespaces", False):
+        before += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    spell_spaces(backend, add_prefix=ggml.get("add_space_prefix", False), before=before)
+    return backend
+
+
+UNSEEN = -1e4
+"""The score of what is to be no reading of a text: spelled out, ``<0x41>`` is six characters."""
+
+
+def spell_spaces(
+    backend: tokenizers.Tokenizer, *, add_prefix: bool, before: Sequence[normalizers.Normalizer] = ()
+) -> None:
+    """SentencePiece's way with spaces: all are "▁", and mostly one is put before a text and dropped in decoding."""
+    spaces = [normalizers.Replace(" ", "▁")]
+    backend.normalizer = normalizers.Sequence([*before, *([normalizers.Prepend("▁")] if add_prefix else []), *spaces])
+    strip = [decoders.Strip(" ", 1, 0)] if add_prefix else []
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])

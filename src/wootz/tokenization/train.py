@@ -25,6 +25,7 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, traine
 from tokenizers.models import BPE, Unigram, WordPiece
 
 from wootz.core.errors import BadRequestError
+from wootz.tokenization.gguf_vocabulary import UNSEEN, merges_by_score, spell_spaces
 from wootz.tokenization.pre_tokenizers import PATTERNS
 from wootz.tokenization.ranks import byte_level_tokenizer
 
@@ -35,8 +36,6 @@ RESERVED_TOKEN = "<|reserved_special_token_{}|>"
 """How reserved tokens are called until they are renamed (`rename_tokens`); Llama 3's spelling."""
 
 _BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
-_UNSEEN = -1e4
-"""Unigram score of a byte piece: spelled out in a text, ``<0x41>`` is the unlikeliest reading of known characters."""
 
 
 def train_tokenizer(
@@ -125,7 +124,8 @@ def _sentencepiece_bpe(texts: Iterable[str], room: int, special: list[str], nfkc
     model = json.loads(trained.to_str())["model"]
     pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
     vocabulary = {text: id for id, text in enumerate([*special, *_BYTE_PIECES, *pieces])}
-    merges = [(left, right) for left, right in model["merges"]]
+    # Any two neighbours that make a piece may merge, as in SentencePiece; the trainer noted one pair for each.
+    merges = merges_by_score({piece: -vocabulary[piece] for piece in pieces})
     backend = tokenizers.Tokenizer(BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     return _with_spaces(backend, special, nfkc)
 
@@ -142,18 +142,13 @@ def _unigram(texts: Iterable[str], room: int, special: list[str], nfkc: bool) ->
     rare = {ord(character): " " for character, _ in counts.most_common()[_alphabet(room) :]}
     trained.train_from_iterator((text.translate(rare) for text in texts), trainer)
     pieces = [(text, score) for text, score in json.loads(trained.to_str())["model"]["vocab"] if text != "<unk>"]
-    known = [(text, 0.0) for text in special] + [(text, _UNSEEN) for text in _BYTE_PIECES]
+    known = [(text, 0.0) for text in special] + [(text, UNSEEN) for text in _BYTE_PIECES]
     backend = tokenizers.Tokenizer(Unigram([*known, *pieces], special.index("<unk>"), byte_fallback=True))
     return _with_spaces(backend, special, nfkc)
 
 
 def _with_spaces(backend: tokenizers.Tokenizer, special: list[str], nfkc: bool) -> tokenizers.Tokenizer:
-    """SentencePiece's way with spaces: one is put before the text, all are "▁", and decoding takes both back."""
-    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), *steps] if nfkc else steps)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    spell_spaces(backend, add_prefix=True, before=[normalizers.NFKC()] if nfkc else [])
     backend.add_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     return backend
 
