@@ -109,6 +109,18 @@ def test_indentation_is_one_token_in_a_code_vocabulary(texts: list[str]) -> None
     assert length["code"] < 0.8 * length["prose"]
 
 
+def test_a_run_of_tabs_is_one_token_in_a_code_vocabulary() -> None:
+    """Go and makefiles indent by tabs: a run is a word by itself, of any length that training saw, and the word behind
+    it is the word that it is elsewhere."""
+    depths = [f"func f{n}() {{\n" + "".join(f"{chr(9) * depth}return x\n" for depth in (1, 2, 3, 4)) for n in range(50)]
+    code, plain = (train_tokenizer(depths, vocab_size=400, pattern=pattern) for pattern in ("code", "cl100k"))
+    for depth in (1, 2, 3, 4):
+        tokens = code.encode("{\n" + "\t" * depth + "return x").tokens
+        assert tokens[-3:] == ["ĉ" * depth, "return", "Ġx"]
+        assert code.decode(code.encode("\t" * depth + "x\t\ty").ids) == "\t" * depth + "x\t\ty"
+    assert plain.encode("{\n\t\treturn x").tokens[-3:] == ["ĉ", "ĉreturn", "Ġx"]
+
+
 @settings(deadline=None)
 @given(text=unicode_text)
 def test_any_text_comes_back_and_nothing_crosses_a_word(byte_bpe: tokenizers.Tokenizer, text: str) -> None:
