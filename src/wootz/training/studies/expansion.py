@@ -1,7 +1,8 @@
 """New tokens for a trained model: what should their rows begin as, and should they be trained alone first?
 
 A small model learns one kind of text with a vocabulary for it. Then it gets tokens for another kind, by
-`expand_vocabulary`, and trains on that: all of it at once, or the new rows alone and then all. Two figures after every
+`expand_vocabulary`, and trains on that: all of it at once, or the new rows alone and then all, or the embedding and the
+head alone by a change of low rank (LoRA). Two figures after every
 so many steps: how well it reads the new kind, and what it has forgotten of the old. Both in bits per byte, as models
 with other tokens have other losses per token. Steps are of equally many tokens, which with new ones are more text.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from wootz.models import Decoder, PackedContext
 from wootz.models.loading import load
+from wootz.models.low_rank_rows import low_rank_rows
 from wootz.models.saving import save
 from wootz.tokenization.expand import RowInit, expand_vocabulary
 from wootz.tokenization.load import load_tokenizer
@@ -36,14 +38,16 @@ from wootz.training.studies.text import HELD_OUT, corpus, prose, random_rows
 
 SMALL = Size(width=64, layers=2, length=96, steps=300)
 AS_IT_IS = "no new tokens"
-VARIANTS: dict[str, tuple[RowInit, bool]] = {
-    "random": ("random", False),
-    "mean": ("mean", False),
-    "subpiece-mean": ("subpiece-mean", False),
-    "random, staged": ("random", True),
-    "subpiece-mean, staged": ("subpiece-mean", True),
+VARIANTS: dict[str, tuple[RowInit, Literal["all", "staged", "low rank"]]] = {
+    "random": ("random", "all"),
+    "mean": ("mean", "all"),
+    "subpiece-mean": ("subpiece-mean", "all"),
+    "random, staged": ("random", "staged"),
+    "subpiece-mean, staged": ("subpiece-mean", "staged"),
+    "subpiece-mean, LoRA": ("subpiece-mean", "low rank"),
 }
-"""What rows begin as, and whether they are trained alone first."""
+"""What rows begin as, and what is trained."""
+RANK = 8
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,9 @@ def expansion_studies(
     @cache
     def curves(variant: str, seed: int) -> tuple[Curve, Curve]:
         folder = Path(trained(seed).name)
-        source, new_rows_V, staged = folder / "trained", None, False
+        source, new_rows_V, trains = folder / "trained", None, "all"
         if variant != AS_IT_IS:
-            init, staged = VARIANTS[variant]
+            init, trains = VARIANTS[variant]
             expanded = folder / f"expanded {variant}"
             new_rows_V = expand_vocabulary(source, expanded, terms(source), init=init, seed=seed).new_rows()
             source = expanded
@@ -130,7 +134,11 @@ def expansion_studies(
                 look(first + step + 1)
 
         gentle = FitConfig(steps=tuning_steps, learning_rate=1e-3, warmup=10)
-        if staged and new_rows_V is not None:
+        if trains == "low rank":
+            with low_rank_rows(model, RANK):
+                fit(model, rows, replace(gentle, learning_rate=3e-3, weight_decay=0.0), after_step=after_step)
+            return learned, kept
+        if trains == "staged" and new_rows_V is not None:
             alone = replace(gentle, steps=tuning_steps // 3, learning_rate=3e-3, weight_decay=0.0)
             with only_rows(model, new_rows_V):
                 fit(model, rows, alone, after_step=after_step)
