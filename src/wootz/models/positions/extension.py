@@ -33,10 +33,12 @@ def extend(
     factor: float,
     *,
     long_factors: Sequence[float] | None = None,
+    unscaled_tokens: int = 0,
     working_length: int | None = None,
 ) -> dict[str, Any]:
-    """A model's config, stretched. ``long_factors``, one for each rotary pair, are LongRoPE's, found by
-    `longrope_search.search`; texts within the trained length keep their angles.
+    """A model's config, stretched. ``long_factors``, one for each rotary pair, and ``unscaled_tokens`` are LongRoPE's,
+    found by `longrope_search.search`; texts within the trained length keep their angles. (Transformers reads the
+    factors, and knows no unscaled tokens.)
 
     Raises `ConfigError` for a model that is stretched already, or has no rotary positions.
     """
@@ -59,6 +61,8 @@ def extend(
         if long_factors is None:
             raise ConfigError("longrope needs a factor for each rotary pair", hint="search for them first")
         rope |= {"short_factor": [1.0] * len(long_factors), "long_factor": list(long_factors)}
+        if unscaled_tokens:
+            rope["unscaled_tokens"] = unscaled_tokens
     record = ContextExtension(method, factor, original, working_length)
     without = {key: value for key, value in raw.items() if key not in ("rope_scaling", "rope_theta")}
     longest = original if method == "dynamic" else int(original * factor)  # dynamic is counted from the trained length
