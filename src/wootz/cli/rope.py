@@ -117,9 +117,7 @@ def scale(
     stdout().print(f"[green]✓[/green] {folder}  {method} x{factor:g}")
 
 
-def _search(
-    model: Decoder, path: Path, text: Path, factor: float, population: int, generations: int
-) -> dict[str, Any]:
+def _search(model: Decoder, path: Path, text: Path, factor: float, population: int, generations: int) -> dict[str, Any]:
     import torch
 
     from wootz.cli.measures import tokens_of
@@ -136,7 +134,7 @@ def _search(
     rotary = next((module.config for module in model.modules() if isinstance(module, Rotary)), None)
     fitness = loss_with(model, rows, trained)
     assert rotary is not None  # or there would be no fitness
-    sizes = {"population": population, "parents": max(2, population // 4), "generations": generations}
+    sizes: dict[str, Any] = {"population": population, "parents": max(2, population // 4), "generations": generations}
     result = search(rotary, trained, length, fitness, **sizes)
     for rule, loss in result.seeds.items():
         stdout().print(f"{rule:8} {loss:.4f} nats per token", style="dim")
