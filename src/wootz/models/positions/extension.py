@@ -72,3 +72,13 @@ def extend(
 def extension_of(raw: Mapping[str, Any]) -> ContextExtension | None:
     """What was done to this model, as far as its config says."""
     return ContextExtension(**raw[RECORD]) if RECORD in raw else None
+
+
+def with_working_context(raw: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config with what was measured of it (``working_length`` and how that was found, as
+    `wootz.evals.long_context.WorkingContext.as_metadata` has it) under ``working_context``; and in the record of its
+    extension, if it was extended."""
+    new = {**raw, "working_context": dict(measured)}
+    if RECORD in raw:
+        new[RECORD] = {**raw[RECORD], "working_length": measured["working_length"]}
+    return new
