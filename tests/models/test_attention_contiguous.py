@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from parity import save_random
+from random_reference import save_random
 from test_wootz_family import moved, small
 
 from wootz.core.errors import BadRequestError, UnsupportedError
