@@ -84,7 +84,7 @@ def run(engine: Engine, asked: list[tuple[list[int], SamplingParams]]) -> list[l
     [
         (200, {"block_size": 4, "max_running": 32, "max_step_tokens": 64}),
         (200, {"block_size": 4, "max_running": 9, "max_step_tokens": 3}),
-        (30, {"block_size": 4, "max_running": 6, "max_step_tokens": 24}),
+        (30, {"block_size": 4, "max_running": 5, "max_step_tokens": 24}),
     ],
     ids=["roomy", "in-chunks", "cramped"],
 )

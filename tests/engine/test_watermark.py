@@ -18,7 +18,7 @@ from wootz.models import load
 
 CONFIG = transformers.LlamaConfig(
     vocab_size=200, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, eos_token_id=None, bos_token_id=None,
+    num_key_value_heads=2, eos_token_id=None, bos_token_id=198,
 )  # fmt: skip
 
 
