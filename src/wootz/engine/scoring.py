@@ -1,9 +1,9 @@
 """Scoring given text: the log-probability of every prompt token after those before it (``prompt_logprobs``).
 
 Every chunk of a prompt has the hidden states of its tokens anyway. For a request that wants them scored, they are
-turned into logits too, a few at a time, and only the asked numbers are kept; so a prompt may be cut into chunks, batched
-and preempted as always. What the prefix cache already holds would not be computed, so such a prompt shares nothing
-until it is scored. It is published for others like any other.
+turned into logits too, a few at a time, and only the asked numbers are kept; so a prompt may be cut into chunks,
+batched and preempted as always. What the prefix cache already holds would not be computed, so such a prompt shares
+nothing until it is scored. It is published for others like any other.
 """
 
 from __future__ import annotations
