@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from parity import prove_engine
+from safetensors.torch import load_file, save_file
 
 from wootz.core.errors import ConfigError, UnsupportedError
 from wootz.models import Decoder, load, read_config
 from wootz.models.attention.streaming import StreamingContext
+from wootz.models.converting import convert
 from wootz.models.positions import plots
 from wootz.models.positions.extension import ContextExtension, extend, extension_of
 from wootz.models.positions.guards import refuse_swap, scheme_of
@@ -218,8 +220,21 @@ def test_weights_under_another_scheme_are_refused_unless_forced(tmp_path: Path) 
     file.write_text(json.dumps(json.loads(file.read_text()) | {"positions": "alibi"}))
     with pytest.raises(ConfigError, match='trained with positions "rope", and the config says "alibi"'):
         load(tmp_path / "model")
+    with pytest.raises(ConfigError, match='trained with positions "rope"'):
+        convert(tmp_path / "model", tmp_path / "converted")
     swapped = load(tmp_path / "model", force_positions=True)
     assert not torch.allclose(swapped.logits(range(20)), built().logits(range(20)), atol=1e-2)
+
+
+def test_what_another_has_written_is_marked_when_it_is_converted(tmp_path: Path) -> None:
+    save(built(), tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})  # as others write
+    convert(tmp_path / "model", tmp_path / "converted")
+    file = tmp_path / "converted" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"positions": "nope"}))
+    with pytest.raises(ConfigError, match='trained with positions "rope", and the config says "nope"'):
+        load(tmp_path / "converted")
 
 
 def test_a_stretched_model_is_no_swap(tmp_path: Path) -> None:
