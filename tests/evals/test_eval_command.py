@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from wootz.cli import evals
 from wootz.cli.main import OneLineErrors, globals_
+from wootz.store import ModelStore
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,35 @@ def test_the_gate_fails_a_model_that_reads_less_than_required(wootz_eval, server
     assert json.loads(failed.stdout)["working_context"]["working_length"] == 512
     (folder,) = (tmp_path / "home" / "runs").iterdir()  # three times the same settings: asked once
     assert folder.name.startswith("working-context-short-")
+
+
+def test_the_working_length_is_recorded_where_models_are_listed(wootz_eval, server, tiny_model_folder, tmp_path):
+    """In a folder's own config, beside the record of how it was extended; in the store, whose files stay untouched."""
+    folder, store = tmp_path / "tiny", ModelStore(tmp_path / "home" / "models")
+    shutil.copytree(tiny_model_folder, folder)
+    record = {"method": "yarn", "factor": 2.0, "original_length": 64, "working_length": None}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"context_extension": record}))
+    stored = store.pull(f"file:{folder}", name="kept")
+    command = (
+        "working-context", "--claimed", 400, "--lengths", 400, "--tasks", "niah_single_1", "--samples", 1, "--record",
+        "--threshold", 0,
+    )  # fmt: skip
+    result = wootz_eval(*command, "--model", folder)
+    assert result.exit_code == 0, result.output
+    written = json.loads((folder / "config.json").read_text())
+    assert written["context_extension"]["working_length"] == written["working_context"]["working_length"] == 400
+    assert written["working_context"]["tested_length"] == 400
+    assert store.pull(f"file:{folder}", name="again").working_length == 400
+    assert written["hidden_size"] == config["hidden_size"]
+    assert store.get("kept").working_length is None
+    assert wootz_eval(*command, "--model", "kept").exit_code == 0
+    assert store.get("kept").working_length == 400
+    assert store.get("kept").sha256s == stored.sha256s
+    for model, more in (("short", ("--url", server.url)), ("nobody", ())):
+        refused = wootz_eval(*command, "--model", model, *more)
+        assert refused.exit_code == 2
+        assert "--record writes to a model that is here" in refused.stderr
 
 
 def test_the_gate_over_ones_own_questions(wootz_eval, server, tmp_path):

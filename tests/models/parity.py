@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
+from random_reference import save_random
 from safetensors.torch import load_file
 
 from wootz.engine import SamplingParams
@@ -37,18 +38,6 @@ def prove(folder: Path, config: transformers.PretrainedConfig, *, engine: bool =
     prove_training(folder / "model")
     if engine:
         prove_engine(load(folder / "model", dtype="float64"))
-
-
-def save_random(folder: Path, config: transformers.PretrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:
-    """A transformers model with random weights; norms and biases, which it starts at one and zero, are moved too."""
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    for parameter in model.parameters():
-        parameter.data += torch.randn_like(parameter) * (0.2 if parameter.ndim < 2 else 0.05)
-    model.save_pretrained(folder)
-    return model
 
 
 @torch.inference_mode()

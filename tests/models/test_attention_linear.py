@@ -136,16 +136,28 @@ def test_random_features_estimate_softmax_attention_the_better_the_more():
     def error(num_features):
         errors = []
         for seed in range(10):
-            features = linear.FavorFeatures(8, num_features, torch.Generator().manual_seed(seed))
+            features = linear.FavorFeatures(8, num_features, seed)
             state = linear.linear_attention_state(1, num_features, 8).start(1, torch.float32, torch.device("cpu"))
             out, _ = linear.linear_attention(state, features(q), features(k), v)
             errors.append((out - exact).square().mean().sqrt())
         return sum(errors) / len(errors)
 
+    scaled = linear.FavorFeatures(8, 64)
+    torch.testing.assert_close(  # a query's features divided by the largest: the factor cancels
+        *(
+            linear.linear_attention(
+                linear.linear_attention_state(1, 64, 8).start(1, torch.float32, torch.device("cpu")), q_features,
+                scaled(k), v,
+            )[0]
+            for q_features in (scaled(q), scaled(q, up_to_scale=True))
+        ),
+        atol=1e-5, rtol=1e-4,
+    )  # fmt: skip
+
     few, some, many = error(16), error(256), error(4096)
     assert many < 0.5 * some < 0.5 * few
     assert many < 0.03
 
-    features = linear.FavorFeatures(8, 100_000, torch.Generator().manual_seed(0))
+    features = linear.FavorFeatures(8, 100_000)
     a, b = q[0, 0, 0], k[0, 1, 0]
     torch.testing.assert_close(features(a) @ features(b), torch.exp(a @ b * 8**-0.5), atol=0, rtol=0.03)

@@ -15,7 +15,7 @@ from wootz.models.blocks.attention import AttentionConfig
 from wootz.models.blocks.mlp import MLPConfig
 from wootz.models.context import PackedContext
 from wootz.models.decoder import Decoder, DecoderConfig, LayerConfig
-from wootz.models.instruments import count_launches, launches_by_layer
+from wootz.models.instruments import compiled_launches, count_launches, launches_by_layer
 from wootz.models.positions.rotary import RotaryConfig
 from wootz.models.probes import ablate, attention_sinks, future_leak, massive_activations, permutation_gap
 
@@ -160,6 +160,21 @@ def test_fused_attention_is_one_launch_and_its_parts_are_many():
     assert "_scaled_dot_product_flash_attention_for_cpu" not in naive[1]
     assert naive[1].total() >= fused[1].total() + 5
     assert sum(layer.total() for layer in fused) < inside.total()
+
+
+@pytest.mark.slow  # compiles C++
+@pytest.mark.timeout(600)
+def test_a_compiled_layer_launches_its_products_and_what_lies_between_them():
+    model = small_model(2, rotary=RotaryConfig(8))
+
+    def step(model):
+        return model(TOKENS[:1], torch.arange(1), PackedContext([1]))
+
+    with torch.no_grad():
+        launched, compiled = count_launches(lambda: step(model)), compiled_launches(model, step)
+    assert compiled["mm"] + compiled["addmm"] == 8  # in each layer those of queries and so on, output, up, down
+    assert compiled["_scaled_dot_product_flash_attention_for_cpu"] == 2
+    assert compiled.total() < 0.5 * launched.total(), (compiled, launched)
 
 
 def test_a_decoding_step_launches_the_same_however_much_was_read():

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import prove_engine
+from safetensors.torch import load_file, save_file
 
-from wootz.core.errors import ConfigError
+from wootz.core.errors import ConfigError, UnsupportedError
 from wootz.models import Decoder, load, read_config
+from wootz.models.attention.streaming import StreamingContext
+from wootz.models.converting import convert
 from wootz.models.positions import plots
 from wootz.models.positions.extension import ContextExtension, extend, extension_of
 from wootz.models.positions.guards import refuse_swap, scheme_of
 from wootz.models.positions.inspect import advise, compare_scalings, relative_scores, wavelengths
 from wootz.models.positions.layout import convert_layout
-from wootz.models.positions.longrope_search import search, seed_factors
+from wootz.models.positions.longrope_search import loss_with, search, seed_factors
 from wootz.models.positions.rotary import Rotary, RotaryConfig
 from wootz.models.positions.scaling import LongRopeScaling, YarnScaling
 from wootz.models.saving import save
@@ -84,14 +88,15 @@ def test_search_is_never_worse_than_its_seeds_and_finds_what_they_do_not_have() 
     seeds = seed_factors(config, 64, 4.0)
     wanted = tuple(1.0 + 3.0 * (i / 7) ** 2 for i in range(8))
 
-    def fitness(factors: tuple[float, ...]) -> float:
-        return sum((a - b) ** 2 for a, b in zip(factors, wanted, strict=True))
+    def fitness(factors: tuple[float, ...], unscaled_tokens: int) -> float:
+        return sum((a - b) ** 2 for a, b in zip(factors, wanted, strict=True)) + 0.01 * abs(unscaled_tokens - 4)
 
     result = search(config, 64, 256, fitness, population=24, generations=30, seed=1)
     assert result.loss < 0.5 * min(result.seeds.values())
-    assert result.seeds == {name: fitness(factors) for name, factors in seeds.items()}
+    assert result.seeds == {name: fitness(factors, 0) for name, factors in seeds.items()}
     assert list(result.history) == sorted(result.history, reverse=True)
     assert list(result.factors) == sorted(result.factors)
+    assert result.unscaled_tokens == 4
     assert result.factors[0] >= 1.0
     assert result.factors[-1] <= 4.0
     assert result == search(config, 64, 256, fitness, population=24, generations=30, seed=1)
@@ -100,7 +105,8 @@ def test_search_is_never_worse_than_its_seeds_and_finds_what_they_do_not_have() 
 def test_a_fitness_that_only_likes_a_seed_gets_it_back() -> None:
     config = RotaryConfig(16)
     ntk = seed_factors(config, 64, 4.0)["ntk"]
-    assert search(config, 64, 256, lambda f: float(f != ntk), population=8, generations=3, parents=2).factors == ntk
+    found = search(config, 64, 256, lambda f, n: float(f != ntk) + n, population=8, generations=3, parents=2)
+    assert (found.factors, found.unscaled_tokens) == (ntk, 0)
 
 
 def test_search_breeds_on_a_model() -> None:
@@ -108,20 +114,21 @@ def test_search_breeds_on_a_model() -> None:
     model = built()
     text = torch.randint(40, (128,), generator=torch.Generator().manual_seed(0))
 
-    def stretched(factors: tuple[float, ...]) -> Decoder:
-        raw = extend(RAW, "longrope", 2.0, long_factors=factors)
+    def stretched(factors: tuple[float, ...], unscaled_tokens: int) -> Decoder:
+        raw = extend(RAW, "longrope", 2.0, long_factors=factors, unscaled_tokens=unscaled_tokens)
         other = read_config(raw).build()
         other.load_state_dict(model.state_dict())
         assert isinstance(other, Decoder)
         return other.eval()
 
     @torch.inference_mode()
-    def fitness(factors: tuple[float, ...]) -> float:
-        return torch.nn.functional.cross_entropy(stretched(factors).logits(text)[:-1], text[1:]).item()
+    def fitness(factors: tuple[float, ...], unscaled_tokens: int) -> float:
+        return torch.nn.functional.cross_entropy(stretched(factors, unscaled_tokens).logits(text)[:-1], text[1:]).item()
 
     result = search(RotaryConfig(8), 64, 128, fitness, population=8, generations=2, parents=4)
     assert result.loss <= min(result.seeds.values())
-    assert fitness(result.factors) == result.loss
+    assert fitness(result.factors, result.unscaled_tokens) == result.loss
+    assert loss_with(model, text[None], 64)(result.factors, 4) == pytest.approx(fitness(result.factors, 4), rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["linear", "ntk", "dynamic", "yarn"])
@@ -144,6 +151,29 @@ def test_longrope_leaves_short_texts_alone() -> None:
     assert isinstance(rotary.config.scaling, LongRopeScaling)
     assert torch.equal(rotary.config.frequencies(64), RotaryConfig(8).frequencies())
     assert torch.equal(rotary.config.frequencies(65), RotaryConfig(8).frequencies() / 2)
+
+
+def test_first_tokens_may_keep_the_angles_of_the_training(tmp_path: Path) -> None:
+    """The paper's n-hat (arXiv 2402.13753, equation 3), through a config, a file and the engine's cache."""
+    short = RAW | {"max_position_embeddings": 16, "eos_token_id": 0}
+    raw = extend(short, "longrope", 4.0, long_factors=[1.0, 2.0, 3.0, 4.0], unscaled_tokens=3)
+    model = built(**raw)
+    rotary = next(m for m in model.modules() if isinstance(m, Rotary))
+    rotary.fix_length(64)
+    plain, positions = RotaryConfig(8).frequencies(), torch.tensor([0, 2, 3, 60])
+    angles = torch.outer(positions.float(), plain)
+    angles[2:] /= torch.tensor([1.0, 2.0, 3.0, 4.0])
+    found = rotary(positions, torch.float32).cos_T1d[:, 0, :4] / rotary.attention_factor
+    torch.testing.assert_close(found, angles.cos())
+    save(model, tmp_path / "model")
+    again = load(tmp_path / "model")
+    text = torch.randint(40, (50,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again.logits(text), model.logits(text))
+    prove_engine(again.double(), num_requests=4)
+    without = built(**raw | {"rope_parameters": raw["rope_parameters"] | {"unscaled_tokens": 0}})
+    assert not torch.allclose(without.logits(text), model.logits(text), atol=1e-4)
+    with pytest.raises(UnsupportedError, match="cannot be turned back"):
+        StreamingContext(again, window=16)
 
 
 @pytest.mark.parametrize(
@@ -190,8 +220,21 @@ def test_weights_under_another_scheme_are_refused_unless_forced(tmp_path: Path) 
     file.write_text(json.dumps(json.loads(file.read_text()) | {"positions": "alibi"}))
     with pytest.raises(ConfigError, match='trained with positions "rope", and the config says "alibi"'):
         load(tmp_path / "model")
+    with pytest.raises(ConfigError, match='trained with positions "rope"'):
+        convert(tmp_path / "model", tmp_path / "converted")
     swapped = load(tmp_path / "model", force_positions=True)
     assert not torch.allclose(swapped.logits(range(20)), built().logits(range(20)), atol=1e-2)
+
+
+def test_what_another_has_written_is_marked_when_it_is_converted(tmp_path: Path) -> None:
+    save(built(), tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})  # as others write
+    convert(tmp_path / "model", tmp_path / "converted")
+    file = tmp_path / "converted" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"positions": "nope"}))
+    with pytest.raises(ConfigError, match='trained with positions "rope", and the config says "nope"'):
+        load(tmp_path / "converted")
 
 
 def test_a_stretched_model_is_no_swap(tmp_path: Path) -> None:

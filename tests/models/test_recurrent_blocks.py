@@ -44,6 +44,7 @@ class ContinuedContext:
 MIXERS = {
     "s4d": S4DConfig(state_size=5, chunk_size=8),
     "linear-attention": LinearAttentionConfig(2, 6),
+    "performer": LinearAttentionConfig(2, 6, random_features=20),
     "retention": RetentionConfig(2, 6, 10),
     "gla": GLAConfig(2, 6, 10, gate_rank=3),
     "mamba": MambaConfig(intermediate_size=24, state_size=5, dt_rank=3, inner_norm_eps=1e-6),

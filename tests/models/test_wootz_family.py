@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,30 @@ def test_every_mixer_is_served_as_it_was_trained(letter: str) -> None:
         {"layers": "M Me A- Le", "experts": "4x2+1", "num_hidden_layers": 4},
         {"layers": "ADL", "positions": "rope,nope,rope-interleaved", "num_hidden_layers": 3},
         {"layers": "AW", "qk_norm": True, "softcap": 5.0, "sinks": True, "positions": "rope+t5", "parallel": True},
+        {"layers": "IA", "random_features": 16},
         {"layers": "CGr", "num_hidden_layers": 3, "norm_placement": "sandwich", "norm": "layer", "ffn": "rwkv"},
     ],
-    ids=["experts", "positions-by-layer", "switches", "norms"],
+    ids=["experts", "positions-by-layer", "switches", "performer", "norms"],
 )
 def test_mixtures_are_served_as_they_were_trained(settings: dict[str, Any]) -> None:
     prove_engine(moved(small(**settings)), num_requests=4)
+
+
+@torch.inference_mode()
+def test_random_features_come_closer_to_softmax_attention_the_more_there_are(tmp_path: Path) -> None:
+    """The same weights under attention and under linear attention, read from the same file."""
+    attention = small(layers="A", positions="nope", attention="mha", initializer_range=0.12).eval()
+    save(attention, tmp_path / "attention")
+    tokens = torch.randint(41, (40,), generator=torch.Generator().manual_seed(1))
+    exact, errors = attention.logits(tokens), []
+    for number in (8, 128, 2048):
+        config = json.loads((tmp_path / "attention" / "config.json").read_text())
+        config |= {"layers": "I", "random_features": number}
+        (tmp_path / "attention" / "config.json").write_text(json.dumps(config))
+        performer = load(tmp_path / "attention")
+        errors.append((performer.logits(tokens) - exact).square().mean().sqrt().item())
+    assert errors[2] < 0.5 * errors[1] < 0.5 * errors[0], errors
+    assert errors[2] < 0.1 * exact.std(), errors
 
 
 @pytest.mark.parametrize(("letter", "positions"), [pair for pair in PAIRS if pair[1] != "nope" or pair[0] in "4C"])

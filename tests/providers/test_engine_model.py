@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from serving import until
 
 from wootz.core import BadRequestError, UnavailableError, UnsupportedError, WootzError, collect_chat, collect_completion
 from wootz.core.config import SamplingConfig
-from wootz.core.wire import ChatRequest, CompletionRequest
-from wootz.engine import EngineClient
+from wootz.core.wire import ChatRequest, CompletionLogprobs, CompletionRequest
+from wootz.engine import Engine, EngineClient, SamplingParams
 from wootz.engine.protocol import TokenLogprob
+from wootz.models import load
 from wootz.providers import EngineModel
 from wootz.providers.logprobs import CompletionLogprobsWriter
+from wootz.tokenization import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +153,47 @@ async def test_completion_logprobs_and_echo(model: EngineModel) -> None:
     assert echoed.text == "Hello" + answer.text
 
 
+async def test_a_given_text_is_scored_and_echoed(model: EngineModel, tiny_model_folder: Path) -> None:
+    """``echo`` with ``logprobs`` as OpenAI has it: the prompt's tokens stand before the answer's, the first without a
+    logprob; ``max_tokens=0`` is only that. Numbers are the training forward's."""
+    loaded, tokenizer = load(tiny_model_folder), load_tokenizer(tiny_model_folder)
+    text = "Hello there, how are you? "
+    ids = tokenizer.encode(text)
+    expected = loaded.logits(ids).log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:]).unsqueeze(1))[:, 0]
+    for prompt in (text, ids):
+        scored = (await collect_completion(model.complete(go_on(prompt, echo=True, logprobs=2, max_tokens=0)))).choices[
+            0
+        ]
+        assert scored.text == text
+        assert scored.finish_reason == "length"
+        assert scored.logprobs is not None
+        assert scored.logprobs.token_logprobs[0] is scored.logprobs.top_logprobs[0] is None
+        assert scored.logprobs.token_logprobs[1:] == pytest.approx(expected.tolist(), abs=1e-5)
+        for token, offset in zip(scored.logprobs.tokens, scored.logprobs.text_offset, strict=True):
+            assert token.startswith("bytes:") or text[offset:].startswith(token)
+    both = await collect_completion(model.complete(go_on(text, echo=True, logprobs=0, max_tokens=5, n=2, seed=1)))
+    for choice in both.choices:
+        assert choice.text.startswith(text)
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs[1 : len(ids)] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert len(choice.logprobs.tokens) == len(ids) + 5
+        for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+            assert token.startswith("bytes:") or choice.text[offset:].startswith(token)
+
+
+async def test_beams_are_asked_for_as_of_vllm(model: EngineModel, tiny_model_folder: Path) -> None:
+    fields = {"use_beam_search": True, "n": 3, "length_penalty": 0.5, "max_tokens": 6}
+    answer = await collect_completion(model.complete(go_on("Hello", **fields)))
+    params = SamplingParams(temperature=0, max_tokens=6, num_beams=3, n=3, length_penalty=0.5)
+    (expected,) = Engine(tiny_model_folder).generate(["Hello"], params)
+    assert [choice.text for choice in answer.choices] == [choice.text for choice in expected.choices]
+    assert len({choice.text for choice in answer.choices}) > 1
+
+
 def test_text_offsets_count_characters_that_broke_off() -> None:
     tokens = [TokenLogprob(0, text, 0.0, []) for text in (b"a", b"\xf0\x9f", b" such", b"\xe4\xb8", b"\x96", b"!")]
-    layout = CompletionLogprobsWriter(0).layout(tokens)
+    layout = CompletionLogprobs()
+    CompletionLogprobsWriter(0).add(layout, tokens)
     assert layout.text_offset == [0, 1, 2, 7, 7, 8]  # a� such世!
 
 
@@ -179,8 +220,9 @@ async def test_what_the_engine_cannot_do_is_refused_by_name(model: EngineModel, 
     [
         ("x", {"suffix": "end"}, "suffix"),
         ("x", {"best_of": 3}, "best_of"),
-        ([5], {"echo": True}, "echo"),
-        ("x", {"echo": True, "logprobs": 1}, "echo"),
+        ("x", {"max_tokens": 0}, "max_tokens"),
+        ("x", {"use_beam_search": True, "n": 2, "length_penalty": "long"}, "length_penalty"),
+        ("x", {"use_beam_search": True, "n": 2, "logprobs": 1}, "logprobs"),
         (["x"] * 1025, {}, "prompt"),
         ([5, 10**6], {}, "prompt"),
         ("x", {"stop_token_ids": [10**6]}, "stop_token_ids"),

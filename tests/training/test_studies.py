@@ -12,6 +12,7 @@ import torch
 from wootz.core.errors import BadRequestError, ConfigError
 from wootz.training.fit import IGNORED, FitConfig, accuracy, fit
 from wootz.training.studies import parts, positions, recall, vocabulary
+from wootz.training.studies.memory import read_back, recalled
 from wootz.training.studies.positions import Size
 from wootz.training.studies.study import Study, run_study
 
@@ -119,3 +120,23 @@ def test_what_is_not_there_is_said() -> None:
         recall.recall_study(models=("elephant",))
     with pytest.raises(BadRequestError, match='no task is called "juggle"'):
         recall.recall_study(task="juggle")
+
+
+def test_a_state_of_n_dimensions_holds_n_pairs_and_loses_more() -> None:
+    """Written as linear attention and the delta rule write; nothing is learned."""
+    generator = torch.Generator().manual_seed(0)
+    for rule in ("sum", "delta rule"):
+        assert [recalled(rule, "spread", 8, pairs, 64, generator) for pairs in (1, 4, 8)] == [1.0, 1.0, 1.0]
+        by_pairs = [recalled(rule, "random", 8, pairs, 256, generator) for pairs in (2, 8, 32)]
+        by_size = [recalled(rule, "random", size, 16, 256, generator) for size in (4, 16, 64)]
+        assert by_pairs == sorted(by_pairs, reverse=True)
+        assert by_size == sorted(by_size)
+        assert by_pairs[-1] < 0.8
+    assert recalled("attention", "random", 4, 32, 64, generator) == 1.0
+
+
+def test_only_the_delta_rule_replaces_what_it_knew() -> None:
+    key, first, second = torch.eye(4)[0], torch.eye(3)[0], torch.eye(3)[1]
+    keys, values = torch.stack((key, key))[None], torch.stack((first, second))[None]
+    assert read_back("sum", keys, values)[0, -1].tolist() == [1, 1, 0]
+    assert read_back("delta rule", keys, values)[0, -1].tolist() == [0, 1, 0]

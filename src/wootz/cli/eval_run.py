@@ -103,6 +103,40 @@ class Run:
         names = ", ".join(file.name for file in files)
         stderr().print(f"[green]✓[/green] {self.folder}: {names}", soft_wrap=True)
 
+    def check_can_record(self) -> Path | None:
+        """The ``config.json`` that `record` writes to, or None if that is the store's own record of the model. Raises
+        `BadRequestError`, before anything is asked, where there is neither."""
+        from wootz.core import BadRequestError, NotFoundError
+        from wootz.store import ModelStore
+
+        name, path = self.shared.model, Path(self.shared.model).expanduser().absolute()
+        if self.shared.url is not None:
+            raise BadRequestError("--record writes to a model that is here, and this one is a server's")
+        if path.exists():
+            if not (path / "config.json").is_file():
+                raise BadRequestError(f"{path} has no config.json to write to", hint="pull it first, and name it")
+            return path / "config.json"
+        try:
+            ModelStore(self.config.models_dir).get(name)
+        except NotFoundError:
+            raise BadRequestError(f'--record writes to a model that is here, and "{name}" is not') from None
+        return None
+
+    def record(self, measured: dict[str, Any]) -> None:
+        """Write what was measured into the model's metadata."""
+        from wootz.core.atomic import atomic_file
+        from wootz.models.positions.extension import with_working_context
+        from wootz.store import ModelStore
+
+        file, length = self.check_can_record(), measured["working_length"]
+        if file is None:
+            ModelStore(self.config.models_dir).record_working_length(self.shared.model, length)
+        else:
+            config = with_working_context(json.loads(file.read_bytes()), measured)
+            with atomic_file(file) as stream:
+                stream.write((json.dumps(config, indent=2) + "\n").encode())
+        stderr().print(f"[green]✓[/green] recorded: {self.shared.model} works up to {length} tokens")
+
     async def _ask(self, make_cases: Callable[[Setup], list[Case]]) -> list[Row]:
         from wootz.core import progress_bar
         from wootz.evals import Journal, long_context

@@ -163,6 +163,9 @@ def working_context(
         int | None, typer.Option(min=1, help="Exit with 1 unless it works up to so many tokens.")
     ] = None,
     max_gap: Annotated[float | None, typer.Option(min=1, help="Exit with 1 if claimed / working is more.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the working length into the model's metadata; `wootz models` shows.")
+    ] = False,
     haystack: Haystack = None,
     threshold: Threshold = RULER_THRESHOLD,
 ) -> None:
@@ -173,6 +176,7 @@ def working_context(
     Examples:
       [bold]wootz eval working-context --model ./model.gguf --claimed 2048[/bold]
       [bold]wootz eval working-context --model smollm2 --claimed 8192 --data questions.jsonl --require 4096[/bold]
+      [bold]wootz eval working-context --model smollm2 --claimed 8192 --record[/bold]
     """
     from wootz.evals import long_context
 
@@ -186,9 +190,14 @@ def working_context(
 
     what = {"lengths": at, "tasks": names, "samples": samples, "data": fingerprint(data)}
     run = Run("working-context", shared, haystack, what)
+    if record:
+        run.check_can_record()
     answered = run.ask(cases)
     run.show(answered, threshold, claimed)
-    missed = long_context.working_context(answered, claimed, threshold).misses(require=require, max_gap=max_gap)
+    measured = long_context.working_context(answered, claimed, threshold)
+    if record:
+        run.record(measured.as_metadata())
+    missed = measured.misses(require=require, max_gap=max_gap)
     for line in missed:
         stderr().print(f"[red]✗[/red] {line}")
     if missed:

@@ -38,7 +38,7 @@ def pull(
 
 @app.callback()
 def list_models(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """List the models that are here: family, parameters, size, licence."""
+    """List the models that are here: family, parameters, size, how far they were measured to read, licence."""
     if ctx.invoked_subcommand:
         return
     from wootz.store import ModelStore
@@ -51,7 +51,10 @@ def list_models(ctx: typer.Context, as_json: AsJson = False) -> None:
     if not models:
         stderr().print(f"No models in {config.models_dir} yet. `wootz up` brings a small one; `wootz pull` any other.")
         return
-    rows = table("name", "family", "parameters", "size", "licence", "source", right=("parameters", "size"))
+    # How far a model was measured to read is shown once somebody has (`wootz eval working-context --record`).
+    measured = ("reads",) if any(model.working_length is not None for model in models) else ()
+    columns = ("name", "family", "parameters", "size", *measured, "licence", "source")
+    rows = table(*columns, right=("parameters", "size", *measured))
     for model in models:
         parameters = human_count(model.num_parameters) if model.num_parameters else "?"
         rows.add_row(
@@ -59,6 +62,7 @@ def list_models(ctx: typer.Context, as_json: AsJson = False) -> None:
             model.family or "?",
             parameters,
             human_bytes(model.size_bytes),
+            *("?" if model.working_length is None else f"{model.working_length:,}" for _ in measured),
             model.license or "?",
             model.source,
         )

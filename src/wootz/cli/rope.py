@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -108,18 +108,16 @@ def scale(
     if method not in ("linear", "ntk", "dynamic", "yarn", "longrope"):
         raise BadRequestError(f'no method is called "{method}"', hint="linear, ntk, dynamic, yarn or longrope")
     loaded = load(model)
-    found = None
+    found: dict[str, Any] = {}
     if method == "longrope":
         if text is None:
             raise BadRequestError("longrope searches for its factors", hint="give it a long text with --text")
         found = _search(loaded, model, text, factor, population, generations)
-    save(stretch(loaded, method, factor, long_factors=found), folder, beside=model if model.is_dir() else None)
+    save(stretch(loaded, method, factor, **found), folder, beside=model if model.is_dir() else None)
     stdout().print(f"[green]✓[/green] {folder}  {method} x{factor:g}")
 
 
-def _search(
-    model: Decoder, path: Path, text: Path, factor: float, population: int, generations: int
-) -> tuple[float, ...]:
+def _search(model: Decoder, path: Path, text: Path, factor: float, population: int, generations: int) -> dict[str, Any]:
     import torch
 
     from wootz.cli.measures import tokens_of
@@ -136,12 +134,13 @@ def _search(
     rotary = next((module.config for module in model.modules() if isinstance(module, Rotary)), None)
     fitness = loss_with(model, rows, trained)
     assert rotary is not None  # or there would be no fitness
-    sizes = {"population": population, "parents": max(2, population // 4), "generations": generations}
+    sizes: dict[str, Any] = {"population": population, "parents": max(2, population // 4), "generations": generations}
     result = search(rotary, trained, length, fitness, **sizes)
     for rule, loss in result.seeds.items():
         stdout().print(f"{rule:8} {loss:.4f} nats per token", style="dim")
-    stdout().print(f"found    {result.loss:.4f} nats per token")
-    return result.factors
+    kept = f", {result.unscaled_tokens} first tokens unscaled" if result.unscaled_tokens else ""
+    stdout().print(f"found    {result.loss:.4f} nats per token{kept}")
+    return {"long_factors": result.factors, "unscaled_tokens": result.unscaled_tokens}
 
 
 @app.command("convert-layout")

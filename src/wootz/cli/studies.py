@@ -1,5 +1,5 @@
-"""Small models trained to see what an architecture can do: `wootz arch recall`, `extrapolate`, `extend`, `stream`,
-`balance`, `kv-heads`, `vocabulary`, `ablate`."""
+"""Small models trained to see what an architecture can do: `wootz arch recall`, `memory`, `extrapolate`, `extend`,
+`stream`, `balance`, `kv-heads`, `vocabulary`, `ablate`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,22 @@ def recall(
     chosen = tuple(name for name in MODELS if name.startswith(starts)) or starts
     settings: dict[str, Any] = {"pairs": tuple(numbers(lengths)), "models": chosen, "task": task}
     _run([recall_study(**settings, **_given(steps=steps))], seeds, out, threads, as_json)
+
+
+def memory(
+    lengths: Annotated[str, typer.Option(help="Pairs to remember.")] = "2,4,8,16",
+    sizes: Annotated[str, typer.Option(help="Dimensions of the state.")] = "4,8,16",
+    seeds: Seeds = 3,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a running state can hold before any learning: the bound that `recall` is to be read against."""
+    from wootz.cli.common import numbers
+    from wootz.training.studies.memory import memory_study
+
+    study = memory_study(pairs=tuple(numbers(lengths)), sizes=tuple(numbers(sizes)))
+    _run([study], seeds, out, threads, as_json)
 
 
 def extrapolate(
@@ -280,6 +296,7 @@ def swap(
 
 COMMANDS = {
     "recall": recall,
+    "memory": memory,
     "extrapolate": extrapolate,
     "extend": extend,
     "stream": stream,

@@ -162,6 +162,7 @@ class CompletionRequest(SamplingFields):
     """``POST /v1/completions``: continue a text, a list of texts, token ids, or a list of those."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = Field(default=None, ge=0, lt=2**31, description="0, with echo, only scores the prompt.")
     echo: bool | None = None
     best_of: Count | None = None
     suffix: str | None = None

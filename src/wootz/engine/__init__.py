@@ -15,12 +15,21 @@ from typing import TYPE_CHECKING, Any
 from wootz.core import EngineConfig
 from wootz.core.errors import MissingExtraError
 from wootz.engine.client import EngineClient
-from wootz.engine.protocol import SamplingParams, TokenLogprob
+from wootz.engine.protocol import SamplingParams, TokenLogprob, Watermark
 
 if TYPE_CHECKING:
     from wootz.engine.engine import Choice, Engine, Generation
 
-__all__ = ["Choice", "Engine", "EngineClient", "EngineConfig", "Generation", "SamplingParams", "TokenLogprob"]
+__all__ = [
+    "Choice",
+    "Engine",
+    "EngineClient",
+    "EngineConfig",
+    "Generation",
+    "SamplingParams",
+    "TokenLogprob",
+    "Watermark",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -80,13 +80,15 @@ class BlockPool:
 
     # --- getting blocks ---------------------------------------------------------------------------------------
 
-    def admit(self, token_ids: list[int], *, salt: str = "", spare: int = 0) -> tuple[BlockTable, int] | None:
+    def admit(
+        self, token_ids: list[int], *, salt: str = "", spare: int = 0, share: bool = True
+    ) -> tuple[BlockTable, int] | None:
         """A table with room for all tokens, and how many of them it already holds, shared.
 
-        The last token is never among those: it has to be computed for its logits. None, and nothing changed, if then
-        fewer than ``spare`` blocks would be left.
+        The last token is never among those: it has to be computed for its logits; without ``share`` none is. None, and
+        nothing changed, if then fewer than ``spare`` blocks would be left.
         """
-        table, shared = self._match(token_ids, salt)
+        table, shared = self._match(token_ids, salt) if share else (BlockTable(parent=salt), [])
         num_new = -(-len(token_ids) // self.block_size) - len(shared)
         num_woken = sum(self.references[block] == 0 for block in shared)
         if num_new + num_woken + spare > self.num_available or (self.num_states and not self.free_states):

@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from msgspec import structs
+from torch import Tensor
 
 from wootz.core import BadRequestError, EngineConfig, RateLimitError, progress_bar
 from wootz.engine import setup
 from wootz.engine.attention import PagedCache
+from wootz.engine.beam_search import BeamSearch, go_on, searches
 from wootz.engine.cache import BlockPool
 from wootz.engine.fused import fuse
 from wootz.engine.output import NoText, TextStream
@@ -30,6 +33,7 @@ from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, Token
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled, sample
 from wootz.engine.scheduler import Chunk, Scheduler
+from wootz.engine.scoring import PromptScores
 from wootz.engine.sequence import Request, Sequence
 from wootz.engine.validation import check_params
 from wootz.models import RecurrentState
@@ -55,6 +59,8 @@ class Choice:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    score: float | None = None
+    """Of beam search."""
 
 
 @dataclass
@@ -65,6 +71,8 @@ class Generation:
     choices: list[Choice]
     cached_tokens: int = 0
     """Of the prompt, found in the cache."""
+    prompt_logprobs: list[TokenLogprob] | None = None
+    """Of every prompt token after those before it; the first is given, and has 0."""
 
     @property
     def text(self) -> str:
@@ -94,6 +102,7 @@ class Generation:
         choice.text += event.text
         choice.token_ids += event.token_ids
         choice.finish_reason, choice.stop_reason = event.finish_reason, event.stop_reason
+        choice.score, self.prompt_logprobs = event.score, event.prompt_logprobs or self.prompt_logprobs
         if event.logprobs is not None:
             choice.logprobs = (choice.logprobs or []) + event.logprobs
 
@@ -154,19 +163,69 @@ class Engine:
         logits_SV = self.runner.run(chunks)
         self.scheduler.computed(chunks)
         self._count(chunks)
+        ready = [chunk.sequence for chunk in chunks if chunk.samples]
+        found = self._search(ready, logits_SV)
         choosing = [
             (row, choice)
-            for row, sequence in enumerate(chunk.sequence for chunk in chunks if chunk.samples)
+            for row, sequence in enumerate(ready)
+            if sequence.request.beams is None
             for choice in (sequence, *self._fork(sequence))
         ]
-        if len(choosing) > len(logits_SV):
+        if not choosing:
+            return found
+        if len(choosing) != len(logits_SV):
             logits_SV = logits_SV[[row for row, _ in choosing]]
         sequences = [sequence for _, sequence in choosing]
-        return [
+        return found + [
             event
             for sequence, sampled in zip(sequences, sample(logits_SV, sequences), strict=True)
             for event in self._extend(sequence, sampled)
         ]
+
+    def _search(self, ready: list[Sequence], logits_SV: Tensor) -> list[Event]:
+        """What was computed of beams; searches whose beams are all there go on or end."""
+        for row, sequence in enumerate(ready):
+            if sequence.request.beams is not None:
+                sequence.request.beams.hear(sequence, logits_SV[row])
+        events: list[Event] = []
+        for search in searches(ready):
+            if not search.is_complete:
+                continue
+            request = search.request
+            if going := search.select():
+                for index in range(len(request.sequences), len(going)):
+                    self._new_sequence(request, index)
+                go_on(search, going, request.sequences, self.scheduler)
+            else:
+                events += self._end_search(search)
+        return events
+
+    def _end_search(self, search: BeamSearch) -> list[Event]:
+        request, params = search.request, search.request.params
+        for sequence in request.sequences:
+            self.scheduler.remove(sequence)
+        request.num_open = 0
+        self.num_finished += 1
+        answers, outputs = search.finished[: params.n], []
+        for index, answer in enumerate(answers):
+            ended = answer.token_ids[-1] in request.end_token_ids
+            text = self._text(request)
+            shown = "".join([text.push(token) for token in answer.token_ids[: -1 if ended else None]]) + text.finish()
+            last = answer.token_ids[-1]
+            outputs.append(
+                Output(
+                    request_id=request.id,
+                    index=index,
+                    text=shown,
+                    token_ids=answer.token_ids,
+                    finish_reason="stop" if ended else "length",
+                    stop_reason=last if ended and last in params.stop_token_ids else None,
+                    score=answer.score,
+                )
+            )
+        num_tokens = sum(len(answer.token_ids) for answer in answers)
+        self.num_generated += num_tokens
+        return [(request, output) for output in outputs] + [(request, self._finished(request, num_tokens))]
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
@@ -181,6 +240,9 @@ class Engine:
     def _extend(self, sequence: Sequence, sampled: Sampled) -> list[Event]:
         """Append the token; say what text it brings, and end the choice if it is to end here."""
         request, params, token = sequence.request, sequence.request.params, sampled.token_id
+        if params.max_tokens == 0:  # the prompt was to be scored, and that is all
+            output = Output(request.id, sequence.index, "", [], finish_reason="length")
+            return [(request, self._with_prompt_logprobs(output, sequence)), *self._end(sequence)]
         sequence.token_ids.append(token)
         self.num_generated += 1
         text, finish_reason, stop_reason = "", None, None
@@ -203,6 +265,7 @@ class Engine:
             finish_reason=finish_reason,
             stop_reason=stop_reason,
         )
+        output = self._with_prompt_logprobs(output, sequence)
         return [(request, output), *(self._end(sequence) if finish_reason else [])]
 
     def _end(self, sequence: Sequence) -> list[Event]:
@@ -212,13 +275,15 @@ class Engine:
         if request.num_open:
             return []
         self.num_finished += 1
-        finished = Finished(
+        return [(request, self._finished(request, sum(choice.num_output_tokens for choice in request.sequences)))]
+
+    def _finished(self, request: Request, num_tokens: int) -> Finished:
+        return Finished(
             request_id=request.id,
             prompt_tokens=len(request.prompt_token_ids),
-            completion_tokens=sum(choice.num_output_tokens for choice in request.sequences),
+            completion_tokens=num_tokens,
             cached_tokens=request.cached_tokens or 0,
         )
-        return [(request, finished)]
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -231,14 +296,14 @@ class Engine:
             raise BadRequestError("the prompt is empty", param=param)
         if not all(0 <= token < vocab_size for token in token_ids):
             raise BadRequestError(f"the prompt's token ids must be at least 0 and below {vocab_size}", param=param)
-        if len(token_ids) >= self.max_model_len:
+        if len(token_ids) + (params.max_tokens != 0) > self.max_model_len:
             raise BadRequestError(
                 f"the prompt has {len(token_ids)} tokens; prompt and answer together may have {self.max_model_len}",
                 code="context_length_exceeded",
                 param=param,
             )
-        max_tokens = params.max_tokens or self.max_model_len
-        return Request(
+        max_tokens = self.max_model_len if params.max_tokens is None else params.max_tokens
+        request = Request(
             id=id,
             prompt_token_ids=token_ids,
             continues_text=param == "prompt",
@@ -247,6 +312,12 @@ class Engine:
             end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids),
             max_len=min(len(token_ids) + max_tokens, self.max_model_len),
         )
+        if params.prompt_logprobs is not None:
+            request.prompt_scores = PromptScores(token_ids, params.prompt_logprobs)
+        if params.num_beams > 1:
+            self._check_beams_fit(request)
+            request.beams = BeamSearch(request)
+        return request
 
     def submit(self, request: Request) -> None:
         """Put the request into the queue. Raises `RateLimitError` when the queue is full."""
@@ -343,20 +414,47 @@ class Engine:
             return self.tokenizer.encode(prompt), "prompt"
         return self.tokenizer.encode_chat(cast(Many[dict[str, Any]], prompt)), "messages"
 
+    def _check_beams_fit(self, request: Request) -> None:
+        """All beams of a search must find a place together, for none goes on before the others."""
+        num_beams = request.params.num_beams
+        blocks = num_beams * (-(-request.max_len // self.pool.block_size) + 1)
+        if num_beams > self.scheduler.max_running or blocks > self.pool.num_blocks:
+            raise BadRequestError(
+                f"{num_beams} beams of {request.max_len} tokens do not fit: there is room for "
+                f"{self.scheduler.max_running} answers at a time and {self.pool.num_blocks} blocks, of which they may "
+                f"need {blocks}",
+                param="num_beams",
+                hint="ask for fewer beams or a smaller max_tokens",
+            )
+
     def _new_sequence(self, request: Request, index: int) -> Sequence:
+        sequence = Sequence(request, index, list(request.prompt_token_ids), self._text(request))
+        request.sequences.append(sequence)
+        return sequence
+
+    def _text(self, request: Request) -> TextStream:
         decoder = NoText()
         if self.tokenizer is not None:
             decoder = StreamDecoder(self.tokenizer, continues_text=request.continues_text)
-        sequence = Sequence(request, index, list(request.prompt_token_ids), TextStream(decoder, request.params.stop))
-        request.sequences.append(sequence)
-        return sequence
+        return TextStream(decoder, request.params.stop)
 
     def _logprobs(self, sampled: Sampled) -> list[TokenLogprob] | None:
         if sampled.logprob is None:
             return None
+        return [self._spelt(sampled.token_id, sampled.logprob, sampled.top)]
+
+    def _with_prompt_logprobs(self, output: Output, sequence: Sequence) -> Output:
+        """The request's first output brings what was found out about the prompt."""
+        scores = sequence.request.prompt_scores
+        if scores is None or sequence.index or sequence.num_output_tokens > 1:
+            return output
+        (first, *others), found = scores.token_ids, [score for score in scores.found if score is not None]
+        of_others = (self._spelt(token, *score) for token, score in zip(others, found, strict=True))
+        return structs.replace(output, prompt_logprobs=[self._spelt(first, 0.0, []), *of_others])
+
+    def _spelt(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenLogprob:
         spell = self.tokenizer.token_bytes if self.tokenizer else lambda _: b""
-        top = [(token, spell(token), logprob) for token, logprob in sampled.top]
-        return [TokenLogprob(sampled.token_id, spell(sampled.token_id), sampled.logprob, top)]
+        return TokenLogprob(token, spell(token), logprob, [(id, spell(id), value) for id, value in top])
 
     def _count(self, chunks: list[Chunk]) -> None:
         self.num_steps += 1

@@ -20,6 +20,14 @@ from typing import Any, TypeVar
 import msgspec
 
 
+class Watermark(msgspec.Struct, frozen=True, kw_only=True):
+    """A green-list watermark (arXiv 2301.10226); see `wootz.engine.watermark`. Names are transformers'."""
+
+    greenlist_ratio: float = 0.25
+    bias: float = 2.0
+    hashing_key: int = 15485863
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose the next token, and when to stop. Names and meanings are vLLM's.
 
@@ -28,6 +36,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ``logprobs=None`` returns none; ``logprobs=k`` the chosen token's and those of the k likeliest (0 is allowed).
     Penalties: ``repetition_penalty`` (over prompt and output; CTRL, arXiv 1909.05858) divides positive logits,
     ``presence_penalty`` and ``frequency_penalty`` (over output; OpenAI) are subtracted.
+
+    ``prompt_logprobs=k`` returns as much of each prompt token; then ``max_tokens`` may be 0, for a prompt that is only
+    to be scored. ``num_beams`` above 1 is beam search, with ``length_penalty`` and ``early_stopping`` as transformers
+    defines them; it takes no chances, so ``temperature`` is 0.
     """
 
     max_tokens: int | None = 16
@@ -46,6 +58,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    """True ends with ``num_beams`` finished beams; False when no running one looks better; "never" when none can be."""
+    watermark: Watermark | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -122,6 +140,10 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
     """``stop`` (end token, stop string or stop id) or ``length``."""
     stop_reason: str | int | None = None
     """The stop string or stop token id that matched; None for the end token."""
+    prompt_logprobs: list[TokenLogprob] | None = None
+    """Of every prompt token, with the first output of choice 0. The first token is given: 0, without alternatives."""
+    score: float | None = None
+    """Of a choice of beam search: the sum of its log-probabilities, by its length to the power of the penalty."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

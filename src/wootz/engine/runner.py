@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.scheduler import Chunk
+from wootz.engine.scoring import score_prompts
 from wootz.models.context import CacheSpec, Context
 
 
@@ -65,4 +66,5 @@ class Runner:
         device = self.model.device
         token_ids_T, positions_T = torch.tensor(token_ids, device=device), torch.tensor(positions, device=device)
         hidden_TD = self.model(token_ids_T, positions_T, context)
+        score_prompts(chunks, hidden_TD, self.model.unembed)
         return self.model.unembed(hidden_TD[torch.tensor(last_rows, dtype=torch.int64, device=device)])

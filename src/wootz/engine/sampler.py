@@ -11,7 +11,7 @@ Two ideas carry this file:
   seed gives the same token whatever else is in the batch, and a recomputed sequence repeats itself.
 
 Order of operations: log-probabilities are taken from the model's own logits; then logit bias, penalties,
-``min_tokens``; then greedy rows are done; then temperature, top-k, top-p of what top-k left, min-p.
+``min_tokens``, watermark; then greedy rows are done; then temperature, top-k, top-p of what top-k left, min-p.
 Rows pay only for what they use.
 """
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from wootz.engine.protocol import SamplingParams
 from wootz.engine.sequence import Sequence
+from wootz.engine.watermark import add_bias
 
 NUM_CANDIDATES = 256
 
@@ -46,7 +47,7 @@ def sample(logits_SV: Tensor, sequences: Rows[Sequence]) -> list[Sampled]:
         row: logits_SV[row].log_softmax(-1) for row, s in enumerate(sequences) if s.request.params.logprobs is not None
     }
     for row, sequence in enumerate(sequences):
-        _adjust(logits_SV[row], sequence)
+        adjust(logits_SV[row], sequence)
     random_rows = [row for row, s in enumerate(sequences) if s.request.params.temperature > 0]
     if len(random_rows) == len(sequences):
         tokens_S = draw(logits_SV, sequences)
@@ -117,8 +118,8 @@ def _top_k_top_p(logits_RV: Tensor, params: Rows[SamplingParams], num_candidates
     return cut_R1
 
 
-def _adjust(logits_V: Tensor, sequence: Sequence) -> None:
-    """Logit bias, penalties and ``min_tokens`` of one row, in place."""
+def adjust(logits_V: Tensor, sequence: Sequence) -> None:
+    """Logit bias, penalties, ``min_tokens`` and watermark of one row, in place."""
     request, params = sequence.request, sequence.request.params
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
@@ -134,6 +135,8 @@ def _adjust(logits_V: Tensor, sequence: Sequence) -> None:
         logits_V[ids] -= params.presence_penalty + params.frequency_penalty * counts
     if sequence.num_output_tokens < params.min_tokens and request.end_token_ids:
         logits_V[torch.tensor(list(request.end_token_ids), device=logits_V.device)] = float("-inf")
+    if params.watermark is not None:
+        add_bias(logits_V, sequence.token_ids[-1], params.watermark)
 
 
 def _with_logprobs(token: int, logprobs_V: Tensor, sequence: Sequence) -> Sampled:

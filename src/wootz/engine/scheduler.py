@@ -29,6 +29,11 @@ class Chunk:
         return self.start + self.num_tokens
 
     @property
+    def num_rows(self) -> int:
+        """Of the flat run."""
+        return self.num_tokens
+
+    @property
     def samples(self) -> bool:
         """Whether it reaches the sequence's last token, whose logits choose the next one."""
         return self.end == len(self.sequence.token_ids)
@@ -49,8 +54,10 @@ class Scheduler:
         chunks: list[Chunk] = []
         budget = self.max_step_tokens
         for sequence in sorted(self.running, key=lambda s: (s.num_remaining > 1, s.priority)):
+            if not sequence.num_remaining:
+                continue  # a beam that waits for the others of its search
             while budget and sequence in self.running and not self._has_room(sequence):
-                self._preempt(self.running[-1])
+                self.preempt(self.running[-1])
             if budget and sequence in self.running:
                 chunks.append(self._next_chunk(sequence, budget))
                 budget -= chunks[-1].num_tokens
@@ -59,6 +66,9 @@ class Scheduler:
             insort(self.running, sequence, key=lambda s: s.priority)
             chunks.append(self._next_chunk(sequence, budget))
             budget -= chunks[-1].num_tokens
+        if self.running and not chunks:  # beams only, that wait for others which find no place: the youngest makes one
+            self.preempt(self.running[-1])
+            return self.schedule()
         return chunks
 
     def add(self, sequence: Sequence) -> None:
@@ -88,6 +98,17 @@ class Scheduler:
             sequence.num_computed = chunk.end
             self.pool.publish(sequence.table, sequence.token_ids, chunk.end)
 
+    def preempt(self, sequence: Sequence) -> None:
+        """Take its blocks. It will be computed again, as far as it is not found in the cache; no token is lost.
+
+        The latest arrival has no chunk in this step yet: only an answer needs a block, and answers go oldest first.
+        """
+        self.running.remove(sequence)
+        self.pool.release(sequence.table)
+        sequence.table, sequence.num_computed = BlockTable(), 0
+        self.add(sequence)
+        self.num_preemptions += 1
+
     # --- mechanism --------------------------------------------------------------------------------------------
 
     def _next_chunk(self, sequence: Sequence, budget: int) -> Chunk:
@@ -99,7 +120,9 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give it blocks for all its tokens, if that leaves one for each running answer to grow into."""
-        admitted = self.pool.admit(sequence.token_ids, spare=len(self.running))
+        wanted = sequence.request.prompt_scores
+        unscored = wanted is not None and not wanted.is_complete  # what is shared is not computed, so has no logits
+        admitted = self.pool.admit(sequence.token_ids, spare=len(self.running), share=not unscored)
         if admitted is None:
             return False
         sequence.table, sequence.num_computed = admitted
@@ -107,17 +130,6 @@ class Scheduler:
             sequence.request.cached_tokens = sequence.num_computed
             self.num_cached_tokens += sequence.num_computed
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Take its blocks. It will be computed again, as far as it is not found in the cache; no token is lost.
-
-        The latest arrival has no chunk in this step yet: only an answer needs a block, and answers go oldest first.
-        """
-        self.running.remove(sequence)
-        self.pool.release(sequence.table)
-        sequence.table, sequence.num_computed = BlockTable(), 0
-        self.add(sequence)
-        self.num_preemptions += 1
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every sequence is where it should be. Holds between steps."""
@@ -131,5 +143,6 @@ class Scheduler:
             assert not sequence.table.blocks, "a waiting sequence holds blocks"
             assert sequence.num_computed == 0
         for sequence in self.running:
-            assert 0 <= sequence.num_computed < len(sequence.token_ids), "nothing left to compute"
+            may_wait = sequence.request.beams is not None
+            assert 0 <= sequence.num_computed < len(sequence.token_ids) + may_wait, "nothing left to compute"
             assert sequence.num_computed <= len(sequence.table.blocks) * self.pool.block_size, "computed into nowhere"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from wootz.engine.cache import BlockTable
 from wootz.engine.output import TextStream
 from wootz.engine.protocol import SamplingParams
+
+if TYPE_CHECKING:
+    from wootz.engine.beam_search import BeamSearch
+    from wootz.engine.scoring import PromptScores
 
 
 @dataclass(eq=False)
@@ -32,6 +37,10 @@ class Request:
     """Its choices: the first from the start, the others from when the prompt is computed."""
     num_open: int = 0
     """Choices that have not ended. 0 before the request is submitted and once it is over."""
+    prompt_scores: PromptScores | None = None
+    """Log-probabilities of the prompt's own tokens, if they are asked for."""
+    beams: BeamSearch | None = None
+    """If the answer is searched for: ``sequences`` are then the beams."""
 
 
 @dataclass(eq=False)

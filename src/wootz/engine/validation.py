@@ -20,7 +20,8 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
     def are_tokens(ids) -> bool:
         return all(0 <= id < vocab_size for id in ids)
 
-    check("max_tokens", params.max_tokens is None or params.max_tokens >= 1, "at least 1")
+    least = 1 if params.prompt_logprobs is None else 0
+    check("max_tokens", params.max_tokens is None or params.max_tokens >= least, f"at least {least}")
     check("min_tokens", params.min_tokens >= 0, "at least 0")
     check("temperature", 0 <= params.temperature < float("inf"), "at least 0 and finite")
     check("top_k", params.top_k >= -1, "at least 1, or 0 or -1 for all tokens")
@@ -36,3 +37,16 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
     check("stop", all(params.stop), "made of strings that are not empty")
     check("stop_token_ids", are_tokens(params.stop_token_ids), f"made of token ids below {vocab_size}")
     check("logprobs", params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS, f"between 0 and {MAX_LOGPROBS}")
+    few = params.prompt_logprobs is None or 0 <= params.prompt_logprobs <= MAX_LOGPROBS
+    check("prompt_logprobs", few, f"between 0 and {MAX_LOGPROBS}")
+    if params.num_beams != 1:
+        check("num_beams", 1 <= params.num_beams <= MAX_CHOICES, f"between 1 and {MAX_CHOICES}")
+        check("n", params.n <= params.num_beams, "at most num_beams")
+        check("temperature", params.temperature == 0, "0 for beam search")
+        for name in ("stop", "logprobs", "prompt_logprobs"):
+            check(name, getattr(params, name) in (None, ()), "left out for beam search")
+        check("length_penalty", abs(params.length_penalty) < float("inf"), "finite")
+        check("early_stopping", params.early_stopping in (True, False, "never"), 'true, false or "never"')
+    if params.watermark is not None:
+        check("watermark", 0 < params.watermark.greenlist_ratio < 1, "with a greenlist_ratio between 0 and 1")
+        check("watermark", abs(params.watermark.bias) < float("inf"), "with a finite bias")

@@ -25,7 +25,9 @@ from wootz.models.distributed_checkpoint import is_distributed, load_distributed
 from wootz.models.gguf_export import gguf_tensors
 from wootz.models.gguf_metadata import FILE_TYPES, gguf_metadata
 from wootz.models.loading import check_names, check_shape, open_checkpoint
+from wootz.models.model_folder import FolderCheckpoint
 from wootz.models.names import checkpoint_views
+from wootz.models.positions.guards import refuse_swap, scheme_of
 from wootz.models.saving import MAX_SHARD_BYTES, check_complete, copy_other_files, write_config, write_weights
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -75,7 +77,9 @@ def convert(
             (folder / name).write_bytes(content)
         write_config(folder, dict(model.config.raw), _DTYPES[type])
         weights = ((name, model.read(name).to(_DTYPES[type])) for name in model.shapes)
-        write_weights(folder, weights, max_shard_bytes=max_shard_bytes, progress=progress)
+        with torch.device("meta"):
+            positions = scheme_of(model.config.build())
+        write_weights(folder, weights, max_shard_bytes=max_shard_bytes, positions=positions, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ def _open(source: Path | str | Decoder, config: Path | str | None) -> _Source:
         raise ConfigError(f"{path}: models of this kind cannot be converted (decoders can)")
     with torch.device("meta"):
         model = checkpoint.config.build()
+    if isinstance(checkpoint, FolderCheckpoint) and (learned := checkpoint.positions):
+        refuse_swap(learned, scheme_of(model), what=f"{path}: the weights")
     views = checkpoint_views(model)
     check_names(path, model, views.keys(), checkpoint.names)
 

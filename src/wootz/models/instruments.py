@@ -6,6 +6,7 @@ inside itself is one launch, and what it allocates and frees there is not seen.
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -50,6 +51,26 @@ def launches_by_layer(layers: Iterable[nn.Module], run: Callable[[], object]) ->
             for hook in hooks:
                 hook.remove()
     return counts
+
+
+_COMPILED_CALL = re.compile(
+    r"^ +(?:\w+ = )?(?:(cpp_fused|triton)_\w+?(?:\.run)?|(?:extern_kernels|torch\.ops\.aten)\.(\w+)[\w.]*)\(", re.M
+)
+
+
+def compiled_launches(model: nn.Module, run: Callable[[Any], object]) -> Counter[str]:
+    """What `torch.compile` leaves to launch of ``run(model)``: kernels that it has written itself (``fused``), each of
+    them many operators, and those that it calls, which are matrix products and attention.
+
+    Read off the program that inductor writes. Compiles the model anew, which takes a C++ compiler and its time.
+    """
+    from torch._inductor.utils import run_and_get_code
+
+    torch.compiler.reset()
+    compiled: Any = torch.compile(model, dynamic=False)
+    _, programs = run_and_get_code(run, compiled)
+    calls = (call for program in programs for call in _COMPILED_CALL.findall(program[program.index("def call(") :]))
+    return Counter("fused" if written else called for written, called in calls)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -69,9 +69,17 @@ def tie(model: Decoder) -> Decoder:
     return new
 
 
-def stretch(model: Decoder, method: Method, factor: float, *, long_factors: Sequence[float] | None = None) -> Decoder:
+def stretch(
+    model: Decoder,
+    method: Method,
+    factor: float,
+    *,
+    long_factors: Sequence[float] | None = None,
+    unscaled_tokens: int = 0,
+) -> Decoder:
     """The same weights, for texts ``factor`` times longer; see `wootz.models.positions.extension.extend`."""
-    new = _rebuilt(model, extend(model.config.raw, method, factor, long_factors=long_factors))
+    raw = extend(model.config.raw, method, factor, long_factors=long_factors, unscaled_tokens=unscaled_tokens)
+    new = _rebuilt(model, raw)
     new.load_state_dict(model.state_dict())
     return new
 

@@ -15,6 +15,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
+from msgspec import structs
+
 from wootz.core import BadRequestError, LanguageModel, UnavailableError, UnsupportedError
 from wootz.core.config import SamplingConfig
 from wootz.core.wire import (
@@ -24,6 +26,7 @@ from wootz.core.wire import (
     ChunkChoice,
     Completion,
     CompletionChoice,
+    CompletionLogprobs,
     CompletionRequest,
     Delta,
     Embedding,
@@ -41,7 +44,7 @@ from wootz.core.wire import (
     now,
 )
 from wootz.engine.client import EngineClient
-from wootz.engine.protocol import Encoded, Finished, Hello, Output, SamplingParams
+from wootz.engine.protocol import Encoded, Finished, Hello, Output, SamplingParams, TokenLogprob
 from wootz.providers.logprobs import CompletionLogprobsWriter, chat_logprobs
 from wootz.providers.merge import merge
 
@@ -103,8 +106,12 @@ class EngineModel(LanguageModel):
         hello = self._hello()
         _refuse_what_completion_lacks(request, hello)
         n = request.n or 1
-        max_tokens = request.max_tokens or COMPLETION_MAX_TOKENS
+        max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         params = sampling_params(request, hello, self.defaults, max_tokens=max_tokens, logprobs=request.logprobs)
+        by_token = request.logprobs is not None or not all(isinstance(prompt, str) for prompt in request.prompts)
+        if request.echo and (by_token or max_tokens == 0):
+            params = structs.replace(params, prompt_logprobs=request.logprobs or 0)
+        echoed = dict[int, list[TokenLogprob]]()
 
         id, created = new_id("cmpl"), now()
         finished: list[Finished] = []
@@ -116,15 +123,22 @@ class EngineModel(LanguageModel):
                     finished.append(output)
                     continue
                 index = which * n + output.index
-                text = output.text
-                if request.echo and index not in seen:
-                    text = str(request.prompts[which]) + text
+                text, prompt = output.text, request.prompts[which] if request.echo else ""
+                if output.prompt_logprobs is not None:
+                    echoed[which] = output.prompt_logprobs
+                if not isinstance(prompt, str):
+                    prompt = b"".join(token.token for token in echoed.get(which, [])).decode(errors="replace")
+                if is_first := index not in seen:
+                    text = prompt + text
                 seen.add(index)
                 reason = cast("FinishReason | None", output.finish_reason)
                 choice = CompletionChoice(index=index, text=text, finish_reason=reason)
                 if request.logprobs is not None:
                     writer = writers.setdefault(index, CompletionLogprobsWriter(request.logprobs))
-                    choice.logprobs = writer.layout(output.logprobs)
+                    choice.logprobs = CompletionLogprobs()
+                    if is_first and request.echo:
+                        writer.add_prompt(choice.logprobs, echoed.get(which, []), prompt)
+                    writer.add(choice.logprobs, output.logprobs)
                 yield Completion(id=id, created=created, model=self.name, choices=[choice])
         yield Completion(id=id, created=created, model=self.name, choices=[], usage=_usage(finished))
 
@@ -214,7 +228,7 @@ def sampling_params(
 
     if max_tokens is not None and (request.min_tokens or 0) > max_tokens:
         raise BadRequestError('"min_tokens" is more than the most tokens allowed', param="min_tokens")
-    return SamplingParams(
+    params = SamplingParams(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens or 0,
         temperature=float(setting("temperature", 1.0)),
@@ -233,6 +247,25 @@ def sampling_params(
         stop_token_ids=tuple(_token_id(token, hello, "stop_token_ids") for token in request.stop_token_ids or ()),
         ignore_eos=request.ignore_eos or False,
         logprobs=logprobs,
+    )
+    return _with_beams(params, request.model_extra or {})
+
+
+def _with_beams(params: SamplingParams, extra: Mapping[str, Any]) -> SamplingParams:
+    """``use_beam_search`` as vLLM has it: ``n`` is how many beams there are, and all of them are the answer."""
+    if not extra.get("use_beam_search"):
+        return params
+    length_penalty, early_stopping = extra.get("length_penalty", 1.0), extra.get("early_stopping", False)
+    if isinstance(length_penalty, bool) or not isinstance(length_penalty, int | float):
+        raise BadRequestError('"length_penalty" must be a number', param="length_penalty")
+    if not isinstance(early_stopping, bool | str):
+        raise BadRequestError('"early_stopping" must be true, false or "never"', param="early_stopping")
+    return structs.replace(
+        params,
+        num_beams=params.n,
+        temperature=0.0,
+        length_penalty=float(length_penalty),
+        early_stopping=early_stopping,
     )
 
 
@@ -281,12 +314,10 @@ def _refuse_what_completion_lacks(request: CompletionRequest, hello: Hello) -> N
         raise BadRequestError(f'"prompt" may hold at most {MAX_PROMPTS} prompts', param="prompt")
     for prompt in request.prompts:
         if not isinstance(prompt, str):
-            if request.echo:
-                raise UnsupportedError('"echo" needs a prompt of text', param="echo")
             for token in prompt:
                 _token_id(token, hello, "prompt")
-    if request.echo and request.logprobs is not None:
-        raise UnsupportedError('"echo" together with "logprobs" is not supported by this model', param="echo")
+    if request.max_tokens == 0 and not request.echo:
+        raise BadRequestError('"max_tokens" may be 0 only with "echo": true', param="max_tokens")
     _refuse_unknown(request)
 
 

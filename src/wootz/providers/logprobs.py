@@ -41,16 +41,24 @@ class CompletionLogprobsWriter:
         self._offset = 0
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def layout(self, tokens: Sequence[TokenLogprob] | None) -> CompletionLogprobs:
+    def add_prompt(self, layout: CompletionLogprobs, tokens: Sequence[TokenLogprob], prompt: str) -> None:
+        """Of a prompt that is echoed. Nothing comes before its first token, so that has none. Offsets are those in the
+        prompt as it was given: what a tokenizer puts before it (a special token, a space) takes no place in it."""
+        self.add(layout, tokens)
+        if tokens:
+            layout.token_logprobs[0] = layout.top_logprobs[0] = None
+        extra = self._offset - len(prompt)
+        layout.text_offset = [max(0, offset - extra) for offset in layout.text_offset]
+        self._offset = len(prompt)
+
+    def add(self, layout: CompletionLogprobs, tokens: Sequence[TokenLogprob] | None) -> None:
         """As in OpenAI's answers, ``top_logprobs`` always holds the chosen token too."""
-        layout = CompletionLogprobs()
         for token in tokens or ():
             layout.tokens.append(_text(token.token))
             layout.token_logprobs.append(max(token.logprob, IMPOSSIBLE))
             top = {_text(text): max(logprob, IMPOSSIBLE) for _, text, logprob in token.top[: self._num_top]}
             layout.top_logprobs.append(top | {_text(token.token): max(token.logprob, IMPOSSIBLE)})
             layout.text_offset.append(self._place(token.token))
-        return layout
 
     def _place(self, token: bytes) -> int:
         """Where the token begins in the text; one that is only a part of a character, where that character does."""

@@ -30,6 +30,8 @@ class ModelInfo:
     dtype: str
     """The type that most parameters are stored in: ``BF16``, ``Q4_1``, …"""
     license: str | None
+    working_length: int | None = None
+    """The longest text that somebody measured it to work on, as its ``config.json`` says."""
 
 
 def inspect_model(path: Path) -> ModelInfo:
@@ -76,7 +78,15 @@ def _inspect_folder(folder: Path) -> ModelInfo:
         num_parameters=parameters.total(),
         dtype=parameters.most_common(1)[0][0],
         license=None,
+        working_length=_working_length(config),
     )
+
+
+def _working_length(config: dict[str, Any]) -> int | None:
+    for record in (config.get("working_context"), config.get("context_extension")):
+        if isinstance(record, dict) and isinstance(length := record.get("working_length"), int):
+            return length
+    return None
 
 
 def _safetensors_parameters(file: Path) -> Counter[str]:

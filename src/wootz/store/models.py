@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from wootz.core import SILENT, BadRequestError, ConfigError, ModelFileError, NotFoundError, Progress, WootzError
+from wootz.core.atomic import atomic_file
 from wootz.store.inspect import inspect_model, weights_of
 from wootz.store.sources import MANIFEST, Staging, disk_full, hubs, is_disk_full, local, pypi
 
@@ -47,6 +48,8 @@ class StoredModel:
     sha256s: dict[str, str]
     """By file name."""
     pulled_at: datetime
+    working_length: int | None = None
+    """The longest text that it was measured to work on; None while nobody has."""
 
 
 class ModelStore:
@@ -94,6 +97,12 @@ class ModelStore:
     def path_of(self, name: str) -> Path:
         return self.get(name).path
 
+    def record_working_length(self, name: str, tokens: int) -> None:
+        """Of a model as it was measured. Its own files stay as they came, so their hashes go on being right."""
+        self.get(name)
+        folder = self.models_dir / name
+        _write_manifest(folder, json.loads((folder / MANIFEST).read_bytes()) | {"working_length": tokens})
+
     def remove(self, name: str) -> None:
         self.get(name)
         # Out of the list by one rename, whatever happens while its files go.
@@ -131,10 +140,7 @@ class ModelStore:
                 for file in files
             },
         }
-        with (staging.files / MANIFEST).open("w") as stream:
-            json.dump(manifest, stream, indent=2)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_manifest(staging.files, manifest)
         os.rename(staging.files, self.models_dir / name)
         staging.clear()
         return self.get(name)
@@ -190,6 +196,11 @@ def _read_manifest(folder: Path) -> StoredModel | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelFileError) as error:
         log.warning("%s is left out: its %s can't be read (%s)", folder, MANIFEST, error)
         return None
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    with atomic_file(folder / MANIFEST) as stream:
+        stream.write(json.dumps(manifest, indent=2).encode())
 
 
 def _sha256(file: Path) -> str:

@@ -94,25 +94,39 @@ def elu_plus_one(x: Tensor) -> Tensor:
 
 class FavorFeatures(nn.Module):
     """Performer's positive random features (FAVOR+, arXiv 2009.14794): ``E[φ(q)·φ(k)] = exp(q·k / √d)``, so that linear
-    attention estimates softmax attention, the better the more features. Of historical interest."""
+    attention estimates softmax attention, the better the more features. Of historical interest.
 
-    projection_md: Tensor
+    The directions are a function of the seed and belong to no checkpoint: who has the config has them.
+    """
 
-    def __init__(self, head_dim: int, num_features: int, generator: torch.Generator | None = None) -> None:
+    def __init__(self, head_dim: int, num_features: int, seed: int = 0) -> None:
         super().__init__()
-        blocks = []
-        for _ in range(0, num_features, head_dim):
-            q, r = torch.linalg.qr(torch.randn(head_dim, head_dim, generator=generator))
-            blocks.append((q * r.diagonal().sign()).mT)  # without the signs, not all directions are equally likely
-        # Orthogonal directions, with the lengths that independent ones would have had: the same mean, less variance.
-        lengths_m1 = torch.randn(num_features, head_dim, generator=generator).norm(dim=-1, keepdim=True)
-        self.register_buffer("projection_md", torch.cat(blocks)[:num_features] * lengths_m1)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.device("cpu"):  # also where a model is built without memory, to be filled from a file
+            blocks = []
+            for _ in range(0, num_features, head_dim):
+                q, r = torch.linalg.qr(torch.randn(head_dim, head_dim, generator=generator))
+                blocks.append((q * r.diagonal().sign()).mT)  # without the signs, not all directions are equally likely
+            # Orthogonal directions, of the lengths that independent ones would have had: the same mean, less variance.
+            lengths_m1 = torch.randn(num_features, head_dim, generator=generator).norm(dim=-1, keepdim=True)
+            self.register_buffer("projection_md", torch.cat(blocks)[:num_features] * lengths_m1, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(…, d)`` to ``(…, m)``, in float32 at least."""
+    def forward(self, x: Tensor, *, up_to_scale: bool = False) -> Tensor:
+        """``(…, d)`` to ``(…, m)``, in float32 at least. With ``up_to_scale``, each vector's features are divided by
+        the largest of them, so that none of a long vector is rounded to nothing: for queries, whose scale
+        `linear_attention` divides by anyway."""
         x = x.to(torch.promote_types(x.dtype, torch.float32)) * x.shape[-1] ** -0.25
-        exponents = x @ self.projection_md.mT.to(x.dtype) - x.square().sum(-1, keepdim=True) / 2
-        return exponents.exp() * len(self.projection_md) ** -0.5
+        exponents = x @ self.projection_md.mT.to(x.dtype)
+        if up_to_scale:
+            return (exponents - exponents.amax(-1, keepdim=True)).exp()
+        return (exponents - x.square().sum(-1, keepdim=True) / 2).exp() * len(self.projection_md) ** -0.5
+
+    def _apply(self, fn, recurse=True):  # pyright: ignore[reportMissingParameterType]
+        # The directions move with the model, but `to_empty` must not lose them.
+        projection_md = self.projection_md
+        super()._apply(fn, recurse)
+        self.projection_md = projection_md.to(self.projection_md.device)
+        return self
 
 
 # --- retention and gated linear attention ----------------------------------------------------------------------------

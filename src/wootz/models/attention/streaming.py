@@ -80,6 +80,8 @@ class StreamingContext:
             for module in model.modules()
             if isinstance(module, Remembering) and (rotary := _rotary(module)) is not None
         }
+        if window is not None and any(rotary.unscaled_tokens for rotary in self._rotaries.values()):
+            raise UnsupportedError("with first tokens unscaled (LongRoPE), a window's keys cannot be turned back")
         self._rings: dict[int, _Ring] = {}
         self._states: dict[int, State] = {}
 

@@ -24,13 +24,17 @@ from wootz.models.run import Run
 
 @dataclass(frozen=True)
 class LinearAttentionConfig:
-    """``elu + 1`` as the feature map of queries and keys, and outputs divided by the sum of their weights."""
+    """Outputs are divided by the sum of their weights. Features of queries and keys are ``elu + 1``, or with
+    ``random_features`` as many of Performer's, which estimate softmax attention (arXiv 2009.14794)."""
 
     num_heads: int
     head_dim: int
+    random_features: int | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, "num_heads", "head_dim")
+        if self.random_features is not None:
+            check_sizes(self, "random_features")
 
     def build(self, hidden_size: int) -> nn.Module:
         return LinearAttention(self, hidden_size)
@@ -38,16 +42,21 @@ class LinearAttentionConfig:
 
 class LinearAttention(Recurrent):
     def __init__(self, config: LinearAttentionConfig, hidden_size: int) -> None:
-        width = config.num_heads * config.head_dim
-        super().__init__(*linear.linear_attention_state(config.num_heads, config.head_dim, config.head_dim).shapes)
+        heads, head_dim, num_random = config.num_heads, config.head_dim, config.random_features
+        width = heads * head_dim
+        super().__init__(*linear.linear_attention_state(heads, num_random or head_dim, head_dim).shapes)
         self.config = config
+        self.random_features = linear.FavorFeatures(head_dim, num_random) if num_random else None
         self.qkv = Linear(hidden_size, (width, width, width))
         self.output = Linear(width, hidden_size, into_residual=True)
 
     def forward(self, x_TD: Tensor, run: Run) -> Tensor:
         q_THd, k_THd, v_THd = self.qkv(x_TD).unflatten(-1, (3, self.config.num_heads, -1)).unbind(1)
-        out_THd = self.recur(run, linear.elu_plus_one(q_THd), linear.elu_plus_one(k_THd), v_THd)
-        return self.output(out_THd.flatten(1))
+        if self.random_features is None:
+            features_q, features_k = linear.elu_plus_one(q_THd), linear.elu_plus_one(k_THd)
+        else:
+            features_q, features_k = self.random_features(q_THd, up_to_scale=True), self.random_features(k_THd)
+        return self.output(self.recur(run, features_q, features_k, v_THd).flatten(1))
 
     @staticmethod
     def advance(state: State, q_BTHd: Tensor, k_BTHd: Tensor, v_BTHd: Tensor) -> tuple[Tensor, State]:

@@ -110,6 +110,7 @@ def rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
                 rope["original_max_position_embeddings"],
                 _factor(rope),
                 rope.get("attention_factor"),
+                rope.get("unscaled_tokens", 0),
             )
         case "llama3":
             return Llama3Scaling(

@@ -166,7 +166,7 @@ MIXERS: dict[str, Callable[[Shape], PartConfig]] = {
     "D": differential,
     "L": latent,
     "N": native_sparse,
-    "I": lambda shape: LinearAttentionConfig(shape.num_heads, shape.head_dim),
+    "I": lambda shape: LinearAttentionConfig(shape.num_heads, shape.head_dim, shape.raw.get("random_features")),
     "G": lambda shape: GLAConfig(
         shape.num_heads, shape.state_size(-(-shape.head_dim // 2)), value_dim=shape.head_dim, norm_eps=shape.norm.eps
     ),

@@ -54,6 +54,8 @@ class Settings(TypedDict, total=False):
     sparse_selected: int
     """Of N: tokens of a block, and how many blocks a token reads."""
 
+    random_features: int
+    """Of I: so many of Performer's, in place of ``elu + 1``."""
     state_size: int
     """Numbers of state per channel: of M, S and 4; of G, per number of a value."""
     expand: int

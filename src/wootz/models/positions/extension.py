@@ -33,10 +33,12 @@ def extend(
     factor: float,
     *,
     long_factors: Sequence[float] | None = None,
+    unscaled_tokens: int = 0,
     working_length: int | None = None,
 ) -> dict[str, Any]:
-    """A model's config, stretched. ``long_factors``, one for each rotary pair, are LongRoPE's, found by
-    `longrope_search.search`; texts within the trained length keep their angles.
+    """A model's config, stretched. ``long_factors``, one for each rotary pair, and ``unscaled_tokens`` are LongRoPE's,
+    found by `longrope_search.search`; texts within the trained length keep their angles. (Transformers reads the
+    factors, and knows no unscaled tokens.)
 
     Raises `ConfigError` for a model that is stretched already, or has no rotary positions.
     """
@@ -59,6 +61,8 @@ def extend(
         if long_factors is None:
             raise ConfigError("longrope needs a factor for each rotary pair", hint="search for them first")
         rope |= {"short_factor": [1.0] * len(long_factors), "long_factor": list(long_factors)}
+        if unscaled_tokens:
+            rope["unscaled_tokens"] = unscaled_tokens
     record = ContextExtension(method, factor, original, working_length)
     without = {key: value for key, value in raw.items() if key not in ("rope_scaling", "rope_theta")}
     longest = original if method == "dynamic" else int(original * factor)  # dynamic is counted from the trained length
@@ -68,3 +72,13 @@ def extend(
 def extension_of(raw: Mapping[str, Any]) -> ContextExtension | None:
     """What was done to this model, as far as its config says."""
     return ContextExtension(**raw[RECORD]) if RECORD in raw else None
+
+
+def with_working_context(raw: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config with what was measured of it (``working_length`` and how that was found, as
+    `wootz.evals.long_context.WorkingContext.as_metadata` has it) under ``working_context``; and in the record of its
+    extension, if it was extended."""
+    new = {**raw, "working_context": dict(measured)}
+    if RECORD in raw:
+        new[RECORD] = {**raw[RECORD], "working_length": measured["working_length"]}
+    return new

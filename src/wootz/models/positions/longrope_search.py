@@ -2,8 +2,8 @@
 
 The first generation holds what rules would do (PI, NTK-aware, YaRN) and mutations of them; each next one keeps the
 best, crosses and mutates them. Factors are monotone, as slower pairs need more interpolation, and lie between 1 and the
-factor of the whole stretch. The seeds are never lost, so the result is no worse than any of them on the texts that it
-was bred on.
+factor of the whole stretch. With them is bred how many first tokens keep their old angles, to which models attend most
+(section 3.1). The seeds are never lost, so the result is no worse than any of them on the texts that it was bred on.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +25,22 @@ from wootz.models.positions.rotary import Rotary, RotaryConfig
 from wootz.models.positions.scaling import LinearScaling, LongRopeScaling, NTKScaling, RopeScaling, YarnScaling
 
 Factors = tuple[float, ...]
-Fitness = Callable[[Factors], float]
-"""The loss of the model with these factors on calibration texts of the target length: lower is better."""
+Fitness = Callable[[Factors, int], float]
+"""The loss of the model with these factors, and so many first tokens unscaled, on calibration texts of the target
+length: lower is better."""
+
+
+class Member(NamedTuple):
+    """Of a generation."""
+
+    factors: Factors
+    unscaled_tokens: int
 
 
 @dataclass(frozen=True)
 class SearchResult:
     factors: Factors
+    unscaled_tokens: int
     loss: float
     seeds: dict[str, float]
     """What the rules got on the same texts."""
@@ -49,28 +59,34 @@ def search(
     generations: int = 10,
     parents: int = 8,
     mutation: float = 0.3,
+    unscaled_tokens: tuple[int, ...] = (0, 1, 2, 4, 8, 16),
     seed: int = 0,
 ) -> SearchResult:
     """The best factors found for ``config`` (its own scaling does not count) at ``target_length``.
 
-    Each factor set is judged once. ``mutation`` is the chance that a pair's factor changes.
+    Each member is judged once. ``mutation`` is the chance that a pair's factor changes, or the number of first tokens
+    that are not scaled, which is one of ``unscaled_tokens``. The seeds scale all.
     """
     if target_length <= trained_length:
         raise ConfigError(f"there is nothing to stretch from {trained_length} to {target_length} tokens")
     if population < 4 or not 1 < parents <= population:
         raise ConfigError("a population has at least 4 members, of which at least 2 are parents")
     rng, longest = random.Random(seed), target_length / trained_length
-    losses: dict[Factors, float] = {}
+    losses: dict[Member, float] = {}
 
-    def loss(factors: Factors) -> float:
-        if factors not in losses:
-            losses[factors] = fitness(factors)
-        return losses[factors]
+    def loss(member: Member) -> float:
+        if member not in losses:
+            losses[member] = fitness(*member)
+        return losses[member]
 
-    seeds = seed_factors(config, trained_length, longest)
+    def mutated(member: Member) -> Member:
+        unscaled = rng.choice(unscaled_tokens) if rng.random() < mutation else member.unscaled_tokens
+        return Member(_mutate(member.factors, rng, mutation, longest), unscaled)
+
+    seeds = {name: Member(factors, 0) for name, factors in seed_factors(config, trained_length, longest).items()}
     members = list(seeds.values())
     while len(members) < population:
-        members.append(_mutate(rng.choice(list(seeds.values())), rng, mutation, longest))
+        members.append(mutated(rng.choice(list(seeds.values()))))
     history = []
     for _ in range(generations):
         members = sorted(members, key=loss)[:parents]
@@ -78,11 +94,13 @@ def search(
         children = []
         while len(children) < population - parents:
             mother, father = rng.sample(members, 2)
-            children.append(_mutate(_cross(mother, father, rng), rng, mutation, longest))
+            child = Member(_cross(mother.factors, father.factors, rng), rng.choice((mother, father)).unscaled_tokens)
+            children.append(mutated(child))
         members += children
     best = min((*members, *seeds.values()), key=loss)
     history.append(loss(best))
-    return SearchResult(best, loss(best), {name: loss(f) for name, f in seeds.items()}, tuple(history), len(losses))
+    found = {name: loss(member) for name, member in seeds.items()}
+    return SearchResult(*best, loss(best), found, tuple(history), len(losses))
 
 
 def seed_factors(config: RotaryConfig, trained_length: int, factor: float) -> dict[str, Factors]:
@@ -129,8 +147,9 @@ def loss_with(model: Decoder, rows_BT: Tensor, trained_length: int) -> Fitness:
             rotary.fix_length(length)
 
     @torch.no_grad()
-    def fitness(factors: Factors) -> float:
-        use(LongRopeScaling((1.0,) * len(factors), factors, trained_length, length / trained_length))
+    def fitness(factors: Factors, unscaled_tokens: int = 0) -> float:
+        stretch = length / trained_length
+        use(LongRopeScaling((1.0,) * len(factors), factors, trained_length, stretch, unscaled_tokens=unscaled_tokens))
         try:
             logits_TV = model.unembed(model(rows_BT.flatten(), positions_T, PackedContext([length] * num_rows)))
         finally:

@@ -15,12 +15,12 @@ not be read off a text that is still growing. It is decided in this order:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from wootz.models.positions.scaling import RopeScaling
+from wootz.models.positions.scaling import LongRopeScaling, RopeScaling
 from wootz.models.positions.xpos import XPosDecay
 
 
@@ -75,10 +75,16 @@ class Rotary(nn.Module):
         self.length: int | None = None
         self.attention_factor = config.scaling.attention_factor if config.scaling else 1.0
         self.register_buffer("frequencies", config.frequencies(), persistent=False)
+        self._plain = replace(config, scaling=None).frequencies()
 
     @property
     def depends_on_length(self) -> bool:
         return self.length is None and self.config.scaling is not None and self.config.scaling.longest is not None
+
+    @property
+    def unscaled_tokens(self) -> int:
+        """So many first tokens of a text are turned by the frequencies of the training."""
+        return self.config.scaling.unscaled_tokens if isinstance(self.config.scaling, LongRopeScaling) else 0
 
     def fix_length(self, length: int) -> None:
         """From now on every text is taken to be one of ``length`` tokens."""
@@ -95,6 +101,9 @@ class Rotary(nn.Module):
             angles = positions_T.float().unsqueeze(1) * frequencies_Tp.to(self.frequencies.device)
         else:
             angles = torch.outer(positions_T.float(), self.frequencies)
+        if self.unscaled_tokens:
+            plain = torch.outer(positions_T.float(), self._plain.to(angles.device))
+            angles = torch.where(positions_T.unsqueeze(1) < self.unscaled_tokens, plain, angles)
         cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
         if self.config.decay is not None:
             factors = self.config.decay(positions_T, angles.shape[-1])

@@ -157,7 +157,10 @@ class YarnScaling:
 @dataclass(frozen=True)
 class LongRopeScaling:
     """arXiv 2402.13753: every pair has a factor of its own, one list for texts within the trained length and one for
-    longer ones. Cosines and sines are multiplied by ``sqrt(1 + ln(factor) / ln(trained_length))``, in both cases."""
+    longer ones. Cosines and sines are multiplied by ``sqrt(1 + ln(factor) / ln(trained_length))``, in both cases.
+
+    The paper also leaves the first few tokens of a text unscaled (its n-hat). Checkpoints of others have no word for
+    that, and do without."""
 
     short_factors: tuple[float, ...]
     long_factors: tuple[float, ...]
@@ -165,6 +168,8 @@ class LongRopeScaling:
     factor: float
     """How many times longer the longest texts are."""
     given_attention_factor: float | None = None
+    unscaled_tokens: int = 0
+    """So many first tokens are turned as if nothing had been stretched."""
 
     @property
     def attention_factor(self) -> float:

@@ -133,12 +133,16 @@ def passkey_batch(length: int, batch_size: int, generator: torch.Generator) -> B
 
 
 def scaled(
-    model: Decoder, factor: float, method: Method | None, long_factors: Sequence[float] | None = None
+    model: Decoder,
+    factor: float,
+    method: Method | None,
+    long_factors: Sequence[float] | None = None,
+    unscaled_tokens: int = 0,
 ) -> Decoder:
     """The same weights, with its rotary frequencies stretched by ``factor``; without a method, not at all."""
     raw = dict(model.config.raw)
     if method:
-        raw = extend(raw, method, factor, long_factors=long_factors)
+        raw = extend(raw, method, factor, long_factors=long_factors, unscaled_tokens=unscaled_tokens)
     other = read_config(raw).build()
     assert isinstance(other, Decoder)
     with torch.no_grad():
@@ -190,12 +194,12 @@ def extension_study(
             torch.manual_seed(seed)
             trained[seed] = build(size, positions="rope")
             train(trained[seed], size, seed, text)
-        long_factors = None
+        long_factors, unscaled = None, 0
         if EXTENSIONS[method] == "longrope":
             if seed not in bred:
                 bred[seed] = breed_factors(trained[seed], size.length, factor, breeding, seed=seed, text=text)
-            long_factors = bred[seed].factors
-        model = scaled(trained[seed], factor, EXTENSIONS[method], long_factors)
+            long_factors, unscaled = bred[seed].factors, bred[seed].unscaled_tokens
+        model = scaled(trained[seed], factor, EXTENSIONS[method], long_factors, unscaled)
         if tuned:
             long_rows = training_rows(corpus(text), max(1, size.batch_size // factor), size.length * factor, 77 + seed)
             fit(model, long_rows, FitConfig(steps=tuning_steps, learning_rate=5e-4, warmup=5))
@@ -235,8 +239,9 @@ def breed_factors(
     times that, in nats per byte."""
     rows_BT = held_out_rows(corpus(text), breeding.num_rows, length * factor, CALIBRATION)
 
-    def fitness(factors: tuple[float, ...]) -> float:
-        return losses_by_position(scaled(model, factor, "longrope", factors), rows_BT).mean().item()
+    def fitness(factors: tuple[float, ...], unscaled_tokens: int) -> float:
+        stretched = scaled(model, factor, "longrope", factors, unscaled_tokens)
+        return losses_by_position(stretched, rows_BT).mean().item()
 
     return search(
         rotary_of(model),
