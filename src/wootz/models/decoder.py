@@ -166,7 +166,7 @@ class Decoder(nn.Module):
 
     def tie_weights(self) -> None:
         """Make the output head read the embedding, if the config says so. Needed again after `to_empty`."""
-        if self.config.tie_embeddings:
+        if self.config.tie_embeddings and self.head.weight is not None:  # it may hold a quantised one
             self.head.weight = self.embedding.weight
 
     def _init_weights(self) -> None:

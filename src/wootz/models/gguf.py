@@ -96,6 +96,11 @@ class GGUFCheckpoint:
     def tensor(self, name: str) -> Tensor:
         return self._in_our_order(name, self._read(self._gguf_names[name]))
 
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """None: GGUF is for architectures whose order is the usual one."""
+        return ()
+
     def blocks(self, name: str) -> BlockWeight | None:
         info = self._file.tensors[self._gguf_names[name]]
         if info.type not in GGUF_PARTS or len(info.shape) != 2:

@@ -6,6 +6,7 @@ Where there is no safetensors file, ``pytorch_model*.bin`` is read as far as tha
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from wootz.models import families, mxfp4
 from wootz.models.families import ModelConfig
 from wootz.models.pickled import PickledShard
 from wootz.models.pooling import read_pooling
+from wootz.models.quantized_layouts import Layout, layout_of
+from wootz.models.quantized_weight import QuantizedWeight
 
 _WEIGHT_FILES = {
     "*.safetensors": "model.safetensors.index.json",
@@ -30,6 +33,7 @@ class FolderCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         self.config = read_config(folder)
+        self._layout = _layout(folder)
         self._shards = {file: _open_shard(file) for file in _weight_files(folder)}
         prefix = families.family_of(self.config.raw["model_type"]).prefix
         self._shard_of = {
@@ -43,7 +47,10 @@ class FolderCheckpoint:
         )
         self._packed = with_blocks & with_scales
         halves = {name + half for name in self._packed for half in (mxfp4.BLOCKS, mxfp4.SCALES)}
-        self.names = self._packed | (self._shard_of.keys() - halves)
+        self._quantized = self._find_quantized()
+        endings = self._layout.endings if self._layout else ()
+        halves |= {module + ending for module in self._quantized.values() for ending in endings}
+        self.names = self._packed | self._quantized.keys() | (self._shard_of.keys() - halves)
 
     @property
     def positions(self) -> str | None:
@@ -51,7 +58,14 @@ class FolderCheckpoint:
         metadata = [shard.metadata() or {} for shard in self._shards.values() if not isinstance(shard, PickledShard)]
         return next((found["positions"] for found in metadata if "positions" in found), None)
 
+    @property
+    def linears(self) -> Collection[str]:
+        """The weights that are read ``(out, in)``, in whichever order the architecture's own checkpoints keep them."""
+        return self._quantized
+
     def tensor(self, name: str) -> Tensor:
+        if (weight := self.blocks(name)) is not None:
+            return weight.dequantize()
         if name in self._packed:  # (E, out, in), where the same unpacked is (E, in, out)
             blocks, scales = self._stored(name + mxfp4.BLOCKS), self._stored(name + mxfp4.SCALES)
             if blocks.ndim != 4 or blocks.shape[:-1] != scales.shape:
@@ -67,8 +81,25 @@ class FolderCheckpoint:
         except SafetensorError as error:
             raise ModelFileError(f"{file}: cannot read {name} ({error})") from None
 
-    def blocks(self, name: str) -> None:
-        """There are no block formats in safetensors."""
+    def blocks(self, name: str) -> QuantizedWeight | None:
+        if self._layout is None or name not in self._quantized:
+            return None
+        module = self._quantized[name]
+        stored = ((ending, module + ending) for ending in self._layout.endings)
+        tensors = {ending: self._stored(full) for ending, full in stored if full in self._shard_of}
+        try:
+            return self._layout.read(module, tensors)
+        except KeyError as error:
+            reason = f"lacks {error.args[0]}"
+        except (ValueError, RuntimeError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+        raise ModelFileError(f"{self._shard_of[module + self._layout.marker][1]}: {module}: {reason}")
+
+    def _find_quantized(self) -> dict[str, str]:
+        """The weights that lie quantised, and the projections whose weights they are."""
+        marker = self._layout.marker if self._layout else None
+        modules = (name.removesuffix(marker) for name in self._shard_of if marker and name.endswith(marker))
+        return {f"{module}.weight": module for module in modules}
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -82,13 +113,30 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         if pooling := read_pooling(folder):
             raw["pooling"] = pooling
-        quantization = raw.pop("quantization_config", {"quant_method": "mxfp4"})
-        if quantization.get("quant_method") != "mxfp4":
-            raise ValueError("its weights are quantised in a way that is not supported; use a GGUF file")
+        raw.pop("quantization_config", None)
         return families.read_config(raw)
     except KeyError as error:
         raise ModelFileError(f"{file}: lacks {error.args[0]!r}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ModelFileError(f"{file}: {error}") from None
+
+
+def read_quantization(folder: Path) -> dict[str, Any] | None:
+    """The ``quantization_config`` of a folder's ``config.json``."""
+    return _read_json(folder / "config.json").get("quantization_config")
+
+
+def _layout(folder: Path) -> Layout | None:
+    """How the weights are quantised, if they are. MXFP4, of experts only, is told by its tensors' names."""
+    config = read_quantization(folder)
+    if config is None or config.get("quant_method") == "mxfp4":
+        return None
+    file = folder / "config.json"
+    try:
+        return layout_of(config)
+    except KeyError as error:
+        raise ModelFileError(f"{file}: quantization_config lacks {error.args[0]!r}") from None
+    except (TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(f"{file}: {error}") from None
 
 
