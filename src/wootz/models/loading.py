@@ -44,8 +44,8 @@ def load(
 
     With ``keep_quantized``, quantised projections stay so: those of a folder anywhere, those of a GGUF file where
     `wootz.kernels` can compute with them (in float32 on a CPU). A fraction of the memory and time, but a model that can
-    only be run. "exact" computes the same numbers; "packed" rounds activations to 8 bits for a GGUF file, which is several
-    times as fast (`wootz.models.packed_weight`). Where a folder says that inputs are rounded, only this rounds them.
+    only be run. "exact" computes the same numbers; "packed" rounds activations to 8 bits where the file is GGUF, which
+    is several times as fast (`wootz.models.packed_weight`). Where a folder says to round inputs, only this does.
 
     Weights that were saved here say what position scheme they have learned; under a config with another one they are
     refused, unless ``force_positions``. Anything wrong with the files is one `ModelFileError` that names the file.
