@@ -156,7 +156,7 @@ def _read_weight(scheme: Scheme, tensors: Mapping[str, Tensor]) -> QuantizedWeig
         weight = tensors[".weight"]
         rows, columns = weight.shape
         bits, levels_OI = 8, (weight.to(torch.int16) + _MIDDLE).to(torch.uint8)
-    scale = scale.view(-1, 1).expand(rows, 1).contiguous() if scale.ndim < 2 else scale
+    scale = scale.view(-1, 1).expand(rows, 1).contiguous() if scale.ndim < 2 or len(scale) == 1 else scale
     zero = tensors.get(".weight_zero_point")
     if zero is not None and not scheme.weights.get("symmetric", True):
         packed = zero.dtype == torch.int32
