@@ -105,13 +105,15 @@ def _to_gguf(source: Path, target: Path, method: str, test: list[list[int]], rep
 
 
 def _pieces(source: Path, calib: Path, seq: int, most: int) -> list[list[int]]:
-    """Texts end to end, cut into pieces of one length, taken evenly from all of them."""
+    """Texts end to end, cut into pieces of one length (each with the model's first token before it), taken evenly."""
     from wootz.tokenization import load_tokenizer
     from wootz.tokenization.texts import read_texts
 
     tokenizer = load_tokenizer(source)
-    token_ids = [token for text in read_texts(calib) for token in tokenizer.encode(text)]
-    pieces = [token_ids[start : start + seq] for start in range(0, len(token_ids) - seq + 1, seq)]
+    first = tokenizer.encode("")[:1]
+    texts = (tokenizer.encode(text, add_special_tokens=False, control="text") for text in read_texts(calib))
+    token_ids, size = [token for text in texts for token in text], seq - len(first)
+    pieces = [first + token_ids[start : start + size] for start in range(0, len(token_ids) - size + 1, size)]
     return pieces[:: max(1, len(pieces) // most)][:most]
 
 
