@@ -93,7 +93,7 @@ def test_a_fold_changes_nothing_before_rounding(family: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_written_is_the_quantised_model(method: str, llama: Path, tmp_path: Path) -> None:
     report = quantize(llama, tmp_path / "q", method, calibration=texts(4), test=texts(2, 1), dtype=torch.float32)
-    dense, held = load(tmp_path / "q"), load(tmp_path / "q", keep_quantized=True)
+    dense, held = load(tmp_path / "q"), load(tmp_path / "q", keep_quantized="exact")
     with torch.inference_mode():
         exact, found = dense.logits(texts(1)[0]).log_softmax(-1), held.logits(texts(1)[0]).log_softmax(-1)
     rounds_inputs = method in ("smoothquant", "llm-int8", "fp8", "fp8-static")
@@ -141,10 +141,10 @@ def test_the_engine_serves_it(method: str, llama: Path, tmp_path: Path) -> None:
 
     write_tiny_model(tmp_path / "tokenizer")
     (tmp_path / "q" / "tokenizer.json").write_bytes((tmp_path / "tokenizer" / "tokenizer.json").read_bytes())
-    engine = Engine(load(tmp_path / "q", keep_quantized=True))
+    engine = Engine(load(tmp_path / "q", keep_quantized="exact"))
     prompts = [text[:9] for text in texts(5)]
     answers = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=6, logprobs=1, ignore_eos=True))
-    model = load(tmp_path / "q", keep_quantized=True)
+    model = load(tmp_path / "q", keep_quantized="exact")
     for prompt, answer in zip(prompts, answers, strict=True):
         whole = [*prompt, *answer.token_ids]
         with torch.inference_mode():
@@ -157,7 +157,7 @@ def test_architectures_without_a_fold_are_quantised_too(tmp_path: Path) -> None:
     for family in ("gpt2", "mamba2", "deepseek-v3"):
         save_random(tmp_path / family, FAMILIES[family]())
         report = quantize(tmp_path / family, tmp_path / f"{family}-q", "awq", calibration=texts(6), dtype=torch.float32)
-        dense, held = load(tmp_path / f"{family}-q"), load(tmp_path / f"{family}-q", keep_quantized=True)
+        dense, held = load(tmp_path / f"{family}-q"), load(tmp_path / f"{family}-q", keep_quantized="exact")
         with torch.inference_mode():
             exact = load(tmp_path / family).logits(texts(1)[0])
             found = dense.logits(texts(1)[0])
@@ -314,7 +314,7 @@ def test_a_damaged_checkpoint_is_named(llama: Path, tmp_path: Path) -> None:
         tmp_path / "q/model.safetensors",
     )
     with pytest.raises(ModelFileError, match=f"{name}: .* does not hold rows of 64"):
-        load(tmp_path / "q", keep_quantized=True)
+        load(tmp_path / "q", keep_quantized="exact")
     del tensors[f"{name}.scales"]
     save_file(tensors, tmp_path / "q/model.safetensors")
     with pytest.raises(ModelFileError, match=f"{name}: lacks .scales"):

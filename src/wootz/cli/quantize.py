@@ -100,7 +100,7 @@ def _to_gguf(source: Path, target: Path, method: str, test: list[list[int]], rep
     report = Report(method, None, {}, bytes_of_weights(source), bytes_of_weights(target))
     if test:
         report.perplexity_before = perplexity(load(source), test)
-        report.perplexity_after = perplexity(load(target, keep_quantized=True), test)
+        report.perplexity_after = perplexity(load(target, keep_quantized="exact"), test)
     return report
 
 

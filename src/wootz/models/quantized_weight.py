@@ -29,10 +29,7 @@ _KERNEL_BLOCK = 32
 
 
 class Multiplies(Protocol):
-    """All that `Linear` asks of a weight that it holds. `BlockWeight` is one too."""
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
+    """All that `Linear` asks of a weight that it holds. `BlockWeight` and `PackedWeight` are two more."""
 
     @property
     def format(self) -> str:
@@ -46,6 +43,9 @@ class Multiplies(Protocol):
 
 class QuantizedWeight(Multiplies, Protocol):
     """What checkpoints hold."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
 
     @property
     def num_bytes(self) -> int:
@@ -315,10 +315,6 @@ class _RoundedForKernels:
     weight: Multiplies
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.weight.shape
-
-    @property
     def format(self) -> str:
         return self.inputs.format
 
@@ -331,10 +327,6 @@ class Stacked:
     """Weights below each other that are too different to be one."""
 
     parts: tuple[Multiplies, ...]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
 
     @property
     def format(self) -> str:

@@ -130,7 +130,7 @@ def quantize(
         report.bits = 8 * sum(weight.num_bytes for weight in quantized.values()) / num_weights
         report.bytes_after = bytes_of_weights(folder)
         del model
-        report.perplexity_after = perplexity(load(folder, keep_quantized=True), test) if test else None
+        report.perplexity_after = perplexity(load(folder, keep_quantized="exact"), test) if test else None
         progress.advance()
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report
