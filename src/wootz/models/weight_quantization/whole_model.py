@@ -107,6 +107,9 @@ def quantize(
         model = load(source)
         if not isinstance(model, Decoder):
             raise ConfigError(f"{source}: models of this kind cannot be quantised (decoders can)")
+        longest, limit = max(map(len, (*calibration, *test)), default=0), model.config.max_position_embeddings
+        if longest > limit:
+            raise BadRequestError(f"texts of {longest} tokens are longer than the model's longest, {limit}")
         projections = _projections(model)
         kept, settings = _settle(source, model, projections, how, group_size, act_order, clip, dtype)
         report = Report(
