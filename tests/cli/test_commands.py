@@ -36,7 +36,7 @@ def only_line(result: Result) -> str:
 
 def test_help_names_every_command(wootz):
     help_text = wootz("--help").stdout
-    commands = "up serve chat pull models convert plan arch rope tokenizer eval keys cost config doctor bench"
+    commands = "up serve chat pull models convert quantize plan arch rope tokenizer eval keys cost config doctor bench"
     for command in commands.split():
         assert f" {command} " in help_text
 

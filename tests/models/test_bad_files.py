@@ -71,13 +71,15 @@ def test_config_with_a_missing_key(folder: Path) -> None:
     [
         ({"model_type": "clippy"}, 'architecture "clippy" is not supported'),
         ({"hidden_act": "sin"}, 'activation "sin"'),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, 'quantised as "aqlm"'),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 5}}, "GPTQ of 5 bits"),
+        ({"quantization_config": {"quant_method": "awq", "version": "gemv"}}, 'version "gemv"'),
         ({"rope_parameters": {"rope_type": "yarrow", "rope_theta": 1e4}}, 'rotary scaling "yarrow"'),
         ({"num_hidden_layers": "three"}, "num_hidden_layers"),
         ({"hidden_size": -64}, "hidden_size"),
         ({"num_key_value_heads": 3}, "num_kv_heads"),
     ],
-    ids=["architecture", "activation", "quantised", "rope", "type", "negative", "heads"],
+    ids=["architecture", "activation", "quantised", "gptq", "awq", "rope", "type", "negative", "heads"],
 )
 def test_config_of_a_model_we_cannot_run(folder: Path, changes: dict, says: str) -> None:
     edit_config(folder, **changes)

@@ -19,8 +19,8 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from wootz.core import ModelFileError
 from wootz.models import load
 from wootz.models.converting import convert
-from wootz.models.fp8_blocks import dequantize_fp8_blocks
 from wootz.models.names import checkpoint_views
+from wootz.models.quantized_layouts import layout_of
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 NOT_QUANTISED = ("norm", "embed_tokens", "lm_head", "mlp.gate.")
@@ -93,16 +93,17 @@ def test_whole_blocks_equal_transformers(scale_dtype: torch.dtype) -> None:
     numbers = torch.randn(256, 384, generator=generator).to(torch.float8_e4m3fn)
     scales = (2.0 ** torch.randint(-9, 3, (2, 3), generator=generator)).to(scale_dtype)
     theirs = Fp8Dequantize(None)._dequantize_one(numbers, scales, torch.float32)
-    assert torch.equal(dequantize_fp8_blocks(numbers, scales), theirs)
+    held = layout_of(FP8).read("any", {".weight": numbers, ".weight_scale_inv": scales})
+    assert torch.equal(held.dequantize(), theirs)
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
         (lambda name, tensors: tensors.pop(f"{name}_scale_inv"), "is torch.float8_e4m3fn, and no scales lie beside it"),
-        (lambda name, tensors: tensors.pop(name), "holds tensor|lacks tensor"),
-        (lambda name, tensors: tensors.update({f"{name}_scale_inv": torch.ones(1, 1)}), r"\(1, 1\) scales of blocks"),
-        (lambda name, tensors: tensors.update({name: tensors[name].float()}), r"of torch.float32, but \(2, 2\) scales"),
+        (lambda name, tensors: tensors.pop(name), "q_a_proj: lacks .weight"),
+        (lambda name, tensors: tensors.update({f"{name}_scale_inv": torch.ones(1, 1)}), r"scales \(1, 1\) instead of"),
+        (lambda name, tensors: tensors.update({name: tensors[name].float()}), r"torch.float32 \(.*\) with scales"),
     ],
 )
 def test_halves_that_do_not_fit_are_refused(tmp_path: Path, damage, says: str) -> None:

@@ -27,6 +27,7 @@ from wootz.cli import (
     keys,
     models,
     plan,
+    quantize,
     rope,
     serve,
     tokenizer,
@@ -91,6 +92,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(arch.app, name="arch")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command("convert")(convert.convert)
+app.command("quantize")(quantize.quantize)
 app.add_typer(evals.app, name="eval")
 app.add_typer(rope.app, name="rope")
 app.command("plan")(plan.plan)

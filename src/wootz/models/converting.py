@@ -24,7 +24,7 @@ from wootz.models.decoder import Decoder, DecoderConfig
 from wootz.models.distributed_checkpoint import is_distributed, load_distributed
 from wootz.models.gguf_export import gguf_tensors
 from wootz.models.gguf_metadata import FILE_TYPES, gguf_metadata
-from wootz.models.loading import check_names, check_shape, open_checkpoint
+from wootz.models.loading import check_names, open_checkpoint, read_as
 from wootz.models.model_folder import FolderCheckpoint
 from wootz.models.names import checkpoint_views
 from wootz.models.positions.guards import refuse_swap, scheme_of
@@ -116,9 +116,7 @@ def _open(source: Path | str | Decoder, config: Path | str | None) -> _Source:
     check_names(path, model, views.keys(), checkpoint.names)
 
     def read(name: str) -> Tensor:
-        tensor = checkpoint.tensor(name)
-        check_shape(path, name, tensor.shape, views[name].shape)
-        return tensor
+        return read_as(path, checkpoint, name, views[name])
 
     shapes = {name: tuple(view.shape) for name, view in views.items()}
     if path.is_dir():

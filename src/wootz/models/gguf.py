@@ -53,6 +53,11 @@ class GGUFCheckpoint:
             return self._made[name]()
         return self._in_our_order(name, self._read(self._whole[name]))
 
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """None: GGUF is for architectures whose order is the usual one."""
+        return ()
+
     def blocks(self, name: str) -> BlockWeight | None:
         if name not in self._whole:
             return None

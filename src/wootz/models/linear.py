@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from wootz import kernels
 from wootz.kernels.packing import PackedMatrix
-from wootz.models.block_weight import BlockWeight
-from wootz.models.packed_weight import PackedWeight
+from wootz.models.quantized_weight import Multiplies
 
 
 class Linear(nn.Module):
@@ -41,7 +40,7 @@ class Linear(nn.Module):
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
         self._packed: Tensor | None = None
-        self.blocks: BlockWeight | PackedWeight | None = None
+        self.blocks: Multiplies | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.blocks is not None:
@@ -51,7 +50,7 @@ class Linear(nn.Module):
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
-    def hold_blocks(self, blocks: BlockWeight | PackedWeight) -> None:
+    def hold_blocks(self, blocks: Multiplies) -> None:
         """Compute with a quantised weight from now on; ``weight`` becomes None. Such a model can only be run."""
         self.blocks = blocks
         self.register_parameter("weight", None)

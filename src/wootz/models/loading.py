@@ -19,6 +19,7 @@ from wootz import kernels
 from wootz.core.errors import ConfigError, ModelFileError, NotFoundError
 from wootz.kernels.packing import arena
 from wootz.models.block_weight import BlockWeight
+from wootz.models.blocks.experts import GroupedLinear
 from wootz.models.decoder import Decoder
 from wootz.models.encoder import Encoder
 from wootz.models.families import ModelConfig, family_of
@@ -28,6 +29,7 @@ from wootz.models.model_folder import FolderCheckpoint
 from wootz.models.names import checkpoint_pieces, checkpoint_views
 from wootz.models.packed_weight import GGUF_PARTS, PackedWeight
 from wootz.models.positions.guards import refuse_swap, scheme_of
+from wootz.models.quantized_weight import Multiplies, QuantizedWeight, stack
 
 
 def load(
@@ -40,9 +42,10 @@ def load(
 ) -> Decoder:
     """The model in a folder or ``.gguf`` file, its weights converted to ``dtype``.
 
-    With ``keep_quantized``, projections that `wootz.kernels` can compute with stay quantised (in float32 on a CPU, from
-    a GGUF file): a fraction of the memory and time, but a model that can only be run. "exact" computes the same
-    numbers; "packed" rounds activations to 8 bits, which is several times as fast (`wootz.models.packed_weight`).
+    With ``keep_quantized``, quantised projections stay so: those of a folder anywhere, those of a GGUF file where
+    `wootz.kernels` can compute with them (in float32 on a CPU). A fraction of the memory and time, but a model that can
+    only be run. "exact" computes the same numbers; "packed" rounds activations to 8 bits where the file is GGUF, which
+    is several times as fast (`wootz.models.packed_weight`). Where a folder says to round inputs, only this does.
 
     Weights that were saved here say what position scheme they have learned; under a config with another one they are
     refused, unless ``force_positions``. Anything wrong with the files is one `ModelFileError` that names the file.
@@ -53,17 +56,18 @@ def load(
         model = cast(Decoder, checkpoint.config.build())
     if isinstance(checkpoint, FolderCheckpoint) and (learned := checkpoint.positions):
         refuse_swap(learned, scheme_of(model), what=f"{path}: the weights", force=force_positions)
+    check_names(path, model, checkpoint_views(model).keys(), checkpoint.names)
+    on_kernels = kernels.AVAILABLE and (dtype, device.type) == (torch.float32, "cpu")
+    if keep_quantized and isinstance(checkpoint, FolderCheckpoint):  # before there is memory for what is not needed
+        _hold_quantized(path, model, checkpoint, device, on_kernels)
     model.to(dtype).to_empty(device=device)
     model.tie_weights()
     views = checkpoint_views(model)
-    check_names(path, model, views.keys(), checkpoint.names)
-    if keep_quantized and kernels.AVAILABLE and (dtype, device.type) == (torch.float32, "cpu"):
+    if keep_quantized and on_kernels and isinstance(checkpoint, GGUFCheckpoint):
         for name in _keep_quantized(path, model, checkpoint, packed=keep_quantized == "packed"):
             del views[name]
     for name, view in views.items():
-        tensor = checkpoint.tensor(name)
-        check_shape(path, name, tensor.shape, view.shape)
-        view.copy_(tensor)
+        view.copy_(read_as(path, checkpoint, name, view))
     return model.eval()
 
 
@@ -77,7 +81,7 @@ def load_encoder(
     return model
 
 
-def _keep_quantized(path: Path, model: Decoder, checkpoint: Checkpoint, *, packed: bool) -> set[str]:
+def _keep_quantized(path: Path, model: Decoder, checkpoint: GGUFCheckpoint, *, packed: bool) -> set[str]:
     """Hand quantised weights to the projections that can hold them; returns the names that are thereby loaded."""
     pieces = checkpoint_pieces(model)
     loaded: set[str] = set()
@@ -121,6 +125,51 @@ def _keep_quantized(path: Path, model: Decoder, checkpoint: Checkpoint, *, packe
     return loaded
 
 
+def _hold_quantized(
+    path: Path, model: Decoder, checkpoint: FolderCheckpoint, device: torch.device, on_kernels: bool
+) -> None:
+    """Hand the weights that a folder holds quantised to their projections and experts."""
+    pieces = checkpoint_pieces(model)
+    for name, module in model.named_modules():
+        if not isinstance(module, Linear | GroupedLinear) or not (views := pieces.get(f"{name}.weight")):
+            continue
+        if isinstance(module, Linear):
+            if (whole := _quantized(path, checkpoint, views, device, on_kernels)) is not None:
+                module.hold_blocks(whole)
+        elif all(view.ndim == 2 for view in views.values()):
+            each = len(views) // len(module.weight)
+            parts = (dict([*views.items()][start : start + each]) for start in range(0, len(views), each))
+            experts = [_quantized(path, checkpoint, part, device, on_kernels) for part in parts]
+            if not any(expert is None for expert in experts):
+                module.hold_blocks(cast(list[Multiplies], experts))
+
+
+def _quantized(
+    path: Path, checkpoint: FolderCheckpoint, views: dict[str, Tensor], device: torch.device, on_kernels: bool
+) -> Multiplies | None:
+    """The weights of these names below each other, if all are quantised."""
+    found = {name: weight for name in views if (weight := checkpoint.blocks(name)) is not None}
+    for name, weight in found.items():
+        check_shape(path, name, weight.shape, views[name].T.shape if is_transposed(views[name]) else views[name].shape)
+    if len(found) < len(views):
+        return None
+    return stack([weight.to(device) for weight in found.values()], on_kernels=on_kernels)
+
+
+def read_as(path: Path, checkpoint: Checkpoint, name: str, view: Tensor) -> Tensor:
+    """A tensor of the checkpoint, for this view of the model's weights."""
+    tensor = checkpoint.tensor(name)
+    if name in checkpoint.linears and is_transposed(view):
+        tensor = tensor.T
+    check_shape(path, name, tensor.shape, view.shape)
+    return tensor
+
+
+def is_transposed(view: Tensor) -> bool:
+    """Whether the architecture's checkpoints keep this weight ``(in, out)``."""
+    return view.ndim == 2 and view.stride(0) == 1 and view.stride(1) != 1
+
+
 def check_shape(path: Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if tuple(found) != tuple(wanted):
         raise ModelFileError(
@@ -140,8 +189,13 @@ class Checkpoint(Protocol):
 
     def tensor(self, name: str) -> Tensor: ...
 
-    def blocks(self, name: str) -> BlockWeight | None:
-        """The tensor as it is stored, if `wootz.kernels` can compute with that."""
+    @property
+    def linears(self) -> Collection[str]:
+        """Of these, weights of projections that are read ``(out, in)`` whatever the architecture's order is."""
+        ...
+
+    def blocks(self, name: str) -> BlockWeight | QuantizedWeight | None:
+        """The tensor as it is stored, if it is quantised; from a GGUF file, if `wootz.kernels` can compute with it."""
         ...
 
 

@@ -6,6 +6,7 @@ Where there is no safetensors file, ``pytorch_model*.bin`` is read as far as tha
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wootz.core.errors import ModelFileError
-from wootz.models import families
+from wootz.models import families, mxfp4
 from wootz.models.families import ModelConfig
-from wootz.models.folder_schemes import find_split, refuse_unknown
 from wootz.models.pickled import PickledShard
 from wootz.models.pooling import read_pooling
+from wootz.models.quantized_layouts import Layout, layout_of
+from wootz.models.quantized_weight import QuantizedWeight
 
 _WEIGHT_FILES = {
     "*.safetensors": "model.safetensors.index.json",
@@ -31,7 +33,7 @@ class FolderCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         self.config = read_config(folder)
-        self._quantization = _read_json(folder / "config.json").get("quantization_config") or {}
+        self._layout = _layout(folder)
         self._shards = {file: _open_shard(file) for file in _weight_files(folder)}
         prefix = families.family_of(self.config.raw["model_type"]).prefix
         self._shard_of = {
@@ -39,9 +41,16 @@ class FolderCheckpoint:
             for file, shard in self._shards.items()
             for name in shard.keys()  # noqa: SIM118
         }
-        self._split = find_split(self._shard_of)
-        parts = {part for split in self._split.values() for part in split.names}
-        self.names = self._split.keys() | (self._shard_of.keys() - parts)
+        with_blocks, with_scales = (
+            {name.removesuffix(half) for name in self._shard_of if name.endswith(half)}
+            for half in (mxfp4.BLOCKS, mxfp4.SCALES)
+        )
+        self._packed = with_blocks & with_scales
+        halves = {name + half for name in self._packed for half in (mxfp4.BLOCKS, mxfp4.SCALES)}
+        self._quantized = self._find_quantized()
+        endings = self._layout.endings if self._layout else ()
+        halves |= {module + ending for module in self._quantized.values() for ending in endings}
+        self.names = self._packed | self._quantized.keys() | (self._shard_of.keys() - halves)
 
     @property
     def positions(self) -> str | None:
@@ -49,18 +58,24 @@ class FolderCheckpoint:
         metadata = [shard.metadata() or {} for shard in self._shards.values() if not isinstance(shard, PickledShard)]
         return next((found["positions"] for found in metadata if "positions" in found), None)
 
+    @property
+    def linears(self) -> Collection[str]:
+        """The weights that are read ``(out, in)``, in whichever order the architecture's own checkpoints keep them."""
+        return self._quantized
+
     def tensor(self, name: str) -> Tensor:
-        if (split := self._split.get(name)) is None:
-            tensor = self._stored(name)
-            if tensor.dtype.itemsize == 1:  # it would be copied as the numbers that it only stands for
-                raise ModelFileError(
-                    f"{self._shard_of[name][1]}: {name} is {tensor.dtype}, and no scales lie beside it"
-                )
-            return tensor
-        try:
-            return split.scheme.dequantize(*map(self._stored, split.names), self._quantization)
-        except ValueError as error:
-            raise ModelFileError(f"{self._shard_of[split.names[0]][1]}: {name} {error}") from None
+        if (weight := self.blocks(name)) is not None:
+            return weight.dequantize()
+        if name in self._packed:  # (E, out, in), where the same unpacked is (E, in, out)
+            blocks, scales = self._stored(name + mxfp4.BLOCKS), self._stored(name + mxfp4.SCALES)
+            if blocks.ndim != 4 or blocks.shape[:-1] != scales.shape:
+                file = self._shard_of[name + mxfp4.BLOCKS][1]
+                raise ModelFileError(f"{file}: {name} has blocks {(*blocks.shape,)}, but scales {(*scales.shape,)}")
+            return mxfp4.dequantize_mxfp4(blocks, scales).transpose(1, 2)
+        tensor = self._stored(name)
+        if tensor.dtype.itemsize == 1:  # it would be copied as the numbers that it only stands for
+            raise ModelFileError(f"{self._shard_of[name][1]}: {name} is {tensor.dtype}, and no scales lie beside it")
+        return tensor
 
     def _stored(self, name: str) -> Tensor:
         theirs, file, shard = self._shard_of[name]
@@ -69,8 +84,25 @@ class FolderCheckpoint:
         except SafetensorError as error:
             raise ModelFileError(f"{file}: cannot read {name} ({error})") from None
 
-    def blocks(self, name: str) -> None:
-        """There are no block formats in safetensors."""
+    def blocks(self, name: str) -> QuantizedWeight | None:
+        if self._layout is None or name not in self._quantized:
+            return None
+        module = self._quantized[name]
+        stored = ((ending, module + ending) for ending in self._layout.endings)
+        tensors = {ending: self._stored(full) for ending, full in stored if full in self._shard_of}
+        try:
+            return self._layout.read(module, tensors)
+        except KeyError as error:
+            reason = f"lacks {error.args[0]}"
+        except (ValueError, RuntimeError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+        raise ModelFileError(f"{self._shard_of[module + self._layout.marker][1]}: {module}: {reason}")
+
+    def _find_quantized(self) -> dict[str, str]:
+        """The weights that lie quantised, and the projections whose weights they are."""
+        marker = self._layout.marker if self._layout else None
+        modules = (name.removesuffix(marker) for name in self._shard_of if marker and name.endswith(marker))
+        return {f"{module}.weight": module for module in modules}
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -84,12 +116,30 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         if pooling := read_pooling(folder):
             raw["pooling"] = pooling
-        if (quantization := raw.pop("quantization_config", None)) is not None:
-            refuse_unknown(quantization)
+        raw.pop("quantization_config", None)
         return families.read_config(raw)
     except KeyError as error:
         raise ModelFileError(f"{file}: lacks {error.args[0]!r}") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ModelFileError(f"{file}: {error}") from None
+
+
+def read_quantization(folder: Path) -> dict[str, Any] | None:
+    """The ``quantization_config`` of a folder's ``config.json``."""
+    return _read_json(folder / "config.json").get("quantization_config")
+
+
+def _layout(folder: Path) -> Layout | None:
+    """How the weights are quantised, if they are. MXFP4, of experts only, is told by its tensors' names."""
+    config = read_quantization(folder)
+    if config is None or config.get("quant_method") == "mxfp4":
+        return None
+    file = folder / "config.json"
+    try:
+        return layout_of(config)
+    except KeyError as error:
+        raise ModelFileError(f"{file}: quantization_config lacks {error.args[0]!r}") from None
+    except (TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(f"{file}: {error}") from None
 
 

@@ -13,6 +13,10 @@ MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """By the low three bits; the fourth is the sign."""
 
 
+BLOCKS, SCALES = "_blocks", "_scales"
+"""What the names of a weight's two halves end with."""
+
+
 def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     """Bytes ``(…, G, 16)`` and their scales ``(…, G)``, both uint8, as float32 ``(…, 32 G)``. Exact."""
     values = torch.tensor([*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)], device=blocks.device)

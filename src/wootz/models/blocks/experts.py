@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wootz.models.blocks.mlp import ACTIVATIONS, check_activation
+from wootz.models.quantized_weight import Multiplies
 
 
 class GroupedLinear(nn.Module):
@@ -28,8 +29,16 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts, out_features)) if bias else None
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
+        self._blocks: Sequence[Multiplies] | None = None
+
+    def hold_blocks(self, blocks: Sequence[Multiplies]) -> None:
+        """One quantised weight for each expert; see `Linear.hold_blocks`."""
+        self._blocks = blocks
+        self.register_parameter("weight", None)
 
     def forward(self, x_ND: Tensor, counts: Sequence[int]) -> Tensor:
+        if self._blocks is not None:
+            return self._multiply_blocks(self._blocks, x_ND, counts)
         if not grouped_product_is_fused(x_ND):
             # `unbind` because its backward writes one gradient for all experts; that of indexing would write E.
             weights = self.weight.unbind()
@@ -40,6 +49,13 @@ class GroupedLinear(nn.Module):
         counts_E = torch.tensor(counts, device=x_ND.device)
         y_NO = F.grouped_mm(x_ND, self.weight.transpose(1, 2), offs=counts_E.cumsum(0).to(torch.int32))
         return y_NO if self.bias is None else y_NO + self.bias.repeat_interleave(counts_E, dim=0)
+
+    def _multiply_blocks(self, blocks: Sequence[Multiplies], x_ND: Tensor, counts: Sequence[int]) -> Tensor:
+        rows = x_ND.split(list(counts))
+        busy = [expert for expert, count in enumerate(counts) if count] or [0]
+        biases = [None] * len(blocks) if self.bias is None else self.bias.unbind()
+        products = ((blocks[expert].multiply(rows[expert]), biases[expert]) for expert in busy)
+        return torch.cat([y if bias is None else y + bias for y, bias in products])
 
 
 def grouped_product_is_fused(x_ND: Tensor) -> bool:

@@ -32,25 +32,38 @@ def gptq(
     damping: float = 0.01,
     act_order: bool = False,
 ) -> Quantized:
-    """The weight, quantised for inputs like these.
+    """The weight, quantised for inputs like these."""
+    hessian = input_hessian(inputs_NI)
+    return gptq_by_hessian(weight_OI, hessian, bits, group_size=group_size, damping=damping, act_order=act_order)
+
+
+def gptq_by_hessian(
+    weight_OI: Tensor,
+    hessian: Tensor,
+    bits: int,
+    *,
+    group_size: int | None = None,
+    damping: float = 0.01,
+    act_order: bool = False,
+    dtype: torch.dtype = torch.float16,
+) -> Quantized:
+    """The same, where only `input_hessian` of the inputs is at hand; ``dtype`` is the scales'.
 
     ``damping`` times the mean of H's diagonal is added to it, for calibration sets that do not span the inputs.
     ``act_order`` takes the columns of the largest activations first, while there are most columns to answer; each
     column keeps its group. With groups, a scale is taken from the weights as they are when their first column is due.
     """
     columns = weight_OI.shape[1]
-    hessian, weight = input_hessian(inputs_NI), weight_OI.detach().float().clone()
-    unused = hessian.diagonal() == 0
+    hessian, weight = hessian.clone(), weight_OI.detach().float().clone()
+    unused = hessian.diagonal() == 0  # such columns are rounded to the nearest, and answer for nobody
     hessian.diagonal()[unused] = 1
-    weight[:, unused] = 0
-    hessian.diagonal().add_(damping * hessian.diagonal().mean())
 
     order = hessian.diagonal().argsort(descending=True) if act_order else torch.arange(columns)
     weight, hessian = weight[:, order], hessian[order][:, order]
-    factor = _factor_of_inverse(hessian)
+    factor = _factor_of_inverse(hessian, damping)
 
     size = group_size or columns
-    scale = step_sizes(weight_OI.detach(), bits, group_size=group_size)
+    scale = step_sizes(weight_OI.detach(), bits, group_size=group_size, dtype=dtype)
     group_of = order // size
     q = torch.zeros_like(weight, dtype=torch.int8)
     for start in range(0, columns, _BLOCK):
@@ -63,7 +76,7 @@ def gptq(
                 coming = weight[:, j : j + size].clone()
                 if j + size > stop:
                     coming[:, stop - j :] -= errors @ factor[start:stop, stop : j + size]
-                scale[:, group : group + 1] = step_sizes(coming, bits)
+                scale[:, group : group + 1] = step_sizes(coming, bits, dtype=dtype)
             step = scale[:, group].float()
             q[:, j] = round_with(weight[:, j], step, bits)
             error = (weight[:, j] - q[:, j] * step) / factor[j, j]
@@ -74,10 +87,23 @@ def gptq(
     return Quantized(q[:, back], scale, bits)
 
 
-def _factor_of_inverse(hessian: Tensor) -> Tensor:
-    """Upper U with ``U^T U = H^-1``: ``U[j, j:] / U[j, j]`` is what column j's error asks of those after it."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+def _factor_of_inverse(hessian: Tensor, damping: float) -> Tensor:
+    """Upper U with ``U^T U = H^-1``: ``U[j, j:] / U[j, j]`` is what column j's error asks of those after it.
+
+    What is damped too little to have an inverse is damped ten times as much, until it has.
+    """
+    mean = hessian.diagonal().double().mean()
+    while True:
+        damped = hessian.double()
+        damped.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed and bool(upper.isfinite().all()):
+                return upper.float()
+        if damping > 1e6:
+            raise ValueError("the inputs hold numbers that are not finite")
+        damping = 10 * max(damping, 1e-4)
 
 
 def output_error(weight_OI: Tensor, quantized_OI: Tensor, inputs_NI: Tensor) -> float:
