@@ -26,12 +26,13 @@ from wootz.engine.attention import PagedCache
 from wootz.engine.cache import BlockPool
 from wootz.engine.fused import fuse
 from wootz.engine.output import NoText, TextStream
+from wootz.engine.pace import Pace
 from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled, sample
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.sequence import Request, Sequence
-from wootz.engine.validation import check_params
+from wootz.engine.validation import check_params, check_priority
 from wootz.models import RecurrentState
 from wootz.models.positions.rotary import fix_length
 from wootz.tokenization import StreamDecoder
@@ -131,7 +132,15 @@ class Engine:
             copy=cache.copy,
             copy_state=cache.copy_state,
         )
-        self.scheduler = Scheduler(self.pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens)
+        self.pace = Pace(config.max_step_tokens, config.max_inter_token_latency_ms)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_running=config.max_running,
+            pace=self.pace,
+            swap=setup.make_swap_space(cache, self.pool, config),
+            victim=config.preemption_victim,
+            user_weights=config.user_weights,
+        )
         fuse(self.model, cache)
         self.runner = Runner(self.model, cache)
         self.max_waiting = config.max_waiting
@@ -148,6 +157,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Compute one batch; returns what is new, in order. With nothing to do, nothing is new."""
+        started = time.perf_counter()
         chunks = self._chunks = self.scheduler.schedule()
         if not chunks:
             return []
@@ -162,11 +172,13 @@ class Engine:
         if len(choosing) > len(logits_SV):
             logits_SV = logits_SV[[row for row, _ in choosing]]
         sequences = [sequence for _, sequence in choosing]
-        return [
+        events = [
             event
             for sequence, sampled in zip(sequences, sample(logits_SV, sequences), strict=True)
             for event in self._extend(sequence, sampled)
         ]
+        self.pace.observe(chunks, time.perf_counter() - started)
+        return events
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
@@ -222,10 +234,13 @@ class Engine:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    def make_request(self, prompt: Prompt, params: SamplingParams, *, id: str = "") -> Request:
+    def make_request(
+        self, prompt: Prompt, params: SamplingParams, *, id: str = "", priority: int = 0, user: str = ""
+    ) -> Request:
         """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served."""
         vocab_size = self.model.config.vocab_size
         check_params(params, vocab_size)
+        check_priority(priority)
         token_ids, param = self._encode(prompt)
         if not token_ids:
             raise BadRequestError("the prompt is empty", param=param)
@@ -246,6 +261,8 @@ class Engine:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids),
             max_len=min(len(token_ids) + max_tokens, self.max_model_len),
+            priority=priority,
+            user=user,
         )
 
     def submit(self, request: Request) -> None:
@@ -253,6 +270,7 @@ class Engine:
         if len(self.scheduler.waiting) >= self.max_waiting:
             raise RateLimitError(f"{self.max_waiting} requests are waiting already; try again later", code="queue_full")
         request.arrival, request.num_open = next(self._arrivals), request.params.n
+        request.submitted_at = self.scheduler.num_steps
         self.scheduler.add(self._new_sequence(request, 0))
 
     def cancel(self, request: Request) -> None:
@@ -289,6 +307,12 @@ class Engine:
             requests_cancelled=self.num_cancelled,
             preemptions=self.scheduler.num_preemptions,
             uptime_seconds=time.monotonic() - self._started,
+            requests_admitted=self.scheduler.num_admitted,
+            prefix_hits=self.scheduler.num_prefix_hits,
+            swapped_out=self.scheduler.swap.num_saved,
+            swapped_in=self.scheduler.swap.num_loaded,
+            swap_blocks_total=self.scheduler.swap.num_blocks,
+            swap_blocks_used=self.scheduler.swap.num_used,
         )
 
     # --- many at once -----------------------------------------------------------------------------------------

@@ -69,6 +69,10 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     token_ids: list[int] | None = None
+    priority: int = 0
+    """The lowest goes first, as in vLLM."""
+    user: str = ""
+    """Users get equal shares of the engine while several of them wait."""
 
 
 class Encode(msgspec.Struct, frozen=True, tag="encode"):
@@ -167,6 +171,14 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     requests_cancelled: int
     preemptions: int
     uptime_seconds: float
+    requests_admitted: int = 0
+    """Requests that have begun to be computed."""
+    prefix_hits: int = 0
+    """Those of them that found a part of their prompt in the cache."""
+    swapped_out: int = 0
+    swapped_in: int = 0
+    swap_blocks_total: int = 0
+    swap_blocks_used: int = 0
 
 
 ToEngine = Submit | Encode | Cancel | GetStats

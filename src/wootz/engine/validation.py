@@ -7,6 +7,7 @@ from wootz.engine.protocol import SamplingParams
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 1024
+PRIORITIES = range(-100, 101)
 
 
 def check_params(params: SamplingParams, vocab_size: int) -> None:
@@ -36,3 +37,11 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
     check("stop", all(params.stop), "made of strings that are not empty")
     check("stop_token_ids", are_tokens(params.stop_token_ids), f"made of token ids below {vocab_size}")
     check("logprobs", params.logprobs is None or 0 <= params.logprobs <= MAX_LOGPROBS, f"between 0 and {MAX_LOGPROBS}")
+
+
+def check_priority(priority: int) -> None:
+    """Raise `BadRequestError` for one so far from the others that nobody would live to see it improve."""
+    if priority not in PRIORITIES:
+        raise BadRequestError(
+            f'"priority" must be between {PRIORITIES[0]} and {PRIORITIES[-1]}, not {priority}', param="priority"
+        )
