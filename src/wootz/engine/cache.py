@@ -159,7 +159,7 @@ class BlockPool:
         return len(self._match(token_ids, salt)[1]) * self.block_size
 
     def forget(self) -> None:
-        """Nothing that was published can be found any more: the weights it came from are gone. Nobody may hold blocks."""
+        """What was published cannot be found any more: the weights it came from are gone. Nobody may hold blocks."""
         assert self.num_referenced == 0, "somebody still reads this"
         self.free += reversed(self.idle)
         self.idle.clear()

@@ -13,14 +13,16 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from wootz.core import BadRequestError, EngineConfig, RateLimitError, progress_bar
+from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, progress_bar
 from wootz.engine import setup
 from wootz.engine.attention import PagedCache
 from wootz.engine.cache import BlockPool
@@ -33,8 +35,10 @@ from wootz.engine.sampler import Sampled, sample
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.sequence import Request, Sequence
 from wootz.engine.validation import check_params, check_priority
+from wootz.engine.weights import Weights
 from wootz.models import RecurrentState
 from wootz.models.positions.rotary import fix_length
+from wootz.models.replacing import read_weights
 from wootz.tokenization import StreamDecoder
 
 if TYPE_CHECKING:
@@ -107,16 +111,24 @@ class Engine:
     """
 
     def __init__(
-        self, model: str | Path | Model, *, config: EngineConfig | None = None, tokenizer: Tokenizer | None = None
+        self,
+        model: str | Path | Model,
+        *,
+        config: EngineConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+        path: Path | None = None,
     ) -> None:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
+        path = Path(model) if isinstance(model, str | Path) else path
+        self.weights = Weights(self.model, path and (lambda: setup.load(path, self.tokenizer, config)[0]))
         num_blocks, self.max_model_len = setup.size_cache(self.model, config)
         fix_length(self.model.modules(), self.max_model_len)
         specs = self.model.cache_specs
         recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
         num_states = config.max_running if recurrent else None
-        cache = PagedCache(
+        self._make_cache = partial(
+            PagedCache,
             specs,
             num_blocks,
             config.block_size,
@@ -124,6 +136,7 @@ class Engine:
             dtype=self.model.dtype,
             device=self.model.device,
         )
+        cache = self._make_cache()
         self.pool = BlockPool(
             num_blocks,
             config.block_size,
@@ -149,6 +162,8 @@ class Engine:
             self.eos_token_ids |= self.tokenizer.eos_token_ids
         self._arrivals = itertools.count()
         self._chunks: list[Chunk] = []
+        self.asleep = 0
+        """The level of its sleep (see `sleep`); 0 while it is awake."""
         self._started = time.monotonic()
         self.num_steps = self.num_prompt_tokens = self.num_generated = self.num_finished = self.num_cancelled = 0
 
@@ -156,7 +171,9 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Compute one batch; returns what is new, in order. With nothing to do, nothing is new."""
+        """Compute one batch; returns what is new, in order. With nothing to do (or asleep), nothing is new."""
+        if self.asleep:
+            return []
         started = time.perf_counter()
         chunks = self._chunks = self.scheduler.schedule()
         if not chunks:
@@ -291,7 +308,41 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        return not self.asleep and bool(self.scheduler.running or self.scheduler.waiting)
+
+    # --- weights ----------------------------------------------------------------------------------------------
+
+    def sleep(self, level: int = 1) -> None:
+        """Give memory back until `wake`: the cache, and from the device the weights (level 1: to host memory; level 2:
+        for good, to be read from the file again). Requests wait; what was computed of them is computed again."""
+        if level not in (1, 2):
+            raise BadRequestError(f'"level" must be 1 or 2, not {level}', param="level")
+        self.scheduler.preempt_all()
+        self.runner.cache.layers.clear()
+        self.weights.let_go(level)
+        self.asleep = max(level, self.asleep)
+
+    def wake(self) -> None:
+        """Go on. Raises `UnavailableError` if the weights are gone, and came from no file."""
+        if self.asleep:
+            self.model = self.runner.model = self.weights.take_back()
+            fix_length(self.model.modules(), self.max_model_len)
+            self.runner.cache.layers += self._make_cache().layers
+            self.asleep = 0
+
+    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace weights in place, by their names in a checkpoint (see `wootz.models.replacing`).
+
+        What the cache holds belongs to the old weights and is forgotten. Requests in flight keep the tokens they
+        have; those are computed again, and the next ones come from the new weights. An engine asleep stays so.
+        """
+        self.scheduler.preempt_all()
+        self.weights.replace(weights)
+        fix_length(self.model.modules(), self.max_model_len)
+
+    def load_weights(self, path: Path) -> None:
+        """`update_weights` from a checkpoint of the same architecture. Raises `ModelFileError`."""
+        self.update_weights(read_weights(path))
 
     def stats(self) -> Stats:
         return Stats(
@@ -313,6 +364,7 @@ class Engine:
             swapped_in=self.scheduler.swap.num_loaded,
             swap_blocks_total=self.scheduler.swap.num_blocks,
             swap_blocks_used=self.scheduler.swap.num_used,
+            asleep=self.asleep,
         )
 
     # --- many at once -----------------------------------------------------------------------------------------
@@ -332,6 +384,8 @@ class Engine:
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(prompts)
+        if self.asleep:
+            raise UnavailableError("the engine is asleep", hint="call wake() first")
         requests = [self.make_request(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
         answers = {
             request: Generation(request.prompt_token_ids, [Choice(index) for index in range(request.params.n)])

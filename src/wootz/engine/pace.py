@@ -1,9 +1,9 @@
 """How much a step may compute, so that running answers do not wait too long for their next token.
 
-`max_step_tokens` bounds a step in tokens. ``max_inter_token_latency_ms`` bounds it in time: a step that computes prompts
-beside running answers makes those wait, and how long depends on the machine, the model and the lengths. So it is measured:
-after each such step the budget is scaled by target / measured, cut at once and grown slowly (a proportional
-controller on the logarithm of the budget). While nobody answers nobody waits, and the whole budget is used.
+`max_step_tokens` bounds a step in tokens. ``max_inter_token_latency_ms`` bounds it in time: a step that computes
+prompts beside running answers makes those wait, and how long depends on the machine, the model and the lengths. So
+it is measured: after each such step the budget is scaled by target / measured, cut at once and grown slowly (a
+proportional controller on the logarithm of the budget). While nobody answers nobody waits, and all of it is used.
 
 What steps cost also tells what it would cost to compute a preempted sequence again.
 """

@@ -5,7 +5,8 @@ MessagePack holding one of the tagged structs below. The engine side renders cha
 samples and detokenizes, so a caller needs neither tokenizer nor PyTorch. This module imports neither.
 
 A request's life on the wire: `Submit` -> any number of `Output` (one per step that produced text for a choice)
--> one `Finished`; or `Encode` -> `Encoded`, from an encoder; or `Failed` at any point. `Cancel` may come at any time;
+-> one `Finished`; or `Encode` -> `Encoded`, from an encoder; or `Failed` at any point. An order (`Sleep`, `Wake`,
+`UpdateWeights`) -> `Done` or `Failed`. `Cancel` may come at any time;
 nothing follows it for that request.
 When the connection ends, the engine cancels every request that came over it, and the caller fails all it
 had in flight with a retryable error.
@@ -91,6 +92,25 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
 
 
+class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
+    """Give memory back until `Wake`: 1, the weights go to host memory; 2, they go. Requests wait meanwhile."""
+
+    request_id: str
+    level: int = 1
+
+
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
+    request_id: str
+
+
+class UpdateWeights(msgspec.Struct, frozen=True, tag="update_weights"):
+    """Go on with the weights of the checkpoint at ``path``, of the same architecture. Requests in flight keep their
+    tokens so far."""
+
+    request_id: str
+    path: str
+
+
 class GetStats(msgspec.Struct, frozen=True, tag="get_stats"):
     """Ask for one `Stats`."""
 
@@ -146,6 +166,12 @@ class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
     scores: list[float] = []
 
 
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """`Sleep`, `Wake` or `UpdateWeights` has been carried out."""
+
+    request_id: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The request could not be run; fields are those of `wootz.core.WootzError`."""
 
@@ -179,10 +205,12 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     swapped_in: int = 0
     swap_blocks_total: int = 0
     swap_blocks_used: int = 0
+    asleep: int = 0
 
 
-ToEngine = Submit | Encode | Cancel | GetStats
-FromEngine = Hello | Output | Finished | Encoded | Failed | Stats
+Order = Sleep | Wake | UpdateWeights
+ToEngine = Submit | Encode | Cancel | Order | GetStats
+FromEngine = Hello | Output | Finished | Encoded | Done | Failed | Stats
 
 MAX_MESSAGE_BYTES = 256 * 2**20
 

@@ -5,9 +5,9 @@
 2. **Fairness.** The user who was served least goes first, in tokens divided by the user's weight. These are the virtual
    token counters of VTC (arXiv 2401.00588): a prompt token that was computed counts 1, an answered one 2, a cached one
    nothing. A user who comes (back) starts where the least served of those present is, so nobody saves up for later.
-3. **Locality.** Among users who are ahead of the least served one by less than ``slack`` tokens, the request with most of
-   its prompt in the cache goes first, then the older (as DLPM does, arXiv 2501.14312). The one whose turn it was
-   can be passed over `MOST_PASSED` times.
+3. **Locality.** Among users who are ahead of the least served one by at most ``slack`` tokens, the request with most
+   of its prompt in the cache goes first, then the older (as DLPM does, arXiv 2501.14312). The one whose turn it
+   was can be passed over `MOST_PASSED` times.
 
 Time is counted in steps, and ties are broken by arrival, so the order depends on nothing but what was asked, and when.
 """
@@ -30,7 +30,7 @@ MOST_ABSENT = 4096
 
 
 class Queue:
-    """Waiting sequences, a line for each priority and user. ``num_cached`` says how much of a prompt is in the cache."""
+    """Waiting sequences, a line for each priority and user. ``num_cached``: how much of a prompt is in the cache."""
 
     def __init__(
         self,

@@ -117,7 +117,9 @@ def make_swap_space(cache: PagedCache, pool: BlockPool, config: EngineConfig) ->
     num_blocks = (budget - num_states * state_bytes) // block_bytes if block_bytes else pool.num_blocks
     if config.preemption == "recompute" or not num_blocks or (pool.num_states and not num_states):
         return SwapSpace(0, size)
-    host = PagedCache(cache.specs, num_blocks, size, num_states=num_states, dtype=cache.dtype, device=torch.device("cpu"))
+    host = PagedCache(
+        cache.specs, num_blocks, size, num_states=num_states, dtype=cache.dtype, device=torch.device("cpu")
+    )
     return SwapSpace(
         num_blocks,
         size,

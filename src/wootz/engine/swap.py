@@ -1,8 +1,8 @@
 """Host memory for preempted sequences: their blocks are copied out, and back when there is room again.
 
-The alternative is to compute them again. Swapping costs two copies, recomputing a prefill; which is cheaper depends on
-model and machine, so with ``preemption = "auto"`` both are measured and the cheaper one is taken. A sequence that comes back
-first looks for its prefix in the cache, as any other; only what is not found there is copied.
+The alternative is to compute them again. Swapping costs two copies, recomputing a prefill; which is cheaper depends
+on model and machine, so with ``preemption = "auto"`` both are measured and the cheaper one is taken. A sequence that
+comes back first looks for its prefix in the cache, as any other; only what is not found there is copied.
 
 `SwapSpace` keeps the books, as `BlockPool` does for the device; ``save`` and ``load`` move the data.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -133,7 +133,8 @@ def mover(source: PagedCache, target: PagedCache) -> Move:
     return move
 
 
-def _copy(source: Tensor | tuple[Tensor, ...], target: Tensor | tuple[Tensor, ...], from_: list[int], to: list[int]):
+def _copy(source: Any, target: Any, from_: list[int], to: list[int]) -> None:
+    """Rows of a tensor, or of each of a tuple of them."""
     if isinstance(source, Tensor):
         source, target = (source,), (target,)
     for mine, theirs in zip(source, target, strict=True):
