@@ -1,4 +1,4 @@
-"""Whose turn it is, in simulations without a model: every step computes what the scheduler says, and samples token 1."""
+"""Whose turn it is, simulated without a model: every step computes what the scheduler says, and samples token 1."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from one_by_one import one_at_a_time, tiny_engine, tiny_model
 from tiny_model import write_tiny_model
 
-from wootz.core import BadRequestError, EngineConfig, ModelFileError, UnavailableError, UnsupportedError
+from wootz.core import BadRequestError, EngineConfig, NotFoundError, UnavailableError, UnsupportedError
 from wootz.engine import Engine, SamplingParams
 from wootz.models import Decoder
 from wootz.models.names import checkpoint_views
@@ -101,7 +101,7 @@ def test_weights_of_another_model_are_refused(name, tensor, said):
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     engine = tiny_engine(80, copy.deepcopy(tiny_model()))
-    with pytest.raises((ModelFileError, BadRequestError)):
+    with pytest.raises(NotFoundError):
         engine.load_weights(tmp_path / "nothing")
     assert answers(engine) == alone(tiny_model())
 
@@ -149,16 +149,12 @@ def test_a_deep_sleep_frees_the_weights_and_newer_ones_end_it():
 
 
 @pytest.mark.real
-def test_a_quantised_model_sleeps_and_wakes_and_refuses_new_weights():
-    from wootz.core import EMBEDDED_MODEL_SOURCE, load_config
-    from wootz.store import ModelStore
-
-    path = ModelStore(load_config().config.models_dir).path(EMBEDDED_MODEL_SOURCE)
-    engine = Engine(path, config=EngineConfig(cache_bytes=2**26))
+def test_a_quantised_model_sleeps_and_wakes_and_refuses_new_weights(smollm2_gguf):
+    engine = Engine(smollm2_gguf, config=EngineConfig(cache_bytes=2**26))
     params = SamplingParams(temperature=0, max_tokens=6)
     (before,) = engine.generate("The sea is", params)
     with pytest.raises(UnsupportedError):
-        engine.load_weights(path)
+        engine.load_weights(smollm2_gguf)
     engine.sleep(2)
     engine.wake()
     assert engine.generate("The sea is", params)[0].token_ids == before.token_ids

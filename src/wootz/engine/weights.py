@@ -1,7 +1,7 @@
 """Where a model's weights are: on the device, in host memory, or in the file they came from. For sleeping and waking.
 
-The levels are vLLM's. Level 1 keeps the weights in host memory (on a CPU they are there already); level 2 frees them, and
-they are read from the model's file again, or are given by whoever has newer ones.
+The levels are vLLM's. Level 1 keeps the weights in host memory (on a CPU they are there already); level 2 frees them,
+and they are read from the model's file again, or are given by whoever has newer ones.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ class Weights:
         """The model with its weights on the device; another object if it had to be read again."""
         if self.model.device.type == "meta":
             if self.reload is None:
-                raise UnavailableError(
-                    "the weights were let go and there is no file to read them from", hint="give some"
-                )
+                raise UnavailableError("the weights were let go, and came from no file", hint="give new ones")
             self.model = self.reload()
         elif self.model.device != self.device:
             cast(nn.Module, self.model).to(self.device)

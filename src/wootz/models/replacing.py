@@ -8,7 +8,7 @@ the weights are gone, their shapes are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ def replace_weights(model: Decoder, weights: Iterable[tuple[str, Tensor]], devic
         if isinstance(module, Linear):
             module.unpack()
     if was_let_go:
-        model.to_empty(device=device)
+        _each(model, lambda tensor: torch.empty_like(tensor, device=device))
     model.tie_weights()
     views = checkpoint_views(model)
     missing, is_ignored = set(views), ignored_names(model)
@@ -61,7 +61,17 @@ def let_go(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear):
             module.discard()
-    model.to("meta")
+    _each(model, lambda tensor: tensor.to("meta"))
+
+
+def _each(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Put another tensor in place of everything that a checkpoint would hold; what is computed once stays."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(make(parameter.detach()), requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                setattr(module, name, make(buffer))
 
 
 def read_weights(path: Path | str) -> Iterator[tuple[str, Tensor]]:
