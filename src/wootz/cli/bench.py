@@ -1,4 +1,4 @@
-"""`wootz bench serve`: how a running server behaves as more callers come."""
+"""`wootz bench serve`: how a running server behaves as more callers come. `wootz bench engine`: an engine by itself."""
 
 from __future__ import annotations
 
@@ -8,17 +8,68 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wootz.cli.common import AsJson, ServerURL, numbers, print_json, server_url, stderr, stdout, table
+from wootz.cli.common import AsJson, ServerURL, load, numbers, print_json, server_url, stderr, stdout, table
 
 if TYPE_CHECKING:
     from wootz.app.load import Level
 
-app = typer.Typer(help="Measure a running server.", no_args_is_help=True)
+app = typer.Typer(help="Measure a running server, or an engine by itself.", no_args_is_help=True)
 
 
-@app.callback()
-def bench() -> None:
-    """Measure a running server."""
+@app.command("engine")
+def engine(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model folder, a GGUF file, a name of `wootz models`, or a source.")],
+    requests: Annotated[int, typer.Option(min=1, help="All of them are there from the start.")] = 32,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
+    output_len: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 64,
+    profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of every step here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Offline throughput of the engine, under the \\[engine] settings; with --profile, what its steps' time goes to.
+
+    Examples:
+      [bold]wootz bench engine smollm2-135m-instruct --requests 64[/bold]
+      [bold]wootz bench engine ./my-model --profile trace.json[/bold]  (open it in ui.perfetto.dev)
+    """
+    import json
+
+    from wootz.app.offline import measure
+    from wootz.app.single import locate
+    from wootz.core import progress_bar
+
+    config = load(ctx).config
+    _, path = locate(config, model)
+    with progress_bar("Generating", requests) as progress:
+        result, timeline = measure(
+            path,
+            config.engine,
+            requests=requests,
+            input_len=input_len,
+            output_len=output_len,
+            profile=profile is not None,
+            done=progress.advance,
+        )
+    if profile is not None and timeline is not None:
+        profile.write_text(json.dumps(timeline.chrome_trace()))
+        stderr().print(f"[green]✓[/green] {profile}")
+    if as_json:
+        print_json(result)
+        return
+    stdout().print(
+        f"[bold]{model}[/bold]  {requests} requests, {input_len} tokens in, {output_len} out, "
+        f"{result['wall_seconds']:.1f} s: [bold]{result['output_tokens_per_second']:.1f}[/bold] tokens out a second, "
+        f"{result['total_tokens_per_second']:.1f} in and out\n"
+        f"p50/p95/p99 in ms: first token {_spread(result['time_to_first_token'], 1000)}, "
+        f"between tokens {_spread(result['inter_token_latency'], 1000)}; "
+        f"{result['steps']} steps, {result['preemptions']} preemptions"
+    )
+    if timeline is not None:
+        rows = table("phase", "share", "ms a step", "longest ms", right=("share", "ms a step", "longest ms"))
+        for phase in timeline.summary():
+            each, longest = f"{1000 * phase.per_step:.2f}", f"{1000 * phase.longest:.2f}"
+            rows.add_row(phase.phase, f"{phase.share:.1%}", each, longest)
+        stdout().print(rows)
 
 
 @app.command("serve")

@@ -34,6 +34,7 @@ from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled, sample
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.sequence import Request, Sequence
+from wootz.engine.timeline import Timeline, Unwatched
 from wootz.engine.validation import check_params, check_priority
 from wootz.engine.weights import Weights
 from wootz.models import RecurrentState
@@ -156,6 +157,7 @@ class Engine:
         )
         fuse(self.model, cache)
         self.runner = Runner(self.model, cache)
+        self.timeline: Unwatched = self.runner.timeline
         self.max_waiting = config.max_waiting
         self.eos_token_ids = frozenset(self.model.config.eos_token_ids)
         if self.tokenizer is not None:
@@ -175,9 +177,11 @@ class Engine:
         if self.asleep:
             return []
         started = time.perf_counter()
+        self.timeline.begin(self.num_steps)
         chunks = self._chunks = self.scheduler.schedule()
         if not chunks:
             return []
+        self.timeline.mark("schedule")
         logits_SV = self.runner.run(chunks)
         self.scheduler.computed(chunks)
         self._count(chunks)
@@ -189,11 +193,16 @@ class Engine:
         if len(choosing) > len(logits_SV):
             logits_SV = logits_SV[[row for row, _ in choosing]]
         sequences = [sequence for _, sequence in choosing]
+        self.timeline.mark("schedule")
+        chosen = sample(logits_SV, sequences)
+        self.timeline.mark("sample")
         events = [
             event
-            for sequence, sampled in zip(sequences, sample(logits_SV, sequences), strict=True)
+            for sequence, sampled in zip(sequences, chosen, strict=True)
             for event in self._extend(sequence, sampled)
         ]
+        self.timeline.mark("detokenise")
+        self.timeline.end(tokens=sum(chunk.num_tokens for chunk in chunks), running=len(self.scheduler.running))
         self.pace.observe(chunks, time.perf_counter() - started)
         return events
 
@@ -309,6 +318,11 @@ class Engine:
     @property
     def has_work(self) -> bool:
         return not self.asleep and bool(self.scheduler.running or self.scheduler.waiting)
+
+    def watch(self) -> Timeline:
+        """Keep from now on what each step's time goes to."""
+        timeline = self.timeline = self.runner.timeline = Timeline(self.model.device)
+        return timeline
 
     # --- weights ----------------------------------------------------------------------------------------------
 
