@@ -94,11 +94,9 @@ class Live:
     tokens: list[list[int]]
 
 
-def soak(
-    engine: Engine, num_requests: int, *, mix: tuple[Kind, ...] = MIX, seed: int = 0, one_user: bool = False
-) -> Result:
+def soak(engine: Engine, num_requests: int, *, mix: tuple[Kind, ...] = MIX, one_user: bool = False) -> Result:
     """Run ``num_requests`` through the engine. ``one_user`` hides from the engine who asks."""
-    rng, result, process = random.Random(seed), Result(), psutil.Process()
+    rng, result, process = random.Random(0), Result(), psutil.Process()
     waiting = dict.fromkeys(USERS, 0)
     live: dict[str, Live] = {}
     num_asked, memory = 0, 0

@@ -34,8 +34,7 @@ def check(folder, num_requests: int, most_growth: int) -> None:
     assert tested.scheduler.swap.num_used == 0
     assert not tested.scheduler.waiting.served
     stats = tested.stats()
-    assert stats.preemptions > 0
-    assert stats.swapped_out == stats.swapped_in + stats.requests_cancelled or stats.swapped_out >= stats.swapped_in > 0
+    assert stats.preemptions >= stats.swapped_out >= stats.swapped_in > 0
     assert 0 < stats.prefix_hits < stats.requests_admitted <= num_requests
     alone = engine(folder, cache_bytes=2**22, max_running=4, prefix_caching=False)
     for ask, params, tokens in result.answers[:: max(1, len(result.answers) // 20)]:

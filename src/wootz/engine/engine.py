@@ -162,6 +162,7 @@ class Engine:
         self.eos_token_ids = frozenset(self.model.config.eos_token_ids)
         if self.tokenizer is not None:
             self.eos_token_ids |= self.tokenizer.eos_token_ids
+        self.num_parameters = self.model.num_parameters
         self._arrivals = itertools.count()
         self._chunks: list[Chunk] = []
         self.asleep = 0
@@ -296,7 +297,7 @@ class Engine:
         if len(self.scheduler.waiting) >= self.max_waiting:
             raise RateLimitError(f"{self.max_waiting} requests are waiting already; try again later", code="queue_full")
         request.arrival, request.num_open = next(self._arrivals), request.params.n
-        request.submitted_at = self.scheduler.num_steps
+        request.submitted_at, request.submitted_time = self.scheduler.num_steps, time.monotonic()
         self.scheduler.add(self._new_sequence(request, 0))
 
     def cancel(self, request: Request) -> None:
@@ -379,6 +380,8 @@ class Engine:
             swap_blocks_total=self.scheduler.swap.num_blocks,
             swap_blocks_used=self.scheduler.swap.num_used,
             asleep=self.asleep,
+            parameters=self.num_parameters,
+            wait_seconds=self.scheduler.wait_seconds,
         )
 
     # --- many at once -----------------------------------------------------------------------------------------

@@ -206,6 +206,10 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     swap_blocks_total: int = 0
     swap_blocks_used: int = 0
     asleep: int = 0
+    parameters: int = 0
+    """The model's."""
+    wait_seconds: float = 0.0
+    """Of all admitted requests together, from being submitted to being admitted."""
 
 
 Order = Sleep | Wake | UpdateWeights

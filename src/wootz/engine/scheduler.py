@@ -11,6 +11,7 @@ the cache by itself (the engine refuses those that do not).
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_steps = self.num_preemptions = 0
         self.num_admitted = self.num_prefix_hits = self.num_cached_tokens = 0
+        self.wait_seconds = 0.0
 
     def schedule(self) -> list[Chunk]:
         """The next step: running answers first, then prompts under way, then whoever's turn it is and fits."""
@@ -167,6 +169,7 @@ class Scheduler:
     def _count_prefix(self, sequence: Sequence) -> None:
         sequence.request.cached_tokens = sequence.num_computed
         self.num_admitted += 1
+        self.wait_seconds += time.monotonic() - sequence.request.submitted_time
         self.num_prefix_hits += sequence.num_computed > 0
         self.num_cached_tokens += sequence.num_computed
 

@@ -36,6 +36,8 @@ class Request:
     """Place in the order of arrival; set when the request is submitted."""
     submitted_at: int = 0
     """The step before which it was submitted."""
+    submitted_time: float = 0.0
+    """Of `time.monotonic`."""
     cached_tokens: int | None = None
     """Prompt tokens found in the cache; None until the prompt is first admitted."""
     sequences: list[Sequence] = field(default_factory=list)
