@@ -13,7 +13,14 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from wootz.core.errors import BadRequestError, RateLimitError, UnavailableError, UnsupportedError, WootzError
+from wootz.core.errors import (
+    BadRequestError,
+    NotFoundError,
+    RateLimitError,
+    UnavailableError,
+    UnsupportedError,
+    WootzError,
+)
 from wootz.engine import protocol
 from wootz.engine.protocol import (
     Cancel,
@@ -221,6 +228,8 @@ def _error(failed: Failed) -> WootzError:
             return UnsupportedError(failed.message, param=failed.param)
         case 400:
             return BadRequestError(failed.message, code=failed.code, param=failed.param)
+        case 404:
+            return NotFoundError(failed.message, param=failed.param)
         case 429:
             return RateLimitError(failed.message, code=failed.code)
         case 503:
