@@ -26,7 +26,7 @@ from wootz.core import BadRequestError, EngineConfig, RateLimitError, Unavailabl
 from wootz.engine import setup
 from wootz.engine.attention import PagedCache
 from wootz.engine.cache import BlockPool
-from wootz.engine.fused import fuse
+from wootz.engine.fused import fuse, unfuse
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.pace import Pace
 from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
@@ -334,6 +334,7 @@ class Engine:
             raise BadRequestError(f'"level" must be 1 or 2, not {level}', param="level")
         self.scheduler.preempt_all()
         self.runner.cache.layers.clear()
+        unfuse(self.model)
         self.weights.let_go(level)
         self.asleep = max(level, self.asleep)
 
@@ -343,6 +344,7 @@ class Engine:
             self.model = self.runner.model = self.weights.take_back()
             fix_length(self.model.modules(), self.max_model_len)
             self.runner.cache.layers += self._make_cache().layers
+            fuse(self.model, self.runner.cache)
             self.asleep = 0
 
     def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

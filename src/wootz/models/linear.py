@@ -74,7 +74,7 @@ class Linear(nn.Module):
     def unpack(self) -> None:
         """Undo `prepare_for_inference`, so that the weight can be written to. Raises `UnsupportedError` for one that is
         kept quantised."""
-        if self._blocks is not None:
+        if self.blocks is not None:
             raise UnsupportedError("weights in quantised blocks cannot be replaced", hint="serve an unquantised model")
         if self._packed is not None:
             self.weight = nn.Parameter(self._packed.to_dense(), requires_grad=False)
@@ -82,10 +82,10 @@ class Linear(nn.Module):
 
     def discard(self) -> None:
         """Free a packed or quantised weight; what is left is the shape of a plain one."""
-        if self._packed is not None or self._blocks is not None:
+        if self._packed is not None or self.blocks is not None:
             dtype = torch.float32 if self.bias is None else self.bias.dtype
             plain = torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
-            self.weight, self._packed, self._blocks = nn.Parameter(plain, requires_grad=False), None, None
+            self.weight, self._packed, self.blocks = nn.Parameter(plain, requires_grad=False), None, None
 
     def extra_repr(self) -> str:
         kept = f", {self.blocks.format}" if self.blocks else ", packed" if self._packed is not None else ""

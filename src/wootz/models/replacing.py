@@ -29,15 +29,15 @@ def replace_weights(model: Decoder, weights: Iterable[tuple[str, Tensor]], devic
     before it are replaced by then: hand over a whole set before the model is used again.
     """
     was_let_go = model.device.type == "meta"
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.unpack()
-    if was_let_go:
-        _each(model, lambda tensor: torch.empty_like(tensor, device=device))
-    model.tie_weights()
-    views = checkpoint_views(model)
-    missing, is_ignored = set(views), ignored_names(model)
     try:
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.unpack()
+        if was_let_go:
+            _each(model, lambda tensor: torch.empty_like(tensor, device=device))
+        model.tie_weights()
+        views = checkpoint_views(model)
+        missing, is_ignored = set(views), ignored_names(model)
         for name, tensor in weights:
             if name not in views:
                 if is_ignored(name):
