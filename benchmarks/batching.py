@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    model = load(options.model, keep_quantized=True) if options.model else random_model()
+    model = load(options.model, keep_quantized="exact") if options.model else random_model()
     trace = make_trace(options.requests, model.config.vocab_size, options.longest, seed=0)
 
     times = measure(model, trace, options)

@@ -134,6 +134,7 @@ def test_what_waited_while_the_engine_slept_is_answered_as_if_it_had_not(tiny_fo
 def test_a_deep_sleep_frees_the_weights_and_newer_ones_end_it():
     engine = tiny_engine(80, copy.deepcopy(tiny_model()))
     engine.sleep(2)
+    assert isinstance(engine.model, Decoder)
     assert {parameter.device.type for parameter in engine.model.parameters()} == {"meta"}
     with pytest.raises(UnavailableError):
         engine.wake()

@@ -379,7 +379,7 @@ class Engine:
             prefix_hits=self.scheduler.num_prefix_hits,
             swapped_out=self.scheduler.swap.num_saved,
             swapped_in=self.scheduler.swap.num_loaded,
-            swap_blocks_total=self.scheduler.swap.num_blocks,
+            swap_blocks=self.scheduler.swap.num_blocks,
             swap_blocks_used=self.scheduler.swap.num_used,
             asleep=self.asleep,
             parameters=self.num_parameters,

@@ -203,7 +203,7 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     """Those of them that found a part of their prompt in the cache."""
     swapped_out: int = 0
     swapped_in: int = 0
-    swap_blocks_total: int = 0
+    swap_blocks: int = 0
     swap_blocks_used: int = 0
     asleep: int = 0
     parameters: int = 0

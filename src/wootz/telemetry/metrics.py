@@ -84,7 +84,7 @@ ENGINE_GAUGES = {
     "waiting": "Requests waiting for a place in the batch.",
     "blocks_total": "Cache blocks there are.",
     "blocks_used": "Cache blocks in use.",
-    "swap_blocks_total": "Blocks of host memory for preempted sequences.",
+    "swap_blocks": "Blocks of host memory for preempted sequences.",
     "swap_blocks_used": "Those in use.",
     "parameters": "Of the model.",
     "asleep": "The level of its sleep, 0 while it is awake.",
