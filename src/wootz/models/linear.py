@@ -108,6 +108,17 @@ class Embedding(nn.Embedding):
         self.packed = packed
         self.register_parameter("weight", None)
 
+    def unpack(self) -> None:
+        """Raises `UnsupportedError` for a weight that is kept quantised (`Linear.unpack`)."""
+        if self.packed is not None:
+            raise UnsupportedError("a quantised embedding cannot be replaced", hint="serve an unquantised model")
+
+    def discard(self) -> None:
+        """Free a packed weight; what is left is the shape of a plain one."""
+        if self.packed is not None:
+            self.packed = None
+            self.weight = nn.Parameter(torch.empty(self.num_embeddings, self.embedding_dim, device="meta"), False)
+
 
 def prepare_for_inference(model: nn.Module) -> None:
     """No gradients, and every `Linear` laid out for speed."""

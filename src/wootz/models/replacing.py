@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wootz.core.errors import BadRequestError
 from wootz.models.decoder import Decoder
-from wootz.models.linear import Linear, prepare_for_inference
+from wootz.models.linear import Embedding, Linear, prepare_for_inference
 from wootz.models.loading import ignored_names, open_checkpoint
 from wootz.models.names import checkpoint_views
 
@@ -31,7 +31,7 @@ def replace_weights(model: Decoder, weights: Iterable[tuple[str, Tensor]], devic
     was_let_go = model.device.type == "meta"
     try:
         for module in model.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear | Embedding):
                 module.unpack()
         if was_let_go:
             _each(model, lambda tensor: torch.empty_like(tensor, device=device))
@@ -59,7 +59,7 @@ def replace_weights(model: Decoder, weights: Iterable[tuple[str, Tensor]], devic
 def let_go(model: nn.Module) -> None:
     """Free all weights; what is left on the meta device knows their names, shapes and dtype."""
     for module in model.modules():
-        if isinstance(module, Linear):
+        if isinstance(module, Linear | Embedding):
             module.discard()
     _each(model, lambda tensor: tensor.to("meta"))
 
