@@ -159,6 +159,27 @@ def test_what_was_swapped_out_is_not_computed_again():
     assert prompt_tokens_computed("swap") == 30 < prompt_tokens_computed("recompute")
 
 
+def test_a_swapped_sequence_shares_what_is_still_there_and_copies_the_rest():
+    engine = tiny_engine(60, preemption="swap", swap_bytes=40 * block_bytes(4))
+    params = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
+    requests = [engine.make_request([*shared_text[:9], tail], params) for tail in (5, 6)]
+    for request in requests:
+        engine.submit(request)
+        engine.step()
+    (first,), (second,) = (request.sequences for request in requests)
+    for _ in range(8):
+        engine.step()
+    engine.scheduler._preempt(second, {})
+    engine.step()
+    assert engine.stats().swapped_in == 1
+    assert second.table.blocks[:2] == first.table.blocks[:2]
+    assert len(second.table.blocks) > 3
+    while engine.has_work:
+        engine.step()
+    for request in requests:
+        assert [request.sequences[0].token_ids[10:]] == one_at_a_time(request.prompt_token_ids, params)
+
+
 @pytest.mark.parametrize(("seconds_per_token", "swaps"), [(1.0, True), (1e-12, False), (None, True)])
 def test_what_is_cheaper_is_done(seconds_per_token, swaps):
     engine = tiny_engine(12, swap_bytes=40 * block_bytes(4))
