@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -214,6 +215,26 @@ def test_chat_and_bench_without_a_platform_are_one_line(wootz):
         result = wootz(*command, "--url", "http://127.0.0.1:9")
         assert result.exit_code == 1
         assert only_line(result).startswith("error: http://127.0.0.1:9 can't be reached")
+
+
+def test_bench_engine_measures_and_keeps_a_trace(wootz, tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WOOTZ_ENGINE__CACHE_BYTES", "8000000")
+    size = ("--requests", "3", "--input-len", "20", "--output-len", "4")
+    result = wootz("bench", "engine", str(tiny_model_folder), *size, "--profile", "trace.json", "--json")
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    assert (measured["requests"], measured["steps"], measured["preemptions"]) == (3, 4, 0)
+    phases = [phase["phase"] for phase in measured["phases"]]
+    assert phases == ["schedule", "prepare", "forward", "sample", "detokenise"]
+    assert sum(phase["share"] for phase in measured["phases"]) == pytest.approx(1)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    spans = [event for event in events if event["ph"] == "X"]
+    assert len({event["args"]["step"] for event in spans}) == 4
+    assert all(before["ts"] + before["dur"] <= after["ts"] + 1 for before, after in itertools.pairwise(spans))
+    assert [event["args"]["tokens"] for event in events if event["name"] == "tokens"] == [60, 3, 3, 3]
+    assert "tokens out a second" in wootz("bench", "engine", str(tiny_model_folder), *size).stdout
+    refused = wootz("bench", "engine", str(tiny_model_folder), "--input-len", "100000")
+    assert "at most" in only_line(refused)
 
 
 def test_serve_refuses_the_network_and_unknown_models(wootz):

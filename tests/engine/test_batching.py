@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from one_by_one import VOCAB_SIZE, one_at_a_time, tiny_engine
+from one_by_one import VOCAB_SIZE, one_at_a_time, tiny_engine, tiny_model
 
 from wootz.engine import SamplingParams
+from wootz.engine.attention import PagedCache
 from wootz.engine.engine import Event
 from wootz.engine.protocol import Finished, Output
 
@@ -20,6 +21,8 @@ class Arrival:
     params: SamplingParams
     step: int
     cancelled_at: int | None
+    priority: int
+    user: str
 
 
 tokens = st.integers(1, VOCAB_SIZE - 1)
@@ -47,7 +50,15 @@ sampling = st.one_of(
         stop_token_ids=st.sampled_from([(), (7, 8)]),
     ),
 )
-arrivals = st.builds(Arrival, prompts, sampling, st.integers(0, 25), st.none() | st.integers(0, 40))
+arrivals = st.builds(
+    Arrival,
+    prompts,
+    sampling,
+    step=st.integers(0, 25),
+    cancelled_at=st.none() | st.integers(0, 40),
+    priority=st.sampled_from([0, 0, 2, -3]),
+    user=st.sampled_from(["", "ann", "bob"]),
+)
 
 
 scenarios = given(
@@ -57,6 +68,11 @@ scenarios = given(
     max_running=st.integers(1, 6),
     max_step_tokens=st.sampled_from([1, 2, 3, 7, 64]),
     prefix_caching=st.booleans(),
+    preemption=st.sampled_from(["auto", "swap", "recompute"]),
+    preemption_victim=st.sampled_from(["latest", "longest", "fifo"]),
+    swap_blocks=st.sampled_from([0, 3, 100]),
+    max_inter_token_latency_ms=st.sampled_from([None, 0.1]),
+    user_weights=st.sampled_from([{}, {"ann": 3.0}]),
 )
 
 
@@ -74,24 +90,20 @@ def test_tokens_do_not_depend_on_the_company_in_many_scenarios(**scenario):
     check_against_one_at_a_time(**scenario)
 
 
-def check_against_one_at_a_time(
-    requests: list[Arrival], block_size, spare_tokens, max_running, max_step_tokens, prefix_caching
-):
+def check_against_one_at_a_time(requests: list[Arrival], block_size, spare_tokens, swap_blocks, **config):
     num_blocks = -(-(36 + spare_tokens) // block_size)
-    engine = tiny_engine(
-        num_blocks,
-        block_size=block_size,
-        max_running=max_running,
-        max_step_tokens=max_step_tokens,
-        prefix_caching=prefix_caching,
-    )
+    swap_bytes = swap_blocks * block_bytes(block_size)
+    engine = tiny_engine(num_blocks, block_size=block_size, swap_bytes=swap_bytes, **config)
     live, answers, finished = {}, {}, set()
     todo = dict(enumerate(requests))
     step = 0
     while todo or engine.has_work:
         for number, arrival in list(todo.items()):
             if arrival.step <= step:
-                live[number] = engine.make_request(todo.pop(number).prompt, arrival.params, id=str(number))
+                del todo[number]
+                live[number] = engine.make_request(
+                    arrival.prompt, arrival.params, id=str(number), priority=arrival.priority, user=arrival.user
+                )
                 answers[number] = [[] for _ in range(arrival.params.n)]
                 engine.submit(live[number])
         for number, request in live.items():
@@ -105,6 +117,7 @@ def check_against_one_at_a_time(
         step += 1
         assert step < 5000, "no progress"
     assert engine.pool.num_available == engine.pool.num_blocks
+    assert not engine.scheduler.swap.num_used
     for number, arrival in enumerate(requests):
         alone = one_at_a_time(arrival.prompt, arrival.params, engine.max_model_len)
         if arrival.cancelled_at is None:
@@ -114,19 +127,67 @@ def check_against_one_at_a_time(
             assert all(whole[: len(part)] == part for part, whole in zip(answers[number], alone, strict=True))
 
 
+def block_bytes(block_size: int) -> int:
+    return PagedCache.block_bytes(tiny_model().cache_specs, block_size, tiny_model().dtype)
+
+
 def collect(event: Output | Finished, choices: list[list[int]]) -> None:
     if isinstance(event, Output):
         choices[event.index] += event.token_ids
 
 
-def test_preemption_happens_and_changes_nothing():
-    engine = tiny_engine(num_blocks=12)
+@pytest.mark.parametrize("victim", ["latest", "longest", "fifo"])
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_preemption_happens_and_changes_nothing(preemption, victim):
+    engine = tiny_engine(12, preemption=preemption, preemption_victim=victim, swap_bytes=40 * block_bytes(4))
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     prompts = [[seed, seed + 1, seed + 2, seed + 3, seed + 4] for seed in range(1, 7)]
     answers = engine.generate(prompts, params)
-    assert engine.stats().preemptions > 0
+    stats = engine.stats()
+    assert stats.preemptions > 0
+    assert (stats.swapped_out, stats.swapped_in) == ((stats.preemptions,) * 2 if preemption == "swap" else (0, 0))
     for prompt, answer in zip(prompts, answers, strict=True):
         assert [answer.token_ids] == one_at_a_time(prompt, params)
+
+
+def test_what_was_swapped_out_is_not_computed_again():
+    def prompt_tokens_computed(preemption: str) -> int:
+        engine = tiny_engine(12, preemption=preemption, prefix_caching=False, swap_bytes=40 * block_bytes(4))
+        engine.generate([[n] * 5 for n in range(1, 7)], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+        return engine.stats().prompt_tokens_computed
+
+    assert prompt_tokens_computed("swap") == 30 < prompt_tokens_computed("recompute")
+
+
+def test_a_swapped_sequence_shares_what_is_still_there_and_copies_the_rest():
+    engine = tiny_engine(60, preemption="swap", swap_bytes=40 * block_bytes(4))
+    params = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True)
+    requests = [engine.make_request([*shared_text[:9], tail], params) for tail in (5, 6)]
+    for request in requests:
+        engine.submit(request)
+        engine.step()
+    (first,), (second,) = (request.sequences for request in requests)
+    for _ in range(8):
+        engine.step()
+    engine.scheduler.preempt(second, {})
+    engine.step()
+    assert engine.stats().swapped_in == 1
+    assert second.table.blocks[:2] == first.table.blocks[:2]
+    assert len(second.table.blocks) > 3
+    while engine.has_work:
+        engine.step()
+    for request in requests:
+        assert [request.sequences[0].token_ids[10:]] == one_at_a_time(request.prompt_token_ids, params)
+
+
+@pytest.mark.parametrize(("seconds_per_token", "swaps"), [(1.0, True), (1e-12, False), (None, True)])
+def test_what_is_cheaper_is_done(seconds_per_token, swaps):
+    engine = tiny_engine(12, swap_bytes=40 * block_bytes(4))
+    engine.pace.observe = lambda chunks, seconds: None
+    engine.pace.seconds_per_token = seconds_per_token
+    engine.generate([[n] * 5 for n in range(1, 7)], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    assert engine.stats().preemptions > 0
+    assert (engine.stats().swapped_out > 0) == swaps
 
 
 def test_the_oldest_request_is_never_preempted():

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from one_by_one import one_at_a_time, tiny_engine, tiny_model
+from tiny_model import write_tiny_model
 
-from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, WootzError
+from wootz.core import BadRequestError, EngineConfig, NotFoundError, RateLimitError, UnavailableError, WootzError
 from wootz.engine import Engine, EngineClient, SamplingParams, connection, protocol
 from wootz.engine.protocol import Finished, Hello, Output, Submit
 from wootz.engine.server import Server
@@ -70,6 +71,10 @@ async def answer(client: EngineClient, **request) -> tuple[str, list[Output], Fi
     return "".join(output.text for output in outputs), outputs, finished
 
 
+async def waiting_in(client: EngineClient) -> int:
+    return (await client.stats()).waiting
+
+
 async def idle(client: EngineClient) -> protocol.Stats:
     """The engine's counters once it has nothing left to do and every block is free."""
 
@@ -80,7 +85,7 @@ async def idle(client: EngineClient) -> protocol.Stats:
     return await eventually(now)
 
 
-async def test_a_life_of_an_engine(tiny_folder, socket):
+async def test_a_life_of_an_engine(tiny_folder, socket, tmp_path):
     """One process for many questions: starting it is what takes the time."""
     socket.touch()  # a dead process left its socket
     async with running(tiny_folder, socket) as (client, process):
@@ -146,6 +151,26 @@ async def test_a_life_of_an_engine(tiny_folder, socket):
         assert await reader.read() == b""
         writer.close()
         assert await answer(client, text="the engine", params=params)
+
+        # Who asks a sleeping engine waits; new weights are new answers, and the old ones come back with the old file.
+        await client.sleep(2)
+        waiting = asyncio.create_task(answer(client, text="the engine", params=params, priority=-1, user="ann"))
+        assert await eventually(lambda: waiting_in(client)) == 1
+        assert (await client.stats()).asleep == 2
+        await client.wake()
+        text, _, _ = await waiting
+        await client.update_weights(str(write_tiny_model(tmp_path / "other", seed=1)))
+        assert (await answer(client, text="the engine", params=params))[0] != text
+        await client.update_weights(str(tiny_folder))
+        assert (await answer(client, text="the engine", params=params))[0] == text
+        with pytest.raises(NotFoundError):
+            await client.update_weights(str(tmp_path / "nothing"))
+        with pytest.raises(BadRequestError) as error:
+            await client.sleep(7)
+        assert error.value.param == "level"
+        with pytest.raises(BadRequestError) as error:
+            await answer(client, text="x", priority=1000)
+        assert error.value.param == "priority"
 
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 10) == 0

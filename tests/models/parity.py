@@ -108,7 +108,14 @@ def prove_engine(model: Decoder, num_requests: int = 14, seed: int = 0) -> None:
     shared = [rng.randrange(1, model.config.vocab_size) for _ in range(14)]
     for settings in (
         {"block_size": 4, "max_running": 5, "max_step_tokens": 7, "num_blocks": 14},
-        {"block_size": 2, "max_running": 4, "max_step_tokens": 64, "num_blocks": 40},
+        {
+            "block_size": 2,
+            "max_running": 4,
+            "max_step_tokens": 64,
+            "num_blocks": 24,
+            "preemption": "swap",
+            "swap_bytes": 2**20,
+        },
     ):
         engine = tiny_engine(settings.pop("num_blocks"), model, **settings)
         asked, answers = {}, {}

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from one_by_one import tiny_engine
+from one_by_one import one_at_a_time, tiny_engine
 from parity import prove_engine
 
 from wootz.engine import SamplingParams
 from wootz.engine.attention import PagedCache
+from wootz.engine.protocol import Output
 from wootz.models import Decoder, PackedContext
 from wootz.models.blocks.attention import AttentionConfig
 from wootz.models.blocks.linear_attention import GLAConfig, LinearAttentionConfig, RetentionConfig
@@ -111,3 +112,28 @@ def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str
     slots, equal = capsys.readouterr().out.splitlines()
     assert slots.count("RecurrentState(") == 2
     assert equal == "tensor(True)"
+
+
+@pytest.mark.parametrize("mixers", [SAMBA, PURE], ids=["hybrid", "purely recurrent"])
+def test_running_states_are_swapped_with_the_blocks(mixers):
+    model = decoder(mixers).double().eval().requires_grad_(False)
+    for parameter in model.parameters():  # so that the answers depend on what was read
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    engine = tiny_engine(40, model, preemption="swap", swap_bytes=2**20)
+    params = SamplingParams(seed=1, max_tokens=12, ignore_eos=True)
+    requests = [engine.make_request([n, n + 1, 5], params, id=str(n)) for n in range(1, 4)]
+    answers: dict[str, list[int]] = {request.id: [] for request in requests}
+    for request in requests:
+        engine.submit(request)
+    while engine.has_work:
+        for request, event in engine.step():
+            if isinstance(event, Output):
+                answers[request.id] += event.token_ids
+        if engine.num_steps % 3 == 0:
+            for sequence in list(engine.scheduler.running):  # they come back in each other's places
+                engine.scheduler._preempt(sequence, {})
+        engine.scheduler.check_integrity()
+    assert engine.stats().swapped_in == engine.stats().preemptions > 2
+    assert engine.stats().prompt_tokens_computed == 9
+    for request in requests:
+        assert [answers[request.id]] == one_at_a_time(request.prompt_token_ids, params, model=model)

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from wootz.app.engine_counts import watch
 from wootz.core import AuthenticationError, UpstreamError
 
 WORDS = (  # noqa: SIM905
@@ -48,6 +49,8 @@ class Level:
     concurrency: int
     wall_seconds: float
     samples: list[Sample]
+    engine: dict[str, Any] | None = None
+    """What the server's engine counted meanwhile (see `wootz.app.engine_counts`), if it tells."""
 
     @property
     def good(self) -> list[Sample]:
@@ -69,6 +72,7 @@ class Level:
             "inter_token_latency": percentiles(gap for sample in good for gap in sample.inter_token_latencies),
             "end_to_end": percentiles(sample.end_to_end for sample in good),
             "tokens_per_second_of_a_request": percentiles(s.completion_tokens / s.end_to_end for s in good),
+            "engine": self.engine,
         }
 
     def share_within(self, *, time_to_first_token: float | None, inter_token_latency: float | None) -> float:
@@ -140,9 +144,11 @@ class LoadGenerator:
                 samples.append(await self.request(model, self.prompt(input_len), output_len))
                 done()
 
-        start = time.perf_counter()
-        await asyncio.gather(*(client() for _ in range(concurrency)))
-        return Level(concurrency, time.perf_counter() - start, samples)
+        async with watch(self._client, model) as counts:
+            start = time.perf_counter()
+            await asyncio.gather(*(client() for _ in range(concurrency)))
+            wall = time.perf_counter() - start
+        return Level(concurrency, wall, samples, counts.summary())
 
     async def request(self, model: str, prompt: str, output_len: int) -> Sample:
         """One streamed answer of exactly ``output_len`` tokens (where the server honours ``ignore_eos``)."""

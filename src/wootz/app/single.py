@@ -21,6 +21,14 @@ def single_model(config: Config, model: str, name: str | None) -> Config:
             f"without accounts anybody who reaches {config.server.host} could use the model",
             hint="listen on 127.0.0.1, or use `wootz up`, which asks for keys",
         )
+    name, path = locate(config, model, name)
+    known = (entry.sampling for key, entry in config.models.items() if model in (key, entry.source))
+    entry = ModelConfig(path=path.absolute(), sampling=next(known, SamplingConfig()))
+    return config.model_copy(update={"models": {name or (path.name if path.is_dir() else path.stem).lower(): entry}})
+
+
+def locate(config: Config, model: str, name: str | None = None) -> tuple[str | None, Path]:
+    """What the store calls it, if it is from there, and where it lies; pulled now if need be."""
     store = ModelStore(config.models_dir)
     path = Path(model).expanduser()
     if model.startswith(SOURCES):
@@ -33,9 +41,7 @@ def single_model(config: Config, model: str, name: str | None) -> Config:
         except NotFoundError:
             hint = "give a path, a name that `wootz models` lists, or a source such as hf:ORG/NAME"
             raise NotFoundError(f'there is no model "{model}"', hint=hint) from None
-    known = (entry.sampling for key, entry in config.models.items() if model in (key, entry.source))
-    entry = ModelConfig(path=path.absolute(), sampling=next(known, SamplingConfig()))
-    return config.model_copy(update={"models": {name or (path.name if path.is_dir() else path.stem).lower(): entry}})
+    return name, path
 
 
 def _is_loopback(host: str) -> bool:

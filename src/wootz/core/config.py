@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -69,6 +69,21 @@ class EngineConfig(Section):
         default=None, ge=1, description="Longest prompt plus answer. Default: the model's own."
     )
     prefix_caching: bool = True
+    max_inter_token_latency_ms: float | None = Field(
+        default=None, gt=0, description="Read prompts in chunks so small that running answers go on this often."
+    )
+    preemption: Literal["auto", "recompute", "swap"] = Field(
+        default="auto", description='How a preempted answer comes back; "auto" takes what was measured to be cheaper.'
+    )
+    preemption_victim: Literal["latest", "longest", "fifo"] = Field(
+        default="latest", description="Who gives up blocks: latest arrival, longest running, first arrival."
+    )
+    swap_bytes: int | None = Field(
+        default=None, ge=0, description="Host memory for preempted answers. Default: at most 4 GiB on a GPU, else none."
+    )
+    user_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Shares of users (or key ids) who are to get more, or less, than others' 1."
+    )
 
 
 class PriceConfig(Section):

@@ -15,7 +15,7 @@ import time
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 """At least one, and small enough for every integer type on the way to an engine or a remote endpoint."""
@@ -120,6 +120,20 @@ class SamplingFields(Request):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    safety_identifier: str | None = None
+    priority: int | None = Field(
+        default=None, ge=-100, le=100, description="Lower goes first, as in vLLM. Below 0 is for administrators' keys."
+    )
+    _caller: str = PrivateAttr(default="")
+
+    @property
+    def caller(self) -> str:
+        """Whom the work is counted for: the key, where there is one, else what the request says of its user."""
+        return self._caller or self.safety_identifier or self.user or ""
+
+    def count_for(self, caller: str) -> None:
+        """Not a field, so that nobody can ask in another's name, and no remote provider is told."""
+        self._caller = caller
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> SamplingFields:

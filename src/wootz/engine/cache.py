@@ -156,6 +156,18 @@ class BlockPool:
             table.parent = self.published[twin][0]
             table.num_published += 1
 
+    def num_cached(self, token_ids: list[int], *, salt: str = "") -> int:
+        """How many of these tokens `admit` would find now."""
+        return len(self._match(token_ids, salt)[1]) * self.block_size
+
+    def forget(self) -> None:
+        """What was published cannot be found any more: the weights it came from are gone. Nobody may hold blocks."""
+        assert self.num_referenced == 0, "somebody still reads this"
+        self.free += reversed(self.idle)
+        self.idle.clear()
+        self.published.clear()
+        self.index.clear()
+
     def _match(self, token_ids: list[int], salt: str) -> tuple[BlockTable, list[int]]:
         """The longest published prefix, short of the last token."""
         table, blocks = BlockTable(parent=salt), []

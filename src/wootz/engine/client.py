@@ -13,10 +13,18 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from wootz.core.errors import BadRequestError, RateLimitError, UnavailableError, UnsupportedError, WootzError
+from wootz.core.errors import (
+    BadRequestError,
+    NotFoundError,
+    RateLimitError,
+    UnavailableError,
+    UnsupportedError,
+    WootzError,
+)
 from wootz.engine import protocol
 from wootz.engine.protocol import (
     Cancel,
+    Done,
     Encode,
     Encoded,
     Failed,
@@ -24,11 +32,15 @@ from wootz.engine.protocol import (
     FromEngine,
     GetStats,
     Hello,
+    Order,
     Output,
     SamplingParams,
+    Sleep,
     Stats,
     Submit,
     ToEngine,
+    UpdateWeights,
+    Wake,
 )
 
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 1.0
@@ -43,7 +55,7 @@ class EngineClient:
         """What the engine said about itself; None while there is no connection."""
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
-        self._requests: dict[str, asyncio.Queue[Output | Finished | Encoded | WootzError]] = {}
+        self._requests: dict[str, asyncio.Queue[Output | Finished | Encoded | Done | WootzError]] = {}
         self._stats: list[asyncio.Future[Stats]] = []
 
     @property
@@ -70,6 +82,8 @@ class EngineClient:
         token_ids: list[int] | None = None,
         params: SamplingParams | None = None,
         request_id: str | None = None,
+        priority: int = 0,
+        user: str = "",
     ) -> AsyncGenerator[Output | Finished, None]:
         """Answer one prompt, given in exactly one of three forms; the last event is `Finished`.
 
@@ -85,10 +99,12 @@ class EngineClient:
             messages=messages,
             text=text,
             token_ids=token_ids,
+            priority=priority,
+            user=user,
         )
         async with contextlib.aclosing(self._ask(submit)) as events:
             async for event in events:
-                assert not isinstance(event, Encoded)
+                assert isinstance(event, Output | Finished)
                 yield event
 
     async def encode(
@@ -107,7 +123,23 @@ class EngineClient:
                 return event
         raise AssertionError("no event ends a request in silence")
 
-    async def _ask(self, message: Submit | Encode) -> AsyncGenerator[Output | Finished | Encoded, None]:
+    async def sleep(self, level: int = 1) -> None:
+        """Have the engine give memory back until `wake`; see `wootz.engine.Engine.sleep`. Requests wait."""
+        await self._order(Sleep(uuid.uuid4().hex, level))
+
+    async def wake(self) -> None:
+        await self._order(Wake(uuid.uuid4().hex))
+
+    async def update_weights(self, path: str) -> None:
+        """Have the engine go on with the weights of this checkpoint, a folder or file on its machine."""
+        await self._order(UpdateWeights(uuid.uuid4().hex, path))
+
+    async def _order(self, order: Order) -> None:
+        async with contextlib.aclosing(self._ask(order)) as events:
+            async for event in events:
+                assert isinstance(event, Done)
+
+    async def _ask(self, message: Submit | Encode | Order) -> AsyncGenerator[Output | Finished | Encoded | Done, None]:
         """All that the engine says about one request. Closing the iterator early cancels it."""
         request_id = message.request_id
         self._send(message)
@@ -152,7 +184,7 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Output() | Finished() | Encoded():
+            case Output() | Finished() | Encoded() | Done():
                 if message.request_id in self._requests:  # else it was cancelled while this was on its way
                     self._requests[message.request_id].put_nowait(message)
             case Failed():
@@ -196,6 +228,8 @@ def _error(failed: Failed) -> WootzError:
             return UnsupportedError(failed.message, param=failed.param)
         case 400:
             return BadRequestError(failed.message, code=failed.code, param=failed.param)
+        case 404:
+            return NotFoundError(failed.message, param=failed.param)
         case 429:
             return RateLimitError(failed.message, code=failed.code)
         case 503:

@@ -20,7 +20,18 @@ import torch.nn.functional as F
 from wootz.core import BadRequestError, UnsupportedError, WootzError
 from wootz.engine import protocol
 from wootz.engine.connection import Connection, failed
-from wootz.engine.protocol import Cancel, Encode, Encoded, GetStats, Hello, Stats, Submit
+from wootz.engine.protocol import (
+    Cancel,
+    Encode,
+    Encoded,
+    GetStats,
+    Hello,
+    Sleep,
+    Stats,
+    Submit,
+    UpdateWeights,
+    Wake,
+)
 from wootz.models.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -74,6 +85,9 @@ class EncoderServer:
                     case Cancel(request_id=id):
                         if job := jobs.pop(id, None):
                             job.cancelled = True
+                    case Sleep(request_id=id) | Wake(request_id=id) | UpdateWeights(request_id=id):
+                        error = UnsupportedError("an encoder's weights stay where they are", param="model")
+                        connection.send(failed(id, error))
                     case GetStats():
                         connection.send(self.stats())
         except (EOFError, OSError):

@@ -13,8 +13,10 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,22 +24,26 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from wootz.core import BadRequestError, EngineConfig, RateLimitError, progress_bar
+from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, progress_bar
 from wootz.engine import setup
 from wootz.engine.attention import PagedCache
 from wootz.engine.beam_search import BeamSearch, go_on, searches
 from wootz.engine.cache import BlockPool
-from wootz.engine.fused import fuse
+from wootz.engine.fused import fuse, unfuse
 from wootz.engine.output import NoText, TextStream
+from wootz.engine.pace import Pace
 from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled, sample
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.scoring import PromptScores
 from wootz.engine.sequence import Request, Sequence
-from wootz.engine.validation import check_params
+from wootz.engine.timeline import Timeline, Unwatched
+from wootz.engine.validation import check_params, check_priority
+from wootz.engine.weights import Weights
 from wootz.models import RecurrentState
 from wootz.models.positions.rotary import fix_length
+from wootz.models.replacing import read_weights
 from wootz.tokenization import StreamDecoder
 
 if TYPE_CHECKING:
@@ -115,16 +121,24 @@ class Engine:
     """
 
     def __init__(
-        self, model: str | Path | Model, *, config: EngineConfig | None = None, tokenizer: Tokenizer | None = None
+        self,
+        model: str | Path | Model,
+        *,
+        config: EngineConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+        path: Path | None = None,
     ) -> None:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
+        path = Path(model) if isinstance(model, str | Path) else path
+        self.weights = Weights(self.model, path and (lambda: setup.load(path, self.tokenizer, config)[0]))
         num_blocks, self.max_model_len = setup.size_cache(self.model, config)
         fix_length(self.model.modules(), self.max_model_len)
         specs = self.model.cache_specs
         recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
         num_states = config.max_running if recurrent else None
-        cache = PagedCache(
+        self._make_cache = partial(
+            PagedCache,
             specs,
             num_blocks,
             config.block_size,
@@ -132,6 +146,7 @@ class Engine:
             dtype=self.model.dtype,
             device=self.model.device,
         )
+        cache = self._make_cache()
         self.pool = BlockPool(
             num_blocks,
             config.block_size,
@@ -140,15 +155,27 @@ class Engine:
             copy=cache.copy,
             copy_state=cache.copy_state,
         )
-        self.scheduler = Scheduler(self.pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens)
+        self.pace = Pace(config.max_step_tokens, config.max_inter_token_latency_ms)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_running=config.max_running,
+            pace=self.pace,
+            swap=setup.make_swap_space(cache, self.pool, config),
+            victim=config.preemption_victim,
+            user_weights=config.user_weights,
+        )
         fuse(self.model, cache)
         self.runner = Runner(self.model, cache)
+        self.timeline: Unwatched = self.runner.timeline
         self.max_waiting = config.max_waiting
         self.eos_token_ids = frozenset(self.model.config.eos_token_ids)
         if self.tokenizer is not None:
             self.eos_token_ids |= self.tokenizer.eos_token_ids
+        self.num_parameters = self.model.num_parameters
         self._arrivals = itertools.count()
         self._chunks: list[Chunk] = []
+        self.asleep = 0
+        """The level of its sleep (see `sleep`); 0 while it is awake."""
         self._started = time.monotonic()
         self.num_steps = self.num_prompt_tokens = self.num_generated = self.num_finished = self.num_cancelled = 0
 
@@ -156,10 +183,15 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Compute one batch; returns what is new, in order. With nothing to do, nothing is new."""
+        """Compute one batch; returns what is new, in order. With nothing to do (or asleep), nothing is new."""
+        if self.asleep:
+            return []
+        started = time.perf_counter()
+        self.timeline.begin(self.num_steps)
         chunks = self._chunks = self.scheduler.schedule()
         if not chunks:
             return []
+        self.timeline.mark("schedule")
         logits_SV = self.runner.run(chunks)
         self.scheduler.computed(chunks)
         self._count(chunks)
@@ -171,16 +203,21 @@ class Engine:
             if sequence.request.beams is None
             for choice in (sequence, *self._fork(sequence))
         ]
-        if not choosing:
-            return found
         if len(choosing) != len(logits_SV):
             logits_SV = logits_SV[[row for row, _ in choosing]]
         sequences = [sequence for _, sequence in choosing]
-        return found + [
+        self.timeline.mark("schedule")
+        chosen = sample(logits_SV, sequences) if sequences else []
+        self.timeline.mark("sample")
+        events = found + [
             event
-            for sequence, sampled in zip(sequences, sample(logits_SV, sequences), strict=True)
+            for sequence, sampled in zip(sequences, chosen, strict=True)
             for event in self._extend(sequence, sampled)
         ]
+        self.timeline.mark("detokenise")
+        self.timeline.end(tokens=sum(chunk.num_tokens for chunk in chunks), running=len(self.scheduler.running))
+        self.pace.observe(chunks, time.perf_counter() - started)
+        return events
 
     def _search(self, ready: list[Sequence], logits_SV: Tensor) -> list[Event]:
         """What was computed of beams; searches whose beams are all there go on or end."""
@@ -287,10 +324,13 @@ class Engine:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    def make_request(self, prompt: Prompt, params: SamplingParams, *, id: str = "") -> Request:
+    def make_request(
+        self, prompt: Prompt, params: SamplingParams, *, id: str = "", priority: int = 0, user: str = ""
+    ) -> Request:
         """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served."""
         vocab_size = self.model.config.vocab_size
         check_params(params, vocab_size)
+        check_priority(priority)
         token_ids, param = self._encode(prompt)
         if not token_ids:
             raise BadRequestError("the prompt is empty", param=param)
@@ -311,6 +351,8 @@ class Engine:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids),
             max_len=min(len(token_ids) + max_tokens, self.max_model_len),
+            priority=priority,
+            user=user,
         )
         if params.prompt_logprobs is not None:
             request.prompt_scores = PromptScores(token_ids, params.prompt_logprobs)
@@ -324,6 +366,7 @@ class Engine:
         if len(self.scheduler.waiting) >= self.max_waiting:
             raise RateLimitError(f"{self.max_waiting} requests are waiting already; try again later", code="queue_full")
         request.arrival, request.num_open = next(self._arrivals), request.params.n
+        request.submitted_at, request.submitted_time = self.scheduler.num_steps, time.monotonic()
         self.scheduler.add(self._new_sequence(request, 0))
 
     def cancel(self, request: Request) -> None:
@@ -344,7 +387,48 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        return not self.asleep and bool(self.scheduler.running or self.scheduler.waiting)
+
+    def watch(self) -> Timeline:
+        """Keep from now on what each step's time goes to."""
+        timeline = self.timeline = self.runner.timeline = Timeline(self.model.device)
+        return timeline
+
+    # --- weights ----------------------------------------------------------------------------------------------
+
+    def sleep(self, level: int = 1) -> None:
+        """Give memory back until `wake`: the cache, and from the device the weights (level 1: to host memory; level 2:
+        for good, to be read from the file again). Requests wait; what was computed of them is computed again."""
+        if level not in (1, 2):
+            raise BadRequestError(f'"level" must be 1 or 2, not {level}', param="level")
+        self.scheduler.preempt_all()
+        self.runner.cache.layers.clear()
+        unfuse(self.model)
+        self.weights.let_go(level)
+        self.asleep = max(level, self.asleep)
+
+    def wake(self) -> None:
+        """Go on. Raises `UnavailableError` if the weights are gone, and came from no file."""
+        if self.asleep:
+            self.model = self.runner.model = self.weights.take_back()
+            fix_length(self.model.modules(), self.max_model_len)
+            self.runner.cache.layers += self._make_cache().layers
+            fuse(self.model, self.runner.cache)
+            self.asleep = 0
+
+    def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace weights in place, by their names in a checkpoint (see `wootz.models.replacing`).
+
+        What the cache holds belongs to the old weights and is forgotten. Requests in flight keep the tokens they
+        have; those are computed again, and the next ones come from the new weights. An engine asleep stays so.
+        """
+        self.scheduler.preempt_all()
+        self.weights.replace(weights)
+        fix_length(self.model.modules(), self.max_model_len)
+
+    def load_weights(self, path: Path) -> None:
+        """`update_weights` from a checkpoint of the same architecture. Raises `ModelFileError`."""
+        self.update_weights(read_weights(path))
 
     def stats(self) -> Stats:
         return Stats(
@@ -360,6 +444,15 @@ class Engine:
             requests_cancelled=self.num_cancelled,
             preemptions=self.scheduler.num_preemptions,
             uptime_seconds=time.monotonic() - self._started,
+            requests_admitted=self.scheduler.num_admitted,
+            prefix_hits=self.scheduler.num_prefix_hits,
+            swapped_out=self.scheduler.swap.num_saved,
+            swapped_in=self.scheduler.swap.num_loaded,
+            swap_blocks=self.scheduler.swap.num_blocks,
+            swap_blocks_used=self.scheduler.swap.num_used,
+            asleep=self.asleep,
+            parameters=self.num_parameters,
+            wait_seconds=self.scheduler.wait_seconds,
         )
 
     # --- many at once -----------------------------------------------------------------------------------------
@@ -379,6 +472,8 @@ class Engine:
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(prompts)
+        if self.asleep:
+            raise UnavailableError("the engine is asleep", hint="call wake() first")
         requests = [self.make_request(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
         answers = {
             request: Generation(request.prompt_token_ids, [Choice(index) for index in range(request.params.n)])

@@ -40,6 +40,12 @@ def fuse(model: object, cache: PagedCache) -> bool:
     return True
 
 
+def unfuse(model: object) -> None:
+    """Run module by module again, and let go of the cache and the packed weights."""
+    if isinstance(model, Decoder):
+        model.layer_loop = None
+
+
 class FusedLayers:
     """In place of a loop over ``layers``, and of the last norm."""
 

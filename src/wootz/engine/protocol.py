@@ -5,7 +5,8 @@ MessagePack holding one of the tagged structs below. The engine side renders cha
 samples and detokenizes, so a caller needs neither tokenizer nor PyTorch. This module imports neither.
 
 A request's life on the wire: `Submit` -> any number of `Output` (one per step that produced text for a choice)
--> one `Finished`; or `Encode` -> `Encoded`, from an encoder; or `Failed` at any point. `Cancel` may come at any time;
+-> one `Finished`; or `Encode` -> `Encoded`, from an encoder; or `Failed` at any point. An order (`Sleep`, `Wake`,
+`UpdateWeights`) -> `Done` or `Failed`. `Cancel` may come at any time;
 nothing follows it for that request.
 When the connection ends, the engine cancels every request that came over it, and the caller fails all it
 had in flight with a retryable error.
@@ -87,6 +88,10 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     token_ids: list[int] | None = None
+    priority: int = 0
+    """The lowest goes first, as in vLLM."""
+    user: str = ""
+    """Users get equal shares of the engine while several of them wait."""
 
 
 class Encode(msgspec.Struct, frozen=True, tag="encode"):
@@ -103,6 +108,25 @@ class Encode(msgspec.Struct, frozen=True, tag="encode"):
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
+
+
+class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
+    """Give memory back until `Wake`: 1, the weights go to host memory; 2, they go. Requests wait meanwhile."""
+
+    request_id: str
+    level: int = 1
+
+
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
+    request_id: str
+
+
+class UpdateWeights(msgspec.Struct, frozen=True, tag="update_weights"):
+    """Go on with the weights of the checkpoint at ``path``, of the same architecture. Requests in flight keep their
+    tokens so far."""
+
+    request_id: str
+    path: str
 
 
 class GetStats(msgspec.Struct, frozen=True, tag="get_stats"):
@@ -164,6 +188,12 @@ class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
     scores: list[float] = []
 
 
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """`Sleep`, `Wake` or `UpdateWeights` has been carried out."""
+
+    request_id: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The request could not be run; fields are those of `wootz.core.WootzError`."""
 
@@ -189,10 +219,24 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     requests_cancelled: int
     preemptions: int
     uptime_seconds: float
+    requests_admitted: int = 0
+    """Requests that have begun to be computed."""
+    prefix_hits: int = 0
+    """Those of them that found a part of their prompt in the cache."""
+    swapped_out: int = 0
+    swapped_in: int = 0
+    swap_blocks: int = 0
+    swap_blocks_used: int = 0
+    asleep: int = 0
+    parameters: int = 0
+    """The model's."""
+    wait_seconds: float = 0.0
+    """Of all admitted requests together, from being submitted to being admitted."""
 
 
-ToEngine = Submit | Encode | Cancel | GetStats
-FromEngine = Hello | Output | Finished | Encoded | Failed | Stats
+Order = Sleep | Wake | UpdateWeights
+ToEngine = Submit | Encode | Cancel | Order | GetStats
+FromEngine = Hello | Output | Finished | Encoded | Done | Failed | Stats
 
 MAX_MESSAGE_BYTES = 256 * 2**20
 

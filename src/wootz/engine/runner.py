@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.scheduler import Chunk
 from wootz.engine.scoring import score_prompts
+from wootz.engine.timeline import Unwatched
 from wootz.models.context import CacheSpec, Context
 
 
@@ -51,6 +52,7 @@ class Runner:
 
     def __init__(self, model: Model, cache: PagedCache) -> None:
         self.model, self.cache = model, cache
+        self.timeline = Unwatched()
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Logits ``(S, V)``, one row for each chunk that `samples`, in their order."""
@@ -65,6 +67,9 @@ class Runner:
         context = PagedContext(self.cache, chunks)
         device = self.model.device
         token_ids_T, positions_T = torch.tensor(token_ids, device=device), torch.tensor(positions, device=device)
+        self.timeline.mark("prepare")
         hidden_TD = self.model(token_ids_T, positions_T, context)
         score_prompts(chunks, hidden_TD, self.model.unembed)
-        return self.model.unembed(hidden_TD[torch.tensor(last_rows, dtype=torch.int64, device=device)])
+        logits_SV = self.model.unembed(hidden_TD[torch.tensor(last_rows, dtype=torch.int64, device=device)])
+        self.timeline.mark("forward")
+        return logits_SV

@@ -12,6 +12,7 @@ from wootz.engine.protocol import SamplingParams
 if TYPE_CHECKING:
     from wootz.engine.beam_search import BeamSearch
     from wootz.engine.scoring import PromptScores
+    from wootz.engine.swap import Saved
 
 
 @dataclass(eq=False)
@@ -29,8 +30,16 @@ class Request:
     """Prompt and answer together end here."""
     continues_text: bool = False
     """Whether the answer goes on in the prompt's own text, rather than being a text of its own (a chat's)."""
+    priority: int = 0
+    """The lowest goes first."""
+    user: str = ""
+    """Whom its tokens are counted for, where users get equal shares."""
     arrival: int = -1
     """Place in the order of arrival; set when the request is submitted."""
+    submitted_at: int = 0
+    """The step before which it was submitted."""
+    submitted_time: float = 0.0
+    """Of `time.monotonic`."""
     cached_tokens: int | None = None
     """Prompt tokens found in the cache; None until the prompt is first admitted."""
     sequences: list[Sequence] = field(default_factory=list)
@@ -57,6 +66,17 @@ class Sequence:
     text: TextStream
     table: BlockTable = field(default_factory=BlockTable)
     num_computed: int = 0
+    level: int = 0
+    """The priority it was admitted with: its request's, improved by waiting."""
+    num_passed: int = 0
+    """Times that another was admitted in its turn, because more of its prompt was in the cache."""
+    num_charged: int = 0
+    """Tokens that its user has paid for."""
+    admitted_at: int = 0
+    """The step in which it last began to run."""
+    num_preemptions: int = 0
+    saved: Saved | None = None
+    """Its part of the cache, if that was swapped out."""
 
     @property
     def num_remaining(self) -> int:
@@ -68,6 +88,10 @@ class Sequence:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
-    def priority(self) -> tuple[int, int]:
-        """Order of arrival: the smallest goes first, the largest is preempted first."""
+    def arrival(self) -> tuple[int, int]:
         return self.request.arrival, self.index
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Among those that run, the smallest goes first."""
+        return self.level, *self.arrival

@@ -38,7 +38,20 @@ from pydantic import ValidationError
 from wootz.core import ConfigError, EngineConfig, UnsupportedError, WootzError
 from wootz.engine import protocol
 from wootz.engine.connection import Connection, failed
-from wootz.engine.protocol import Cancel, Encode, Finished, FromEngine, GetStats, Hello, Submit
+from wootz.engine.protocol import (
+    Cancel,
+    Done,
+    Encode,
+    Finished,
+    FromEngine,
+    GetStats,
+    Hello,
+    Order,
+    Sleep,
+    Submit,
+    UpdateWeights,
+    Wake,
+)
 
 if TYPE_CHECKING:
     from wootz.engine.engine import Engine, Event
@@ -81,6 +94,8 @@ class Server:
                         if id in connection.requests:
                             raise protocol.ProtocolError(f"request id {id!r} twice")
                         connection.requests[id] = asyncio.create_task(self.submit(connection, submit))
+                    case Sleep() | Wake() | UpdateWeights() as order:
+                        self.steps.call(partial(self.steps.carry_out, order, connection.send))
                     case Encode(request_id=id):
                         error = UnsupportedError("this model writes, it has no embeddings", param="model")
                         connection.send(failed(id, error))
@@ -102,7 +117,9 @@ class Server:
     async def submit(self, connection: Caller, submit: Submit) -> None:
         id, loop = submit.request_id, asyncio.get_running_loop()
         prompt = next((p for p in (submit.messages, submit.text, submit.token_ids) if p is not None), [])
-        make_request = partial(self.engine.make_request, prompt, submit.params, id=id)
+        make_request = partial(
+            self.engine.make_request, prompt, submit.params, id=id, priority=submit.priority, user=submit.user
+        )
         try:
             request = await loop.run_in_executor(self.tokenizing, make_request)
         except Exception as error:
@@ -169,6 +186,24 @@ class StepThread(threading.Thread):
             self.engine.submit(request)
         except WootzError as error:
             self.loop.call_soon_threadsafe(self.fail, [request], error)
+
+    def carry_out(self, order: Order, send: Callable[[FromEngine], None]) -> None:
+        """Between two steps, however long it takes; ``send`` is called in the event loop."""
+        try:
+            match order:
+                case Sleep():
+                    self.engine.sleep(order.level)
+                case Wake():
+                    self.engine.wake()
+                case UpdateWeights():
+                    self.engine.load_weights(Path(order.path))
+            answer = Done(order.request_id)
+        except Exception as error:
+            if not isinstance(error, WootzError):
+                log.exception("%s failed", type(order).__name__)
+                error = WootzError("the engine failed to do this")
+            answer = failed(order.request_id, error)
+        self.loop.call_soon_threadsafe(send, answer)
 
     def run(self) -> None:
         try:
@@ -239,7 +274,7 @@ def _load(path: Path, config_json: str) -> Callable[[], Talks]:
     model, tokenizer = setup.load(path, None, config)
     if isinstance(model, Encoder):
         return partial(EncoderServer, model, tokenizer)
-    engine = Engine(model, config=config, tokenizer=tokenizer)
+    engine = Engine(model, config=config, tokenizer=tokenizer, path=path)
     hello = Hello(
         family=model.config.family,
         num_parameters=model.num_parameters,

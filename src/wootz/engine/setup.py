@@ -12,7 +12,9 @@ import torch
 from wootz import kernels
 from wootz.core import ConfigError, EngineConfig, UnsupportedError
 from wootz.engine.attention import PagedCache
+from wootz.engine.cache import BlockPool
 from wootz.engine.runner import Model
+from wootz.engine.swap import SwapSpace, mover
 from wootz.models import load as load_model
 from wootz.models.context import WholeText
 from wootz.tokenization import load_tokenizer
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from wootz.tokenization import Tokenizer
 
 MOST_CPU_CACHE_BYTES = 2 * 2**30
+MOST_SWAP_BYTES = 4 * 2**30
 CPU_SHARE, GPU_SHARE = 0.25, 0.85
 """Of the memory that is free once the weights are loaded; on a GPU the rest is for activations."""
 
@@ -100,6 +103,32 @@ def _default_cache_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(GPU_SHARE * free)
     return min(int(CPU_SHARE * psutil.virtual_memory().available), MOST_CPU_CACHE_BYTES)
+
+
+def make_swap_space(cache: PagedCache, pool: BlockPool, config: EngineConfig) -> SwapSpace:
+    """Host memory for preempted sequences, laid out as the cache is. On a CPU there is none unless it is asked for:
+    the same memory is worth more as cache."""
+    budget, device, size = config.swap_bytes, cache.device, config.block_size
+    if budget is None:
+        budget = min(int(CPU_SHARE * psutil.virtual_memory().available), MOST_SWAP_BYTES) if device.type != "cpu" else 0
+    state_bytes = PagedCache.state_bytes(cache.specs, cache.dtype)
+    block_bytes = PagedCache.block_bytes(cache.specs, size, cache.dtype)
+    num_states = min(pool.num_states or 0, budget // (2 * state_bytes)) if state_bytes else 0
+    num_blocks = (budget - num_states * state_bytes) // block_bytes if block_bytes else pool.num_blocks
+    if config.preemption == "recompute" or not num_blocks or (pool.num_states and not num_states):
+        return SwapSpace(0, size)
+    host = PagedCache(
+        cache.specs, num_blocks, size, num_states=num_states, dtype=cache.dtype, device=torch.device("cpu")
+    )
+    return SwapSpace(
+        num_blocks,
+        size,
+        num_states=num_states,
+        block_bytes=block_bytes,
+        preemption=config.preemption,
+        save=mover(cache, host),
+        load=mover(host, cache),
+    )
 
 
 def sampling_defaults(path: Path) -> dict[str, Any]:

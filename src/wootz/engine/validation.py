@@ -7,6 +7,7 @@ from wootz.engine.protocol import SamplingParams
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 1024
+PRIORITIES = range(-100, 101)
 
 
 def check_params(params: SamplingParams, vocab_size: int) -> None:
@@ -50,3 +51,11 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
     if params.watermark is not None:
         check("watermark", 0 < params.watermark.greenlist_ratio < 1, "with a greenlist_ratio between 0 and 1")
         check("watermark", abs(params.watermark.bias) < float("inf"), "with a finite bias")
+
+
+def check_priority(priority: int) -> None:
+    """Raise `BadRequestError` for one so far from the others that nobody would live to see it improve."""
+    if priority not in PRIORITIES:
+        raise BadRequestError(
+            f'"priority" must be between {PRIORITIES[0]} and {PRIORITIES[-1]}, not {priority}', param="priority"
+        )

@@ -169,6 +169,10 @@ class Gateway:
         model = self.model(key, request.model)
         if key is not None and key.requests_per_minute is not None:
             self._limiter.take(key.id, key.requests_per_minute)
+        if key is not None and isinstance(request, SamplingFields):
+            if (request.priority or 0) < 0 and not key.is_admin:
+                raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
+            request.count_for(key.id)
         return model
 
     @asynccontextmanager

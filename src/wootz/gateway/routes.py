@@ -24,7 +24,7 @@ from wootz.core.wire import (
     RerankResponse,
     SamplingFields,
 )
-from wootz.gateway import errors
+from wootz.gateway import engines, errors
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import KeyStore
@@ -69,6 +69,9 @@ def routes(gateway: Gateway) -> APIRouter:
     router.include_router(_operations(gateway))
     if gateway.keys is not None:
         router.include_router(_admin(gateway, gateway.keys))
+        administration = _router_with_key(gateway, "admin", tags=["engines"])
+        engines.add_routes(administration, gateway)
+        router.include_router(administration)
     return router
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wootz import kernels
+from wootz.core.errors import UnsupportedError
 from wootz.kernels.packing import PackedMatrix
 from wootz.models.quantized_weight import Multiplies
 
@@ -69,6 +70,22 @@ class Linear(nn.Module):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         self.register_parameter("weight", None)
 
+    def unpack(self) -> None:
+        """Undo `prepare_for_inference`, so that the weight can be written to. Raises `UnsupportedError` for one that is
+        kept quantised."""
+        if self.blocks is not None:
+            raise UnsupportedError("weights in quantised blocks cannot be replaced", hint="serve an unquantised model")
+        if self._packed is not None:
+            self.weight = nn.Parameter(self._packed.to_dense(), requires_grad=False)
+            self._packed = None
+
+    def discard(self) -> None:
+        """Free a packed or quantised weight; what is left is the shape of a plain one."""
+        if self._packed is not None or self.blocks is not None:
+            dtype = torch.float32 if self.bias is None else self.bias.dtype
+            plain = torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
+            self.weight, self._packed, self.blocks = nn.Parameter(plain, requires_grad=False), None, None
+
     def extra_repr(self) -> str:
         kept = f", {self.blocks.format}" if self.blocks else ", packed" if self._packed is not None else ""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}{kept}"
@@ -89,6 +106,17 @@ class Embedding(nn.Embedding):
         """Look vectors up in a packed weight from now on; ``weight`` becomes None."""
         self.packed = packed
         self.register_parameter("weight", None)
+
+    def unpack(self) -> None:
+        """Raises `UnsupportedError` for a weight that is kept quantised (`Linear.unpack`)."""
+        if self.packed is not None:
+            raise UnsupportedError("a quantised embedding cannot be replaced", hint="serve an unquantised model")
+
+    def discard(self) -> None:
+        """Free a packed weight; what is left is the shape of a plain one."""
+        if self.packed is not None:
+            self.packed = None
+            self.weight = nn.Parameter(torch.empty(self.num_embeddings, self.embedding_dim, device="meta"), False)
 
 
 def prepare_for_inference(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ straight into place. So loading needs the memory of the model and of one tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -212,14 +212,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def check_names(path: Path, model: Decoder, wanted: Collection[str], found: Collection[str]) -> None:
     if missing := [name for name in wanted if name not in found]:
         raise ModelFileError(f"{path}: lacks {_enumerate(missing)}; the file is incomplete or of another architecture")
-    # Weights we would ignore mean a model that we would compute wrongly. Few may be ignored: a copy of the tied
-    # embedding, the rotary frequencies that old exports carry, and what the family says.
+    is_ignored = ignored_names(model)
+    unknown = [name for name in found if name not in wanted and not is_ignored(name)]
+    if unknown:
+        raise ModelFileError(f"{path}: holds {_enumerate(unknown)}, which this architecture does not have")
+
+
+def ignored_names(model: Decoder) -> Callable[[str], bool]:
+    """Weights we would ignore mean a model that we would compute wrongly. Few may be ignored: a copy of the tied
+    embedding, the rotary frequencies that old exports carry, and what the family says."""
     ignored = [r".*rotary_emb\.inv_freq", *family_of(model.config.family).ignored]
     if model.config.tie_embeddings:
         ignored.append(re.escape(str(family_of(model.config.family).names["head"])) + r"\.weight")
-    unknown = [name for name in found if name not in wanted and not any(re.fullmatch(i, name) for i in ignored)]
-    if unknown:
-        raise ModelFileError(f"{path}: holds {_enumerate(unknown)}, which this architecture does not have")
+    return lambda name: any(re.fullmatch(pattern, name) for pattern in ignored)
 
 
 def _enumerate(names: list[str]) -> str:

@@ -83,7 +83,10 @@ class EngineModel(LanguageModel):
 
         id, created, opened = new_id("chatcmpl"), now(), set[int]()
         finished: list[Finished] = []
-        async with aclosing(self.client.generate(messages=messages, params=params)) as outputs:
+        stream = self.client.generate(
+            messages=messages, params=params, priority=request.priority or 0, user=request.caller
+        )
+        async with aclosing(stream) as outputs:
             async for output in outputs:
                 if isinstance(output, Finished):
                     finished.append(output)
@@ -113,11 +116,13 @@ class EngineModel(LanguageModel):
             params = structs.replace(params, prompt_logprobs=request.logprobs or 0)
         echoed = dict[int, list[TokenLogprob]]()
 
+        priority, user = request.priority or 0, request.caller
         id, created = new_id("cmpl"), now()
         finished: list[Finished] = []
         writers: dict[int, CompletionLogprobsWriter] = {}
         seen = set[int]()
-        async with aclosing(merge([self._generate(prompt, params) for prompt in request.prompts])) as outputs:
+        streams = [self._generate(prompt, params, priority=priority, user=user) for prompt in request.prompts]
+        async with aclosing(merge(streams)) as outputs:
             async for which, output in outputs:
                 if isinstance(output, Finished):
                     finished.append(output)
@@ -189,10 +194,12 @@ class EngineModel(LanguageModel):
             raise UnsupportedError(f'model "{self.name}" has no embeddings: it writes', param="model")
         return hello
 
-    def _generate(self, prompt: str | list[int], params: SamplingParams) -> AsyncGenerator[Output | Finished, None]:
+    def _generate(
+        self, prompt: str | list[int], params: SamplingParams, *, priority: int, user: str
+    ) -> AsyncGenerator[Output | Finished, None]:
         if isinstance(prompt, str):
-            return self.client.generate(text=prompt, params=params)
-        return self.client.generate(token_ids=prompt, params=params)
+            return self.client.generate(text=prompt, params=params, priority=priority, user=user)
+        return self.client.generate(token_ids=prompt, params=params, priority=priority, user=user)
 
 
 def embedding_inputs(request: EmbeddingRequest) -> list[str | list[int]]:

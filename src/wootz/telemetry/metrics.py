@@ -84,6 +84,10 @@ ENGINE_GAUGES = {
     "waiting": "Requests waiting for a place in the batch.",
     "blocks_total": "Cache blocks there are.",
     "blocks_used": "Cache blocks in use.",
+    "swap_blocks": "Blocks of host memory for preempted sequences.",
+    "swap_blocks_used": "Those in use.",
+    "parameters": "Of the model.",
+    "asleep": "The level of its sleep, 0 while it is awake.",
     "uptime_seconds": "Since the engine process began.",
 }
 ENGINE_COUNTERS = {
@@ -94,6 +98,11 @@ ENGINE_COUNTERS = {
     "requests_finished": "Requests that ran to their end.",
     "requests_cancelled": "Requests whose client went away.",
     "preemptions": "Sequences put back to waiting for lack of blocks.",
+    "requests_admitted": "Requests that have begun to be computed.",
+    "wait_seconds": "Of all of them together, from being submitted to being admitted.",
+    "prefix_hits": "Those that found a part of their prompt in the cache.",
+    "swapped_out": "Preempted sequences copied to host memory.",
+    "swapped_in": "Sequences copied back.",
 }
 
 
