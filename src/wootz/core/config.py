@@ -60,6 +60,9 @@ class EngineConfig(Section):
     cache_bytes: int | None = Field(
         default=None, ge=1, description="Memory for the paged cache. Default: from what is free."
     )
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4"] = Field(
+        default="auto", description='How keys and values are kept; "auto" is as they are computed.'
+    )
     max_running: int = Field(default=64, ge=1, description="Most sequences in one step.")
     max_step_tokens: int = Field(
         default=512, ge=1, description="Token budget of one step; long prompts are cut into chunks."

@@ -122,6 +122,7 @@ class Engine:
             num_states=num_states or 0,
             dtype=self.model.dtype,
             device=self.model.device,
+            format=setup.cache_format(self.model, config),
         )
         self.pool = BlockPool(
             num_blocks,

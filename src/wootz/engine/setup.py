@@ -12,9 +12,10 @@ import torch
 from wootz import kernels
 from wootz.core import ConfigError, EngineConfig, UnsupportedError
 from wootz.engine.attention import PagedCache
+from wootz.engine.kv_store import CacheFormat
 from wootz.engine.runner import Model
 from wootz.models import load as load_model
-from wootz.models.context import WholeText
+from wootz.models.context import LatentKV, PagedKV, WholeText
 from wootz.tokenization import load_tokenizer
 from wootz.tokenization.fingerprint import check_fingerprint
 
@@ -80,7 +81,7 @@ def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
         raise ConfigError(f"engine.max_model_len: {config.max_model_len} is more than the model's own {longest}")
     max_model_len = config.max_model_len or longest
 
-    block_bytes = PagedCache.block_bytes(model.cache_specs, config.block_size, model.dtype)
+    block_bytes = PagedCache.block_bytes(model.cache_specs, config.block_size, cache_format(model, config))
     budget = config.cache_bytes or _default_cache_bytes(model.device)
     budget -= config.max_running * PagedCache.state_bytes(model.cache_specs, model.dtype)
     useful = config.max_running * -(-max_model_len // config.block_size)
@@ -93,6 +94,23 @@ def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
             f"engine.cache_bytes: {budget} is too small; {tokens} tokens of this model take {needed} bytes"
         )
     return num_blocks, min(max_model_len, room)
+
+
+def cache_format(model: Model, config: EngineConfig) -> CacheFormat:
+    """How blocks keep their numbers. "auto" is as the model computes them."""
+    match config.cache_dtype:
+        case "auto":
+            return model.dtype
+        case "int8" | "fp8" | "int4" as codes:
+            kept = [spec for spec in model.cache_specs if isinstance(spec, PagedKV | LatentKV)]
+            dims = [spec.head_dim if isinstance(spec, PagedKV) else spec.dim for spec in kept]
+            if codes == "int4" and (odd := [dim for dim in dims if dim % 2]):
+                raise ConfigError(
+                    f'engine.cache_dtype: "int4" packs pairs, and this model keeps {odd[0]} numbers a head'
+                )
+            return codes
+        case name:
+            return getattr(torch, name)
 
 
 def _default_cache_bytes(device: torch.device) -> int:
