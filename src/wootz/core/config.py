@@ -72,6 +72,7 @@ class EngineConfig(Section):
         default=None, ge=1, description="Longest prompt plus answer. Default: the model's own."
     )
     prefix_caching: bool = True
+    max_adapters: int = Field(default=8, ge=1, description="Adapters loaded at a time.")
 
 
 class PriceConfig(Section):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +21,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from wootz.core import BadRequestError, EngineConfig, RateLimitError, progress_bar
+from wootz.core import BadRequestError, EngineConfig, RateLimitError, WootzError, progress_bar
 from wootz.engine import setup
+from wootz.engine.adapters import AdapterCache
 from wootz.engine.attention import PagedCache
 from wootz.engine.cache import BlockPool
+from wootz.engine.connection import failed
 from wootz.engine.fused import fuse
 from wootz.engine.output import NoText, TextStream
-from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
+from wootz.engine.protocol import Failed, Finished, Output, SamplingParams, Stats, TokenLogprob
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled, sample
 from wootz.engine.scheduler import Chunk, Scheduler
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 Prompt = str | Many[int] | Many[dict[str, Any]]
 """Text, token ids, or chat messages (rendered by the model's chat template)."""
 
-Event = tuple[Request, Output | Finished]
+Event = tuple[Request, Output | Finished | Failed]
 
 
 @dataclass
@@ -86,7 +89,9 @@ class Generation:
     def prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
 
-    def _add(self, event: Output | Finished) -> None:
+    def _add(self, event: Output | Finished | Failed) -> None:
+        if isinstance(event, Failed):
+            raise WootzError(event.message)
         if isinstance(event, Finished):
             self.cached_tokens = event.cached_tokens
             return
@@ -103,10 +108,16 @@ class Engine:
 
     ``model`` is a path (a folder in Hugging Face layout, or a GGUF file) or a model that is loaded already; the
     tokenizer is read from the path, and may be missing for a loaded model, which then takes and gives token ids only.
+    ``adapters`` are folders in PEFT's format, by the names that requests will call them.
     """
 
     def __init__(
-        self, model: str | Path | Model, *, config: EngineConfig | None = None, tokenizer: Tokenizer | None = None
+        self,
+        model: str | Path | Model,
+        *,
+        config: EngineConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
@@ -132,9 +143,19 @@ class Engine:
             copy=cache.copy,
             copy_state=cache.copy_state,
         )
-        self.scheduler = Scheduler(self.pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens)
+        self.adapters = AdapterCache(
+            self.model, config.max_adapters, lambda: (sequence.request for sequence in self.scheduler.running)
+        )
+        for name, path in (adapters or {}).items():
+            self.adapters.register(name, path)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_running=config.max_running,
+            max_step_tokens=config.max_step_tokens,
+            may_start=self.adapters.may_start,
+        )
         fuse(self.model, cache)
-        self.runner = Runner(self.model, cache)
+        self.runner = Runner(self.model, cache, self.adapters)
         self.max_waiting = config.max_waiting
         self.eos_token_ids = frozenset(self.model.config.eos_token_ids)
         if self.tokenizer is not None:
@@ -150,8 +171,9 @@ class Engine:
     def step(self) -> list[Event]:
         """Compute one batch; returns what is new, in order. With nothing to do, nothing is new."""
         chunks = self._chunks = self.scheduler.schedule()
+        lost = self._without_adapter() if self.adapters.failed else []
         if not chunks:
-            return []
+            return lost
         logits_SV = self.runner.run(chunks)
         self.scheduler.computed(chunks)
         self._count(chunks)
@@ -163,11 +185,20 @@ class Engine:
         if len(choosing) > len(logits_SV):
             logits_SV = logits_SV[[row for row, _ in choosing]]
         sequences = [sequence for _, sequence in choosing]
-        return [
+        return lost + [
             event
             for sequence, sampled in zip(sequences, sample(logits_SV, sequences), strict=True)
             for event in self._extend(sequence, sampled)
         ]
+
+    def _without_adapter(self) -> list[Event]:
+        """End the requests whose adapter cannot be loaded any more."""
+        events: list[Event] = []
+        for request, error in self.adapters.failed:
+            self.cancel(request)
+            events.append((request, failed(request.id, error)))
+        self.adapters.failed.clear()
+        return events
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
@@ -215,7 +246,7 @@ class Engine:
         self.num_finished += 1
         finished = Finished(
             request_id=request.id,
-            prompt_tokens=len(request.prompt_token_ids),
+            prompt_tokens=len(request.prompt_token_ids) - request.num_virtual_tokens,
             completion_tokens=sum(choice.num_output_tokens for choice in request.sequences),
             cached_tokens=request.cached_tokens or 0,
         )
@@ -223,8 +254,12 @@ class Engine:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    def make_request(self, prompt: Prompt, params: SamplingParams, *, id: str = "") -> Request:
-        """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served."""
+    def make_request(
+        self, prompt: Prompt, params: SamplingParams, *, id: str = "", adapter: str | None = None
+    ) -> Request:
+        """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served, `NotFoundError`
+        for an adapter that is not known."""
+        known = None if adapter is None else self.adapters.find(adapter)
         vocab_size = self.model.config.vocab_size
         check_params(params, vocab_size)
         token_ids, param = self._encode(prompt)
@@ -232,6 +267,8 @@ class Engine:
             raise BadRequestError("the prompt is empty", param=param)
         if not all(0 <= token < vocab_size for token in token_ids):
             raise BadRequestError(f"the prompt's token ids must be at least 0 and below {vocab_size}", param=param)
+        if known is not None:
+            token_ids = [0] * known.num_virtual_tokens + token_ids
         if len(token_ids) >= self.max_model_len:
             raise BadRequestError(
                 f"the prompt has {len(token_ids)} tokens; prompt and answer together may have {self.max_model_len}",
@@ -243,6 +280,7 @@ class Engine:
             id=id,
             prompt_token_ids=token_ids,
             continues_text=param == "prompt",
+            adapter=known,
             params=params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids),
@@ -299,19 +337,29 @@ class Engine:
         prompts: str | Many[Prompt],
         params: SamplingParams | Many[SamplingParams] | None = None,
         *,
+        adapters: str | Many[str | None] | None = None,
         progress: bool = False,
     ) -> list[Generation]:
         """Answer all prompts, batched as well as they can be, in the order given.
 
-        ``params`` is for all of them, or one for each. Nothing is begun if any of them is refused (`BadRequestError`).
+        ``params`` is for all of them, or one for each; and so is ``adapters``, a name or None for the model alone.
+        Nothing is begun if any of them is refused (`BadRequestError`, `NotFoundError` for an adapter).
         ``progress`` shows a bar on a terminal.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(prompts)
-        requests = [self.make_request(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        if adapters is None or isinstance(adapters, str):
+            adapters = [adapters] * len(prompts)
+        requests = [
+            self.make_request(prompt, each, adapter=adapter)
+            for prompt, each, adapter in zip(prompts, params, adapters, strict=True)
+        ]
         answers = {
-            request: Generation(request.prompt_token_ids, [Choice(index) for index in range(request.params.n)])
+            request: Generation(
+                request.prompt_token_ids[request.num_virtual_tokens :],
+                [Choice(index) for index in range(request.params.n)],
+            )
             for request in requests
         }
         queue = iter(requests)

@@ -69,6 +69,23 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     token_ids: list[int] | None = None
+    adapter: str | None = None
+    """By the name it was loaded under; None for the model alone."""
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """Let requests name the adapter in the folder ``path``. Answered by `Done` or `Failed`."""
+
+    request_id: str
+    name: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """Requests cannot name it any more. Answered by `Done` or `Failed`."""
+
+    request_id: str
+    name: str
 
 
 class Encode(msgspec.Struct, frozen=True, tag="encode"):
@@ -142,6 +159,12 @@ class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
     scores: list[float] = []
 
 
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """What was asked for has been done."""
+
+    request_id: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The request could not be run; fields are those of `wootz.core.WootzError`."""
 
@@ -169,8 +192,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     uptime_seconds: float
 
 
-ToEngine = Submit | Encode | Cancel | GetStats
-FromEngine = Hello | Output | Finished | Encoded | Failed | Stats
+ToEngine = Submit | LoadAdapter | UnloadAdapter | Encode | Cancel | GetStats
+FromEngine = Hello | Done | Output | Finished | Encoded | Failed | Stats
 
 MAX_MESSAGE_BYTES = 256 * 2**20
 

@@ -10,10 +10,11 @@ sequence fits into the cache by itself (the engine refuses those that do not).
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from wootz.engine.cache import BlockPool, BlockTable
-from wootz.engine.sequence import Sequence
+from wootz.engine.sequence import Request, Sequence
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,15 @@ class Chunk:
 class Scheduler:
     """Sequences that wait and sequences that run, both in order of arrival. Only those that run hold blocks."""
 
-    def __init__(self, pool: BlockPool, *, max_running: int, max_step_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_running: int,
+        max_step_tokens: int,
+        may_start: Callable[[Request], bool] = lambda request: True,
+    ) -> None:
+        self.may_start = may_start
         self.pool, self.max_running, self.max_step_tokens = pool, max_running, max_step_tokens
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -99,13 +108,18 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give it blocks for all its tokens, if that leaves one for each running answer to grow into."""
-        admitted = self.pool.admit(sequence.token_ids, spare=len(self.running))
+        request = sequence.request
+        if not self.may_start(request):
+            return False
+        salt = request.adapter.salt if request.adapter else ""
+        admitted = self.pool.admit(sequence.token_ids, salt=salt, spare=len(self.running))
         if admitted is None:
             return False
-        sequence.table, sequence.num_computed = admitted
-        if sequence.request.cached_tokens is None:
-            sequence.request.cached_tokens = sequence.num_computed
-            self.num_cached_tokens += sequence.num_computed
+        sequence.table, num_found = admitted
+        sequence.num_computed = max(num_found, request.num_virtual_tokens)
+        if request.cached_tokens is None:
+            request.cached_tokens = sequence.num_computed - request.num_virtual_tokens
+            self.num_cached_tokens += request.cached_tokens
         return True
 
     def _preempt(self, sequence: Sequence) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from wootz.engine.cache import BlockTable
 from wootz.engine.output import TextStream
 from wootz.engine.protocol import SamplingParams
+
+if TYPE_CHECKING:
+    from wootz.engine.adapters import KnownAdapter
 
 
 @dataclass(eq=False)
@@ -15,6 +19,7 @@ class Request:
 
     id: str
     prompt_token_ids: list[int]
+    """With a prefix, places for its tokens come first."""
     params: SamplingParams
     seed: int
     """Of every random choice made for this request; drawn by the engine when ``params.seed`` is None."""
@@ -24,6 +29,7 @@ class Request:
     """Prompt and answer together end here."""
     continues_text: bool = False
     """Whether the answer goes on in the prompt's own text, rather than being a text of its own (a chat's)."""
+    adapter: KnownAdapter | None = None
     arrival: int = -1
     """Place in the order of arrival; set when the request is submitted."""
     cached_tokens: int | None = None
@@ -32,6 +38,11 @@ class Request:
     """Its choices: the first from the start, the others from when the prompt is computed."""
     num_open: int = 0
     """Choices that have not ended. 0 before the request is submitted and once it is over."""
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Tokens of a prefix, which are neither text nor computed."""
+        return self.adapter.num_virtual_tokens if self.adapter else 0
 
 
 @dataclass(eq=False)

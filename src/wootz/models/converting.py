@@ -51,8 +51,8 @@ def convert(
 
     ``type`` is F32, F16 or BF16, and for GGUF also a block format (`FILE_TYPES`), in any case; by default the type of
     the source, which is F32 for what was quantised. ``config`` names the folder with a distributed checkpoint's
-    ``config.json``. ``adapter`` names a LoRA folder in PEFT's format that is merged into the source, which then has to fit
-    into memory. The tokenizer comes along where source and target are of one kind; from one kind into the other it
+    ``config.json``. ``adapter`` names a LoRA folder in PEFT's format that is merged into the source, which then has to
+    fit into memory. The tokenizer comes along where source and target are of one kind; from one kind into the other it
     is the caller's (`wootz.tokenization.export`): ``vocabulary`` for a GGUF file, ``files`` for a folder.
 
     Raises `ModelFileError` for what is wrong with the source, `ConfigError` for what cannot be written.
