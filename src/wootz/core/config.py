@@ -112,6 +112,9 @@ class ModelConfig(Section):
     )
     price: PriceConfig = Field(default_factory=PriceConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Defaults of a local model.")
+    adapters: dict[str, Path] = Field(
+        default_factory=dict, description="Folders in PEFT's format on a local model, by the names users call them."
+    )
     timeout_seconds: float = Field(default=600.0, gt=0)
 
     @field_validator("api_key")
@@ -125,6 +128,8 @@ class ModelConfig(Section):
     def _is_local_or_remote(self) -> ModelConfig:
         if bool(self.base_url) == bool(self.path or self.source):
             raise ValueError('give either "base_url" (remote) or one of "path" and "source" (local)')
+        if self.base_url and self.adapters:
+            raise ValueError("adapters need a local model")
         return self
 
     @property
@@ -153,6 +158,13 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Config:
+        names = [*self.models, *(name for model in self.models.values() for name in model.adapters)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f'two models or adapters are called "{twice}"')
+        return self
 
     @property
     def models_dir(self) -> Path:

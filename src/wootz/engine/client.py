@@ -13,10 +13,18 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from wootz.core.errors import BadRequestError, RateLimitError, UnavailableError, UnsupportedError, WootzError
+from wootz.core.errors import (
+    BadRequestError,
+    NotFoundError,
+    RateLimitError,
+    UnavailableError,
+    UnsupportedError,
+    WootzError,
+)
 from wootz.engine import protocol
 from wootz.engine.protocol import (
     Cancel,
+    Done,
     Encode,
     Encoded,
     Failed,
@@ -24,11 +32,13 @@ from wootz.engine.protocol import (
     FromEngine,
     GetStats,
     Hello,
+    LoadAdapter,
     Output,
     SamplingParams,
     Stats,
     Submit,
     ToEngine,
+    UnloadAdapter,
 )
 
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 1.0
@@ -43,7 +53,9 @@ class EngineClient:
         """What the engine said about itself; None while there is no connection."""
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
-        self._requests: dict[str, asyncio.Queue[Output | Finished | Encoded | WootzError]] = {}
+        self._requests: dict[str, asyncio.Queue[Output | Finished | Encoded | Done | WootzError]] = {}
+        self._adapters: dict[str, str] = {}
+        """Names and folders of those loaded at run time: an engine that starts again is told of them again."""
         self._stats: list[asyncio.Future[Stats]] = []
 
     @property
@@ -69,6 +81,7 @@ class EngineClient:
         text: str | None = None,
         token_ids: list[int] | None = None,
         params: SamplingParams | None = None,
+        adapter: str | None = None,
         request_id: str | None = None,
     ) -> AsyncGenerator[Output | Finished, None]:
         """Answer one prompt, given in exactly one of three forms; the last event is `Finished`.
@@ -85,10 +98,11 @@ class EngineClient:
             messages=messages,
             text=text,
             token_ids=token_ids,
+            adapter=adapter,
         )
         async with contextlib.aclosing(self._ask(submit)) as events:
             async for event in events:
-                assert not isinstance(event, Encoded)
+                assert not isinstance(event, Encoded | Done)
                 yield event
 
     async def encode(
@@ -107,7 +121,24 @@ class EngineClient:
                 return event
         raise AssertionError("no event ends a request in silence")
 
-    async def _ask(self, message: Submit | Encode) -> AsyncGenerator[Output | Finished | Encoded, None]:
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Let requests name the adapter in this folder (of the engine's machine). Raises what is wrong with it."""
+        await self._change(LoadAdapter(uuid.uuid4().hex, name, path))
+        self._adapters[name] = path
+
+    async def unload_adapter(self, name: str) -> None:
+        """Requests cannot name it any more. Raises `NotFoundError`."""
+        self._adapters.pop(name, None)
+        await self._change(UnloadAdapter(uuid.uuid4().hex, name))
+
+    async def _change(self, change: LoadAdapter | UnloadAdapter) -> None:
+        async with contextlib.aclosing(self._ask(change)) as events:
+            async for _ in events:
+                return
+
+    async def _ask(
+        self, message: Submit | Encode | LoadAdapter | UnloadAdapter
+    ) -> AsyncGenerator[Output | Finished | Encoded | Done, None]:
         """All that the engine says about one request. Closing the iterator early cancels it."""
         request_id = message.request_id
         self._send(message)
@@ -152,7 +183,7 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Output() | Finished() | Encoded():
+            case Output() | Finished() | Encoded() | Done():
                 if message.request_id in self._requests:  # else it was cancelled while this was on its way
                     self._requests[message.request_id].put_nowait(message)
             case Failed():
@@ -164,6 +195,8 @@ class EngineClient:
                     answer.set_result(message)
             case Hello():
                 self.hello = message
+                for name, path in self._adapters.items():
+                    self._send(LoadAdapter(uuid.uuid4().hex, name, path))
 
     def _disconnected(self) -> None:
         """Fail everything in flight; whoever asks from now on is refused until the next `Hello`."""
@@ -196,6 +229,8 @@ def _error(failed: Failed) -> WootzError:
             return UnsupportedError(failed.message, param=failed.param)
         case 400:
             return BadRequestError(failed.message, code=failed.code, param=failed.param)
+        case 404:
+            return NotFoundError(failed.message, code=failed.code, param=failed.param)
         case 429:
             return RateLimitError(failed.message, code=failed.code)
         case 503:

@@ -20,7 +20,17 @@ import torch.nn.functional as F
 from wootz.core import BadRequestError, UnsupportedError, WootzError
 from wootz.engine import protocol
 from wootz.engine.connection import Connection, failed
-from wootz.engine.protocol import Cancel, Encode, Encoded, GetStats, Hello, Stats, Submit
+from wootz.engine.protocol import (
+    Cancel,
+    Encode,
+    Encoded,
+    GetStats,
+    Hello,
+    LoadAdapter,
+    Stats,
+    Submit,
+    UnloadAdapter,
+)
 from wootz.models.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -68,7 +78,7 @@ class EncoderServer:
                     case Encode() as request:
                         jobs[request.request_id] = Job(request, connection)
                         self.submit(jobs[request.request_id])
-                    case Submit(request_id=id):
+                    case Submit(request_id=id) | LoadAdapter(request_id=id) | UnloadAdapter(request_id=id):
                         error = UnsupportedError("this model is an encoder and cannot write", param="model")
                         connection.send(failed(id, error))
                     case Cancel(request_id=id):
