@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pydantic import ValidationError
 
-from wootz.core import ConfigError, EngineConfig, UnsupportedError, WootzError
+from wootz.core import BadRequestError, ConfigError, EngineConfig, UnsupportedError, WootzError
 from wootz.engine import protocol
 from wootz.engine.connection import Connection, failed
 from wootz.engine.protocol import (
@@ -144,6 +144,8 @@ class Server:
             else:
                 make_change = partial(adapters.forget, adapters.find(change.name).name)
         except WootzError as error:
+            if isinstance(error, ConfigError):  # of the files, whose path came with the request
+                error = BadRequestError(str(error), param="lora_path")
             connection.send(failed(change.request_id, error))
             return
 
