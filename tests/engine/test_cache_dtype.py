@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from one_by_one import one_at_a_time, tiny_engine, tiny_model
 from torch import Tensor
 
@@ -14,7 +16,8 @@ from wootz.core import ConfigError, EngineConfig
 from wootz.engine import Engine, SamplingParams
 from wootz.engine.kv_store import KVStore, allocate, bytes_per_token, decode, encode
 from wootz.engine.setup import size_cache
-from wootz.models import Decoder, PackedContext, read_config
+from wootz.models import Decoder, PackedContext, load, read_config
+from wootz.tokenization import load_tokenizer
 
 FORMATS = ["int8", "fp8", "int4", torch.float16, torch.bfloat16]
 
@@ -168,3 +171,24 @@ def test_four_bits_need_an_even_head():
     )
     with pytest.raises(ConfigError, match='cache_dtype: "int4" packs pairs'):
         Engine(model.build(), config=EngineConfig(cache_dtype="int4"))
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.timeout(1200)
+def test_perplexity_of_a_real_model_hardly_rises(smollm2_gguf):
+    text = Path(__file__).parents[3] / "shared/data/shakespeare/input.txt"
+    if not text.is_file():
+        pytest.skip(f"{text} is not there")
+    model, tokenizer = load(smollm2_gguf), load_tokenizer(smollm2_gguf)
+    ids = tokenizer.encode(text.read_text()[:4000])[:768]
+    ids_T, positions_T = torch.tensor(ids), torch.arange(len(ids))
+
+    @torch.inference_mode()
+    def loss(context: PackedContext) -> float:
+        logits_TV = model.unembed(model(ids_T, positions_T, context))
+        return F.cross_entropy(logits_TV[:-1], ids_T[1:]).item()
+
+    exact = loss(PackedContext([len(ids)]))
+    for format, most in (("int8", 0.005), ("fp8", 0.01), ("int4", 0.06)):
+        assert abs(loss(RoundedContext([len(ids)], format)) - exact) < most

@@ -184,8 +184,9 @@ class PagedContext:
         kv_T2Kd = store.write(self.slots_T, torch.stack((k_TKd, v_TKe), dim=1))
         scoring = _Scoring(scale, window, softcap, sinks_H, bias)
         out_THd = q_THd.new_empty(q_THd.shape)
-        if scoring.is_plain and store.in_place and kernels.can_attend(store.parts[0]):
-            kernels.attend(store.parts[0], q_THd, out_THd, self.kernel_chunks, scale=scale, window=window)
+        dense = store.dense if q_THd.dtype == torch.float32 else None
+        if scoring.is_plain and dense is not None and kernels.can_attend(dense):
+            kernels.attend(dense, q_THd, out_THd, self.kernel_chunks, scale=scale, window=window)
             return out_THd
         self._attend_decodes(store, q_THd, out_THd, scoring)
         for chunk in self._prefills_of(window):

@@ -38,9 +38,9 @@ class KVStore:
     dtype: torch.dtype
 
     @property
-    def in_place(self) -> bool:
-        """Whether what is kept can be computed with as it lies there."""
-        return self.format == self.dtype
+    def dense(self) -> Tensor | None:
+        """``(num_blocks, block_size, *shape)`` where numbers are kept as such, for kernels that read them in place."""
+        return self.parts[0] if isinstance(self.format, torch.dtype) else None
 
     def write(self, slots_T: Tensor, x_T: Tensor) -> Tensor:
         """Put tokens, ``(T, *shape)``, into these places; returns them as `gather` will give them back."""
