@@ -54,6 +54,14 @@ class Runner:
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Logits ``(S, V)``, one row for each chunk that `samples`, in their order."""
+        passes = self.adapters.passes(chunks)
+        if len(passes) == 1:
+            return self._run(chunks)
+        logits_SV = torch.cat([self._run(part) for part in passes])
+        rows = {id(chunk): row for row, chunk in enumerate(c for part in passes for c in part if c.samples)}
+        return logits_SV[[rows[id(chunk)] for chunk in chunks if chunk.samples]]
+
+    def _run(self, chunks: list[Chunk]) -> Tensor:
         token_ids: list[int] = []
         positions: list[int] = []
         last_rows: list[int] = []
