@@ -156,18 +156,7 @@ def test_smaller_numbers_mean_more_blocks():
 
 def test_four_bits_need_an_even_head():
     model = read_config(
-        {
-            "model_type": "llama",
-            "vocab_size": 37,
-            "hidden_size": 30,
-            "intermediate_size": 8,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "head_dim": 15,
-            "rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 1},
-            "max_position_embeddings": 64,
-            "rms_norm_eps": 1e-5,
-        }
+        {"model_type": "gpt2", "vocab_size": 37, "n_embd": 30, "n_head": 2, "n_layer": 1, "n_positions": 64}
     )
     with pytest.raises(ConfigError, match='cache_dtype: "int4" packs pairs'):
         Engine(model.build(), config=EngineConfig(cache_dtype="int4"))
