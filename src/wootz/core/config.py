@@ -60,6 +60,10 @@ class EngineConfig(Section):
     cache_bytes: int | None = Field(
         default=None, ge=1, description="Memory for the paged cache. Default: from what is free."
     )
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4"] = Field(
+        default="auto",
+        description='How keys and values are kept; "auto" is as they are computed, or float16 beside int8 activations.',
+    )
     max_running: int = Field(default=64, ge=1, description="Most sequences in one step.")
     max_step_tokens: int = Field(
         default=512, ge=1, description="Token budget of one step; long prompts are cut into chunks."
@@ -84,6 +88,7 @@ class EngineConfig(Section):
     user_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="Shares of users (or key ids) who are to get more, or less, than others' 1."
     )
+    max_adapters: int = Field(default=8, ge=1, description="Adapters loaded at a time.")
 
 
 class PriceConfig(Section):
@@ -123,6 +128,9 @@ class ModelConfig(Section):
     )
     price: PriceConfig = Field(default_factory=PriceConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Defaults of a local model.")
+    adapters: dict[str, Path] = Field(
+        default_factory=dict, description="Folders in PEFT's format on a local model, by the names users call them."
+    )
     timeout_seconds: float = Field(default=600.0, gt=0)
 
     @field_validator("api_key")
@@ -136,6 +144,8 @@ class ModelConfig(Section):
     def _is_local_or_remote(self) -> ModelConfig:
         if bool(self.base_url) == bool(self.path or self.source):
             raise ValueError('give either "base_url" (remote) or one of "path" and "source" (local)')
+        if self.base_url and self.adapters:
+            raise ValueError("adapters need a local model")
         return self
 
     @property
@@ -164,6 +174,13 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Config:
+        names = [*self.models, *(name for model in self.models.values() for name in model.adapters)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f'two models or adapters are called "{twice}"')
+        return self
 
     @property
     def models_dir(self) -> Path:

@@ -32,6 +32,7 @@ from wootz.engine.protocol import (
     FromEngine,
     GetStats,
     Hello,
+    LoadAdapter,
     Order,
     Output,
     SamplingParams,
@@ -39,6 +40,7 @@ from wootz.engine.protocol import (
     Stats,
     Submit,
     ToEngine,
+    UnloadAdapter,
     UpdateWeights,
     Wake,
 )
@@ -56,6 +58,8 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._requests: dict[str, asyncio.Queue[Output | Finished | Encoded | Done | WootzError]] = {}
+        self._adapters: dict[str, str] = {}
+        """Names and folders of those loaded at run time: an engine that starts again is told of them again."""
         self._stats: list[asyncio.Future[Stats]] = []
 
     @property
@@ -81,6 +85,7 @@ class EngineClient:
         text: str | None = None,
         token_ids: list[int] | None = None,
         params: SamplingParams | None = None,
+        adapter: str | None = None,
         request_id: str | None = None,
         priority: int = 0,
         user: str = "",
@@ -101,6 +106,7 @@ class EngineClient:
             token_ids=token_ids,
             priority=priority,
             user=user,
+            adapter=adapter,
         )
         async with contextlib.aclosing(self._ask(submit)) as events:
             async for event in events:
@@ -133,6 +139,16 @@ class EngineClient:
     async def update_weights(self, path: str) -> None:
         """Have the engine go on with the weights of this checkpoint, a folder or file on its machine."""
         await self._order(UpdateWeights(uuid.uuid4().hex, path))
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Let requests name the adapter in this folder (of the engine's machine). Raises what is wrong with it."""
+        await self._order(LoadAdapter(uuid.uuid4().hex, name, path))
+        self._adapters[name] = path
+
+    async def unload_adapter(self, name: str) -> None:
+        """Requests cannot name it any more. Raises `NotFoundError`."""
+        self._adapters.pop(name, None)
+        await self._order(UnloadAdapter(uuid.uuid4().hex, name))
 
     async def _order(self, order: Order) -> None:
         async with contextlib.aclosing(self._ask(order)) as events:
@@ -196,6 +212,8 @@ class EngineClient:
                     answer.set_result(message)
             case Hello():
                 self.hello = message
+                for name, path in self._adapters.items():
+                    self._send(LoadAdapter(uuid.uuid4().hex, name, path))
 
     def _disconnected(self) -> None:
         """Fail everything in flight; whoever asks from now on is refused until the next `Hello`."""
@@ -229,7 +247,7 @@ def _error(failed: Failed) -> WootzError:
         case 400:
             return BadRequestError(failed.message, code=failed.code, param=failed.param)
         case 404:
-            return NotFoundError(failed.message, param=failed.param)
+            return NotFoundError(failed.message, code=failed.code, param=failed.param)
         case 429:
             return RateLimitError(failed.message, code=failed.code)
         case 503:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,15 +24,17 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, progress_bar
+from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, WootzError, progress_bar
 from wootz.engine import setup
+from wootz.engine.adapters import AdapterCache
 from wootz.engine.attention import PagedCache
 from wootz.engine.beam_search import BeamSearch, go_on, searches
 from wootz.engine.cache import BlockPool
+from wootz.engine.connection import failed
 from wootz.engine.fused import fuse, unfuse
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.pace import Pace
-from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
+from wootz.engine.protocol import Failed, Finished, Output, SamplingParams, Stats, TokenLogprob
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled, sample
 from wootz.engine.scheduler import Chunk, Scheduler
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 Prompt = str | Many[int] | Many[dict[str, Any]]
 """Text, token ids, or chat messages (rendered by the model's chat template)."""
 
-Event = tuple[Request, Output | Finished]
+Event = tuple[Request, Output | Finished | Failed]
 
 
 @dataclass
@@ -100,7 +102,9 @@ class Generation:
     def prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
 
-    def _add(self, event: Output | Finished) -> None:
+    def _add(self, event: Output | Finished | Failed) -> None:
+        if isinstance(event, Failed):
+            raise WootzError(event.message)
         if isinstance(event, Finished):
             self.cached_tokens = event.cached_tokens
             return
@@ -118,6 +122,7 @@ class Engine:
 
     ``model`` is a path (a folder in Hugging Face layout, or a GGUF file) or a model that is loaded already; the
     tokenizer is read from the path, and may be missing for a loaded model, which then takes and gives token ids only.
+    ``adapters`` are folders in PEFT's format, by the names that requests will call them.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Engine:
         config: EngineConfig | None = None,
         tokenizer: Tokenizer | None = None,
         path: Path | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
@@ -145,6 +151,7 @@ class Engine:
             num_states=num_states or 0,
             dtype=self.model.dtype,
             device=self.model.device,
+            format=setup.cache_format(self.model, config),
         )
         cache = self._make_cache()
         self.pool = BlockPool(
@@ -155,6 +162,11 @@ class Engine:
             copy=cache.copy,
             copy_state=cache.copy_state,
         )
+        self.adapters = AdapterCache(
+            self.model, config.max_adapters, lambda: (sequence.request for sequence in self.scheduler.running)
+        )
+        for name, folder in (adapters or {}).items():
+            self.adapters.register(name, folder)
         self.pace = Pace(config.max_step_tokens, config.max_inter_token_latency_ms)
         self.scheduler = Scheduler(
             self.pool,
@@ -163,9 +175,10 @@ class Engine:
             swap=setup.make_swap_space(cache, self.pool, config),
             victim=config.preemption_victim,
             user_weights=config.user_weights,
+            may_start=self.adapters.may_start,
         )
         fuse(self.model, cache)
-        self.runner = Runner(self.model, cache)
+        self.runner = Runner(self.model, cache, self.adapters)
         self.timeline: Unwatched = self.runner.timeline
         self.max_waiting = config.max_waiting
         self.eos_token_ids = frozenset(self.model.config.eos_token_ids)
@@ -189,8 +202,9 @@ class Engine:
         started = time.perf_counter()
         self.timeline.begin(self.num_steps)
         chunks = self._chunks = self.scheduler.schedule()
+        lost = self._without_adapter() if self.adapters.failed else []
         if not chunks:
-            return []
+            return lost
         self.timeline.mark("schedule")
         logits_SV = self.runner.run(chunks)
         self.scheduler.computed(chunks)
@@ -209,11 +223,15 @@ class Engine:
         self.timeline.mark("schedule")
         chosen = sample(logits_SV, sequences) if sequences else []
         self.timeline.mark("sample")
-        events = found + [
-            event
-            for sequence, sampled in zip(sequences, chosen, strict=True)
-            for event in self._extend(sequence, sampled)
-        ]
+        events = (
+            lost
+            + found
+            + [
+                event
+                for sequence, sampled in zip(sequences, chosen, strict=True)
+                for event in self._extend(sequence, sampled)
+            ]
+        )
         self.timeline.mark("detokenise")
         self.timeline.end(tokens=sum(chunk.num_tokens for chunk in chunks), running=len(self.scheduler.running))
         self.pace.observe(chunks, time.perf_counter() - started)
@@ -263,6 +281,15 @@ class Engine:
         num_tokens = sum(len(answer.token_ids) for answer in answers)
         self.num_generated += num_tokens
         return [(request, output) for output in outputs] + [(request, self._finished(request, num_tokens))]
+
+    def _without_adapter(self) -> list[Event]:
+        """End the requests whose adapter cannot be loaded any more."""
+        events: list[Event] = []
+        for request, error in self.adapters.failed:
+            self.cancel(request)
+            events.append((request, failed(request.id, error)))
+        self.adapters.failed.clear()
+        return events
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
@@ -317,7 +344,7 @@ class Engine:
     def _finished(self, request: Request, num_tokens: int) -> Finished:
         return Finished(
             request_id=request.id,
-            prompt_tokens=len(request.prompt_token_ids),
+            prompt_tokens=len(request.prompt_token_ids) - request.num_virtual_tokens,
             completion_tokens=num_tokens,
             cached_tokens=request.cached_tokens or 0,
         )
@@ -325,9 +352,18 @@ class Engine:
     # --- requests ---------------------------------------------------------------------------------------------
 
     def make_request(
-        self, prompt: Prompt, params: SamplingParams, *, id: str = "", priority: int = 0, user: str = ""
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        id: str = "",
+        priority: int = 0,
+        user: str = "",
+        adapter: str | None = None,
     ) -> Request:
-        """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served."""
+        """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served, `NotFoundError`
+        for an adapter that is not known."""
+        known = None if adapter is None else self.adapters.find(adapter)
         vocab_size = self.model.config.vocab_size
         check_params(params, vocab_size)
         check_priority(priority)
@@ -336,6 +372,8 @@ class Engine:
             raise BadRequestError("the prompt is empty", param=param)
         if not all(0 <= token < vocab_size for token in token_ids):
             raise BadRequestError(f"the prompt's token ids must be at least 0 and below {vocab_size}", param=param)
+        if known is not None:
+            token_ids = [0] * known.num_virtual_tokens + token_ids
         if len(token_ids) + (params.max_tokens != 0) > self.max_model_len:
             raise BadRequestError(
                 f"the prompt has {len(token_ids)} tokens; prompt and answer together may have {self.max_model_len}",
@@ -347,6 +385,7 @@ class Engine:
             id=id,
             prompt_token_ids=token_ids,
             continues_text=param == "prompt",
+            adapter=known,
             params=params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids),
@@ -462,11 +501,13 @@ class Engine:
         prompts: str | Many[Prompt],
         params: SamplingParams | Many[SamplingParams] | None = None,
         *,
+        adapters: str | Many[str | None] | None = None,
         progress: bool = False,
     ) -> list[Generation]:
         """Answer all prompts, batched as well as they can be, in the order given.
 
-        ``params`` is for all of them, or one for each. Nothing is begun if any of them is refused (`BadRequestError`).
+        ``params`` is for all of them, or one for each; and so is ``adapters``, a name or None for the model alone.
+        Nothing is begun if any of them is refused (`BadRequestError`, `NotFoundError` for an adapter).
         ``progress`` shows a bar on a terminal.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -474,9 +515,17 @@ class Engine:
             params = [params or SamplingParams()] * len(prompts)
         if self.asleep:
             raise UnavailableError("the engine is asleep", hint="call wake() first")
-        requests = [self.make_request(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        if adapters is None or isinstance(adapters, str):
+            adapters = [adapters] * len(prompts)
+        requests = [
+            self.make_request(prompt, each, adapter=adapter)
+            for prompt, each, adapter in zip(prompts, params, adapters, strict=True)
+        ]
         answers = {
-            request: Generation(request.prompt_token_ids, [Choice(index) for index in range(request.params.n)])
+            request: Generation(
+                request.prompt_token_ids[request.num_virtual_tokens :],
+                [Choice(index) for index in range(request.params.n)],
+            )
             for request in requests
         }
         queue = iter(requests)

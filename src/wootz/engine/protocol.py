@@ -92,6 +92,23 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     """The lowest goes first, as in vLLM."""
     user: str = ""
     """Users get equal shares of the engine while several of them wait."""
+    adapter: str | None = None
+    """By the name it was loaded under; None for the model alone."""
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """Let requests name the adapter in the folder ``path``. Answered by `Done` or `Failed`."""
+
+    request_id: str
+    name: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """Requests cannot name it any more. Answered by `Done` or `Failed`."""
+
+    request_id: str
+    name: str
 
 
 class Encode(msgspec.Struct, frozen=True, tag="encode"):
@@ -189,7 +206,7 @@ class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """`Sleep`, `Wake` or `UpdateWeights` has been carried out."""
+    """What was asked for has been done: an `Order` carried out."""
 
     request_id: str
 
@@ -234,7 +251,7 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     """Of all admitted requests together, from being submitted to being admitted."""
 
 
-Order = Sleep | Wake | UpdateWeights
+Order = Sleep | Wake | UpdateWeights | LoadAdapter | UnloadAdapter
 ToEngine = Submit | Encode | Cancel | Order | GetStats
 FromEngine = Hello | Output | Finished | Encoded | Done | Failed | Stats
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from wootz.engine.adapters import AdapterCache, KnownAdapter
 from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.scheduler import Chunk
 from wootz.engine.scoring import score_prompts
@@ -48,28 +49,41 @@ class Model(Protocol):
 
 
 class Runner:
-    """The model, and the cache it looks into."""
+    """The model, the cache it looks into, and the adapters on it."""
 
-    def __init__(self, model: Model, cache: PagedCache) -> None:
-        self.model, self.cache = model, cache
+    def __init__(self, model: Model, cache: PagedCache, adapters: AdapterCache) -> None:
+        self.model, self.cache, self.adapters = model, cache, adapters
         self.timeline = Unwatched()
 
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Logits ``(S, V)``, one row for each chunk that `samples`, in their order."""
+        passes = self.adapters.passes(chunks)
+        if len(passes) == 1:
+            return self._run(chunks)
+        logits_SV = torch.cat([self._run(part) for part in passes])
+        rows = {id(chunk): row for row, chunk in enumerate(c for part in passes for c in part if c.samples)}
+        return logits_SV[[rows[id(chunk)] for chunk in chunks if chunk.samples]]
+
+    def _run(self, chunks: list[Chunk]) -> Tensor:
         token_ids: list[int] = []
         positions: list[int] = []
         last_rows: list[int] = []
+        owners: list[KnownAdapter | None] = []
         for chunk in chunks:
             token_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
             positions += range(chunk.start, chunk.end)
+            owners += [chunk.sequence.request.adapter] * chunk.num_tokens
             if chunk.samples:
                 last_rows.append(len(token_ids) - 1)
         context = PagedContext(self.cache, chunks)
         device = self.model.device
         token_ids_T, positions_T = torch.tensor(token_ids, device=device), torch.tensor(positions, device=device)
         self.timeline.mark("prepare")
-        hidden_TD = self.model(token_ids_T, positions_T, context)
-        score_prompts(chunks, hidden_TD, self.model.unembed)
-        logits_SV = self.model.unembed(hidden_TD[torch.tensor(last_rows, dtype=torch.int64, device=device)])
+        self.adapters.seed(self.cache, chunks)
+        with self.adapters.rows(owners):
+            hidden_TD = self.model(token_ids_T, positions_T, context)
+            score_prompts(chunks, hidden_TD, self.model.unembed)
+        with self.adapters.rows([owners[row] for row in last_rows]):
+            logits_SV = self.model.unembed(hidden_TD[torch.tensor(last_rows, dtype=torch.int64, device=device)])
         self.timeline.mark("forward")
         return logits_SV

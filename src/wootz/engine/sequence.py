@@ -10,6 +10,7 @@ from wootz.engine.output import TextStream
 from wootz.engine.protocol import SamplingParams
 
 if TYPE_CHECKING:
+    from wootz.engine.adapters import KnownAdapter
     from wootz.engine.beam_search import BeamSearch
     from wootz.engine.scoring import PromptScores
     from wootz.engine.swap import Saved
@@ -21,6 +22,7 @@ class Request:
 
     id: str
     prompt_token_ids: list[int]
+    """With a prefix, places for its tokens come first."""
     params: SamplingParams
     seed: int
     """Of every random choice made for this request; drawn by the engine when ``params.seed`` is None."""
@@ -34,6 +36,7 @@ class Request:
     """The lowest goes first."""
     user: str = ""
     """Whom its tokens are counted for, where users get equal shares."""
+    adapter: KnownAdapter | None = None
     arrival: int = -1
     """Place in the order of arrival; set when the request is submitted."""
     submitted_at: int = 0
@@ -50,6 +53,16 @@ class Request:
     """Log-probabilities of the prompt's own tokens, if they are asked for."""
     beams: BeamSearch | None = None
     """If the answer is searched for: ``sequences`` are then the beams."""
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Tokens of a prefix, which are neither text nor computed."""
+        return self.adapter.num_virtual_tokens if self.adapter else 0
+
+    @property
+    def salt(self) -> str:
+        """What its numbers in the cache depend on beside its tokens."""
+        return self.adapter.salt if self.adapter else ""
 
 
 @dataclass(eq=False)

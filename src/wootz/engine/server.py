@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import queue
@@ -35,20 +36,23 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pydantic import ValidationError
 
-from wootz.core import ConfigError, EngineConfig, UnsupportedError, WootzError
+from wootz.core import BadRequestError, ConfigError, EngineConfig, UnsupportedError, WootzError
 from wootz.engine import protocol
 from wootz.engine.connection import Connection, failed
 from wootz.engine.protocol import (
     Cancel,
     Done,
     Encode,
+    Failed,
     Finished,
     FromEngine,
     GetStats,
     Hello,
+    LoadAdapter,
     Order,
     Sleep,
     Submit,
+    UnloadAdapter,
     UpdateWeights,
     Wake,
 )
@@ -77,6 +81,7 @@ class Server:
     def __init__(self, engine: Engine, hello: Hello) -> None:
         self.engine, self.hello = engine, hello
         self.owners: dict[Request, Caller] = {}
+        self.changes = set[asyncio.Task[None]]()
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         if engine.tokenizer is not None:
             self.tokenizing.submit(engine.tokenizer.encode, "")  # A large vocabulary takes seconds to lay out.
@@ -102,6 +107,9 @@ class Server:
                     case Cancel(request_id=id):
                         if request := connection.requests.pop(id, None):
                             self.drop(request)
+                    case LoadAdapter() | UnloadAdapter() as change:
+                        self.changes.add(task := asyncio.create_task(self.change_adapter(connection, change)))
+                        task.add_done_callback(self.changes.discard)
                     case GetStats():
                         connection.send(self.engine.stats())
         except (EOFError, OSError):
@@ -118,7 +126,13 @@ class Server:
         id, loop = submit.request_id, asyncio.get_running_loop()
         prompt = next((p for p in (submit.messages, submit.text, submit.token_ids) if p is not None), [])
         make_request = partial(
-            self.engine.make_request, prompt, submit.params, id=id, priority=submit.priority, user=submit.user
+            self.engine.make_request,
+            prompt,
+            submit.params,
+            id=id,
+            priority=submit.priority,
+            user=submit.user,
+            adapter=submit.adapter,
         )
         try:
             request = await loop.run_in_executor(self.tokenizing, make_request)
@@ -132,6 +146,30 @@ class Server:
             connection.requests[id] = request
             self.owners[request] = connection
             self.steps.call(partial(self.steps.submit, request))
+
+    async def change_adapter(self, connection: Caller, change: LoadAdapter | UnloadAdapter) -> None:
+        """Files are read here; the step thread puts the adapter in, or out, between two steps."""
+        adapters, loop = self.engine.adapters, asyncio.get_running_loop()
+        done = asyncio.Event()
+        try:
+            if isinstance(change, LoadAdapter):
+                read = await loop.run_in_executor(self.tokenizing, adapters.read, change.path)
+                make_change = partial(adapters.register, change.name, change.path, read)
+            else:
+                make_change = partial(adapters.forget, adapters.find(change.name).name)
+        except WootzError as error:
+            if isinstance(error, ConfigError):  # of the files, whose path came with the request
+                error = BadRequestError(str(error), param="lora_path")
+            connection.send(failed(change.request_id, error))
+            return
+
+        def change_between_steps() -> None:
+            make_change()
+            loop.call_soon_threadsafe(done.set)
+
+        self.steps.call(change_between_steps)
+        await done.wait()
+        connection.send(Done(change.request_id))
 
     def drop(self, request: asyncio.Task[None] | Request) -> None:
         """Nobody waits for it any more."""
@@ -147,7 +185,7 @@ class Server:
         for request, event in events:
             if connection := self.owners.get(request):
                 messages.setdefault(connection, []).append(event)
-                if isinstance(event, Finished):
+                if isinstance(event, Finished | Failed):
                     self.forget(request)
         for connection, batch in messages.items():
             connection.send(*batch)
@@ -239,11 +277,12 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="what users call the model; for messages")
     parser.add_argument("--path", required=True, type=Path, help="model folder or GGUF file")
     parser.add_argument("--socket", required=True, type=Path, help="Unix socket to listen on")
+    parser.add_argument("--adapters", default="{}", help="JSON of names and folders of adapters in PEFT's format")
     parser.add_argument("--config", default="{}", help="JSON of the engine section of the configuration")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        server = _load(arguments.path, arguments.config)
+        server = _load(arguments.path, arguments.config, json.loads(arguments.adapters))
         listener = _listen(arguments.socket)
     except WootzError as error:
         print(f'model "{arguments.name}": {error}'.replace("\n", " "), file=sys.stderr)
@@ -257,7 +296,7 @@ class Talks(Protocol):
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
 
 
-def _load(path: Path, config_json: str) -> Callable[[], Talks]:
+def _load(path: Path, config_json: str, adapters: dict[str, str]) -> Callable[[], Talks]:
     # How long OpenMP's threads wait for each other awake, read when PyTorch is first imported. The default is so long
     # that one busy process beside us costs a multiple of its share; this short, it costs its share.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -272,9 +311,11 @@ def _load(path: Path, config_json: str) -> Callable[[], Talks]:
         first = error.errors(include_url=False)[0]
         raise ConfigError(f"engine.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     model, tokenizer = setup.load(path, None, config)
+    if isinstance(model, Encoder) and adapters:
+        raise ConfigError("an encoder takes no adapters")
     if isinstance(model, Encoder):
         return partial(EncoderServer, model, tokenizer)
-    engine = Engine(model, config=config, tokenizer=tokenizer, path=path)
+    engine = Engine(model, config=config, tokenizer=tokenizer, path=path, adapters=adapters)
     hello = Hello(
         family=model.config.family,
         num_parameters=model.num_parameters,

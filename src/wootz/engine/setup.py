@@ -13,10 +13,13 @@ from wootz import kernels
 from wootz.core import ConfigError, EngineConfig, UnsupportedError
 from wootz.engine.attention import PagedCache
 from wootz.engine.cache import BlockPool
+from wootz.engine.kv_store import CacheFormat
 from wootz.engine.runner import Model
 from wootz.engine.swap import SwapSpace, mover
 from wootz.models import load as load_model
-from wootz.models.context import WholeText
+from wootz.models.context import LatentKV, PagedKV, WholeText
+from wootz.models.linear import Linear
+from wootz.models.packed_weight import PackedWeight
 from wootz.tokenization import load_tokenizer
 from wootz.tokenization.fingerprint import check_fingerprint
 
@@ -83,7 +86,7 @@ def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
         raise ConfigError(f"engine.max_model_len: {config.max_model_len} is more than the model's own {longest}")
     max_model_len = config.max_model_len or longest
 
-    block_bytes = PagedCache.block_bytes(model.cache_specs, config.block_size, model.dtype)
+    block_bytes = PagedCache.block_bytes(model.cache_specs, config.block_size, cache_format(model, config))
     budget = config.cache_bytes or _default_cache_bytes(model.device)
     budget -= config.max_running * PagedCache.state_bytes(model.cache_specs, model.dtype)
     useful = config.max_running * -(-max_model_len // config.block_size)
@@ -96,6 +99,29 @@ def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
             f"engine.cache_bytes: {budget} is too small; {tokens} tokens of this model take {needed} bytes"
         )
     return num_blocks, min(max_model_len, room)
+
+
+def cache_format(model: Model, config: EngineConfig) -> CacheFormat:
+    """How blocks keep their numbers. "auto" is as the model computes them, or in 16 bits where activations are rounded
+    to 8 anyway and the kernels read the cache."""
+    match config.cache_dtype:
+        case "auto":
+            rounds = any(
+                isinstance(module, Linear) and isinstance(module.blocks, PackedWeight) for module in model.modules()
+            )
+            heads = [spec.head_dim for spec in model.cache_specs if isinstance(spec, PagedKV)]
+            reads = all(dim % kernels.HEAD_MULTIPLE == 0 for dim in heads)
+            return torch.float16 if rounds and reads else model.dtype
+        case "int8" | "fp8" | "int4" as codes:
+            kept = [spec for spec in model.cache_specs if isinstance(spec, PagedKV | LatentKV)]
+            dims = [spec.head_dim if isinstance(spec, PagedKV) else spec.dim for spec in kept]
+            if codes == "int4" and (odd := [dim for dim in dims if dim % 2]):
+                raise ConfigError(
+                    f'engine.cache_dtype: "int4" packs pairs, and this model keeps {odd[0]} numbers a head'
+                )
+            return codes
+        case name:
+            return getattr(torch, name)
 
 
 def _default_cache_bytes(device: torch.device) -> int:

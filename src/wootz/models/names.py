@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from wootz.models.families import Names, family_of
@@ -41,6 +42,24 @@ def checkpoint_pieces(model: Decoder) -> dict[str, dict[str, Tensor]]:
 def checkpoint_views(model: Decoder) -> dict[str, Tensor]:
     """The model's weights under their checkpoint names, in order."""
     return {name: view for pieces in checkpoint_pieces(model).values() for name, view in pieces.items()}
+
+
+def checkpoint_rows(model: Decoder) -> dict[str, tuple[Linear, Tensor]]:
+    """Of each projection in a checkpoint, by its module's name: the `Linear` that computes it here, and its rows there.
+
+    No weight is read, so it does not matter how they are kept. Numbers of rows take the weight's place, and come out
+    where its rows would, down the columns of a weight that the checkpoint keeps transposed.
+    """
+    names = family_of(model.config.family).names
+    rows: dict[str, tuple[Linear, Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            numbers = torch.arange(module.out_features)[:, None].expand(-1, module.in_features)
+            for theirs, piece in _pieces(names, f"{name}.weight", numbers, module.parts).items():
+                if piece.ndim == 2 and 0 in piece.stride():
+                    down = piece.stride(1) == 0
+                    rows[theirs.removesuffix(".weight")] = module, piece[:, 0] if down else piece[0]
+    return rows
 
 
 def _pieces(names: Names, name: str, tensor: Tensor, parts: tuple[int, ...]) -> dict[str, Tensor]:
