@@ -4,7 +4,7 @@ Two kinds of children: one engine process per local model, and the HTTP process 
 on Unix sockets in a private folder. A child that dies after it once worked is started again; one that never got
 that far (a broken model file) ends the start, with the child's own last line as the reason. Ctrl-C lets the HTTP
 process finish running answers, then ends the engines; a second Ctrl-C ends everything at once. However the
-supervisor itself ends, no child outlives it (`wootz.app.leash`).
+supervisor itself ends, no child outlives it (`wootz.core.leash`).
 """
 
 from __future__ import annotations

@@ -69,6 +69,27 @@ class EngineConfig(Section):
         default=None, ge=1, description="Longest prompt plus answer. Default: the model's own."
     )
     prefix_caching: bool = True
+    tensor_parallel: int = Field(default=1, ge=1, description="Processes that share every layer.")
+    pipeline_parallel: int = Field(default=1, ge=1, description="Stages of layers, each on processes of its own.")
+    sequence_parallel: int = Field(
+        default=1, ge=1, description="Processes that share a step's tokens and each hold the whole model."
+    )
+    expert_parallel: bool = Field(
+        default=False, description="Whole experts on each of the tensor-parallel processes, not a part of each expert."
+    )
+
+    @model_validator(mode="after")
+    def _divides_one_way(self) -> EngineConfig:
+        if self.sequence_parallel > 1 and self.tensor_parallel * self.pipeline_parallel > 1:
+            raise ValueError("sequence_parallel goes with neither tensor_parallel nor pipeline_parallel")
+        if self.expert_parallel and self.tensor_parallel == 1:
+            raise ValueError("expert_parallel needs tensor_parallel: it says how those processes share the experts")
+        return self
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of one engine."""
+        return self.tensor_parallel * self.pipeline_parallel * self.sequence_parallel
 
 
 class PriceConfig(Section):

@@ -29,6 +29,7 @@ from wootz.engine.beam_search import BeamSearch, go_on, searches
 from wootz.engine.cache import BlockPool
 from wootz.engine.fused import fuse
 from wootz.engine.output import NoText, TextStream
+from wootz.engine.parallel.model import ParallelModel
 from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled, sample
@@ -120,6 +121,9 @@ class Engine:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
         num_blocks, self.max_model_len = setup.size_cache(self.model, config)
+        if isinstance(self.model, ParallelModel):
+            num_blocks = self.model.agree(num_blocks)
+            self.max_model_len = min(self.max_model_len, num_blocks * config.block_size)
         fix_length(self.model.modules(), self.max_model_len)
         specs = self.model.cache_specs
         recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
@@ -140,6 +144,8 @@ class Engine:
             copy=cache.copy,
             copy_state=cache.copy_state,
         )
+        if isinstance(self.model, ParallelModel):
+            self.model.open(cache, self.pool, self.max_model_len)
         self.scheduler = Scheduler(self.pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens)
         fuse(self.model, cache)
         self.runner = Runner(self.model, cache)

@@ -38,6 +38,7 @@ from pydantic import ValidationError
 from wootz.core import ConfigError, EngineConfig, UnsupportedError, WootzError
 from wootz.engine import protocol
 from wootz.engine.connection import Connection, failed
+from wootz.engine.parallel.lost import RankLostError
 from wootz.engine.protocol import Cancel, Encode, Finished, FromEngine, GetStats, Hello, Submit
 
 if TYPE_CHECKING:
@@ -183,6 +184,8 @@ class StepThread(threading.Thread):
     def step(self) -> None:
         try:
             events = self.engine.step()
+        except RankLostError:
+            raise
         except Exception:
             self.num_failed_steps += 1
             if self.num_failed_steps == MOST_FAILED_STEPS:
@@ -208,6 +211,10 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
+        if os.environ.get("RANK", "0") != "0":  # torchrun gives every rank of an engine the same command
+            from wootz.engine.parallel.worker import work
+
+            return work(arguments.path, _read_config(arguments.config))
         server = _load(arguments.path, arguments.config)
         listener = _listen(arguments.socket)
     except WootzError as error:
@@ -222,6 +229,14 @@ class Talks(Protocol):
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
 
 
+def _read_config(config_json: str) -> EngineConfig:
+    try:
+        return EngineConfig.model_validate_json(config_json)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"engine.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
 def _load(path: Path, config_json: str) -> Callable[[], Talks]:
     # How long OpenMP's threads wait for each other awake, read when PyTorch is first imported. The default is so long
     # that one busy process beside us costs a multiple of its share; this short, it costs its share.
@@ -229,17 +244,16 @@ def _load(path: Path, config_json: str) -> Callable[[], Talks]:
     from wootz.engine import setup
     from wootz.engine.encoding import EncoderServer
     from wootz.engine.engine import Engine
+    from wootz.engine.parallel.model import ParallelModel
     from wootz.models.encoder import Encoder
 
-    try:
-        config = EngineConfig.model_validate_json(config_json)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(f"engine.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    config = _read_config(config_json)
     model, tokenizer = setup.load(path, None, config)
     if isinstance(model, Encoder):
         return partial(EncoderServer, model, tokenizer)
     engine = Engine(model, config=config, tokenizer=tokenizer)
+    if isinstance(model, ParallelModel):
+        model.ranks.watch(_end)
     hello = Hello(
         family=model.config.family,
         num_parameters=model.num_parameters,
@@ -251,6 +265,12 @@ def _load(path: Path, config_json: str) -> Callable[[], Talks]:
         defaults=setup.sampling_defaults(path),
     )
     return partial(Server, engine, hello)
+
+
+def _end(reason: str) -> NoReturn:
+    """What is in flight ends in a retryable error, because the connections end."""
+    log.critical("%s; so does the engine", reason)
+    os._exit(BROKEN_EXIT_CODE)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -12,6 +12,7 @@ import torch
 from wootz import kernels
 from wootz.core import ConfigError, EngineConfig, UnsupportedError
 from wootz.engine.attention import PagedCache
+from wootz.engine.parallel.model import lead
 from wootz.engine.runner import Model
 from wootz.models import load as load_model
 from wootz.models.context import WholeText
@@ -40,13 +41,14 @@ def load(
         if path.is_dir():
             check_fingerprint(path, tokenizer)
         device = pick_device(config.device)
-        packed = config.activations == "int8" or (config.activations == "auto" and kernels.MULTIPLIES_BYTES)
-        model = load_model(
-            path,
-            dtype=pick_dtype(config.dtype, device),
-            device=device,
-            keep_quantized="packed" if packed else "exact",
-        )
+        dtype = pick_dtype(config.dtype, device)
+        if config.num_ranks > 1:
+            model = lead(path, config, dtype, device)
+        else:
+            packed = config.activations == "int8" or (config.activations == "auto" and kernels.MULTIPLIES_BYTES)
+            model = load_model(path, dtype=dtype, device=device, keep_quantized="packed" if packed else "exact")
+    elif config.num_ranks > 1:
+        raise ConfigError("an engine on several processes loads its model from a path, on each of them")
     model.prepare_for_inference()
     return model, tokenizer
 
@@ -81,7 +83,7 @@ def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
     max_model_len = config.max_model_len or longest
 
     block_bytes = PagedCache.block_bytes(model.cache_specs, config.block_size, model.dtype)
-    budget = config.cache_bytes or _default_cache_bytes(model.device)
+    budget = config.cache_bytes or _default_cache_bytes(model.device, config.num_ranks)
     budget -= config.max_running * PagedCache.state_bytes(model.cache_specs, model.dtype)
     useful = config.max_running * -(-max_model_len // config.block_size)
     num_blocks = min(budget // block_bytes, useful) if block_bytes else useful  # a purely recurrent model needs none
@@ -95,11 +97,11 @@ def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
     return num_blocks, min(max_model_len, room)
 
 
-def _default_cache_bytes(device: torch.device) -> int:
+def _default_cache_bytes(device: torch.device, num_ranks: int) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(GPU_SHARE * free)
-    return min(int(CPU_SHARE * psutil.virtual_memory().available), MOST_CPU_CACHE_BYTES)
+    return min(int(CPU_SHARE * psutil.virtual_memory().available), MOST_CPU_CACHE_BYTES) // num_ranks
 
 
 def sampling_defaults(path: Path) -> dict[str, Any]:

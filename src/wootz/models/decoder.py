@@ -117,6 +117,17 @@ class Decoder(nn.Module):
 
     def forward(self, token_ids_T: Tensor, positions_T: Tensor, context: Context) -> Tensor:
         """Final hidden states ``(T, D)``, normalised. Both inputs are int64; see `wootz.models.context`."""
+        x_TD = self.embed(token_ids_T, positions_T)
+        run = Run(positions_T, context)
+        run.shared["embeddings"] = x_TD
+        if self.layer_loop is not None:
+            return self.layer_loop(x_TD, run)
+        for layer in self.layers:
+            x_TD = layer(x_TD, run)
+        return x_TD if self.norm is None else self.norm(x_TD)
+
+    def embed(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        """What the first layer gets, ``(T, D)``."""
         x_TD = self.embedding(token_ids_T)
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' dtype first, as those models were trained.
@@ -125,13 +136,7 @@ class Decoder(nn.Module):
             x_TD = self.embedding_positions(x_TD, positions_T)
         if self.embedding_norm is not None:
             x_TD = self.embedding_norm(x_TD)
-        run = Run(positions_T, context)
-        run.shared["embeddings"] = x_TD
-        if self.layer_loop is not None:
-            return self.layer_loop(x_TD, run)
-        for layer in self.layers:
-            x_TD = layer(x_TD, run)
-        return x_TD if self.norm is None else self.norm(x_TD)
+        return x_TD
 
     def unembed(self, hidden_TD: Tensor) -> Tensor:
         """Logits ``(T, V)``, in float32 at least."""

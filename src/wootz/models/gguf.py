@@ -19,6 +19,7 @@ from wootz.core.errors import ModelFileError
 from wootz.core.gguf import GGUFFile
 from wootz.models import families
 from wootz.models.block_weight import BlockWeight
+from wootz.models.cut import Cut
 from wootz.models.dequantize import dequantize
 from wootz.models.families import ModelConfig
 from wootz.models.gguf_architectures import ARCHITECTURES, ROPE_TENSORS, Made
@@ -52,6 +53,12 @@ class GGUFCheckpoint:
         if name in self._made:
             return self._made[name]()
         return self._in_our_order(name, self._read(self._whole[name]))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._file.tensors[self._gguf_names[name]].shape
+
+    def part(self, name: str, cut: Cut) -> Tensor:
+        return cut.of(self.tensor(name))
 
     def blocks(self, name: str) -> BlockWeight | None:
         if name not in self._whole:

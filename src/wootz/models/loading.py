@@ -19,6 +19,7 @@ from wootz import kernels
 from wootz.core.errors import ConfigError, ModelFileError, NotFoundError
 from wootz.kernels.packing import arena
 from wootz.models.block_weight import BlockWeight
+from wootz.models.cut import Cut
 from wootz.models.decoder import Decoder
 from wootz.models.encoder import Encoder
 from wootz.models.families import ModelConfig, family_of
@@ -139,6 +140,12 @@ class Checkpoint(Protocol):
         ...
 
     def tensor(self, name: str) -> Tensor: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def part(self, name: str, cut: Cut) -> Tensor:
+        """What is kept of a tensor, read without the rest where the file allows that."""
+        ...
 
     def blocks(self, name: str) -> BlockWeight | None:
         """The tensor as it is stored, if `wootz.kernels` can compute with that."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wootz.core.errors import ModelFileError
 from wootz.models import families
+from wootz.models.cut import Cut
 from wootz.models.families import ModelConfig
 from wootz.models.folder_schemes import find_split, refuse_unknown
 from wootz.models.pickled import PickledShard
@@ -68,6 +69,19 @@ class FolderCheckpoint:
             return shard.get_tensor(theirs)
         except SafetensorError as error:
             raise ModelFileError(f"{file}: cannot read {name} ({error})") from None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        slices = self._slices(name)
+        return tuple(self.tensor(name).shape if slices is None else slices.get_shape())
+
+    def part(self, name: str, cut: Cut) -> Tensor:
+        slices = self._slices(name)
+        return cut.of(self.tensor(name)) if slices is None else cut.read(slices)
+
+    def _slices(self, name: str) -> Any:
+        """The tensor as safetensors reads parts of it; None where it has to be read as a whole."""
+        theirs, _, shard = self._shard_of.get(name, (name, None, None))
+        return None if shard is None or isinstance(shard, PickledShard) else shard.get_slice(theirs)
 
     def blocks(self, name: str) -> None:
         """There are no block formats in safetensors."""
