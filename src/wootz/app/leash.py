@@ -1,6 +1,6 @@
 """Any module as a child process on the leash (`wootz.core.leash`): it ends when the supervisor ends, however that goes.
 
-    python -m wootz.app.leash MODULE ARGUMENTS…      # runs MODULE as `python -m MODULE` would, on the leash
+python -m wootz.app.leash MODULE ARGUMENTS…      # runs MODULE as `python -m MODULE` would, on the leash
 """
 
 from __future__ import annotations

@@ -107,7 +107,10 @@ class Child:
                 self._held_back.append(line)
 
 
-def engine_process(name: str, path: Path, socket: Path, config: EngineConfig) -> Child:
-    """The process that serves the model at ``path`` on a Unix socket."""
+def engine_process(name: str, path: Path, socket: Path, config: EngineConfig, prompts: Path | None = None) -> Child:
+    """The process that serves the model at ``path`` on a Unix socket. ``prompts`` is the socket of another such process
+    that computes long prompts for it."""
     arguments = ["--name", name, "--path", str(path), "--socket", str(socket), "--config", config.model_dump_json()]
+    if prompts is not None:
+        arguments += ["--prompts", str(prompts)]
     return Child(name, "wootz.engine.server", arguments)

@@ -41,6 +41,11 @@ class Ready:
     admin_key: str | None
 
 
+def _prompts_of(name: str) -> str:
+    """What the process is called that computes a model's prompts (``[engine] disaggregated``)."""
+    return f"{name} (prompts)"
+
+
 class StartError(WootzError):
     """A child process could not be started, or not be kept running."""
 
@@ -61,9 +66,19 @@ class Supervisor:
     def __init__(self, config: Config, prepared: Prepared, folder: Path, *, say: Say, accounts: bool) -> None:
         self.config, self.say, self.accounts = config, say, accounts
         sockets = {name: folder / f"{index}.sock" for index, name in enumerate(prepared.model_paths)}
+        self.models = list(sockets)
+        prompts = {name: folder / f"{path.stem}.prompts.sock" for name, path in sockets.items()}
+        if not config.engine.disaggregated:
+            prompts = {}
         self.clients = {name: EngineClient(path) for name, path in sockets.items()}
+        self.clients |= {_prompts_of(name): EngineClient(path) for name, path in prompts.items()}
         self.engines = [
-            engine_process(name, path, sockets[name], config.engine) for name, path in prepared.model_paths.items()
+            engine_process(name, path, sockets[name], config.engine, prompts.get(name))
+            for name, path in prepared.model_paths.items()
+        ]
+        self.engines += [
+            engine_process(_prompts_of(name), prepared.model_paths[name], path, config.engine)
+            for name, path in prompts.items()
         ]
         setup = HttpSetup(config=config, engine_sockets=sockets, accounts=accounts, listener=prepared.listener.fileno())
         self.http = Child(
@@ -151,7 +166,7 @@ class Supervisor:
         """The admin key is made only now, so that it is never lost in a start that failed."""
         admin_key = await keys.ensure_admin() if keys else None
         host = f"[{self.host}]" if ":" in self.host else self.host
-        engines = {name: client.hello for name, client in self.clients.items() if client.hello is not None}
+        engines = {name: hello for name in self.models if (hello := self.clients[name].hello) is not None}
         return Ready(f"http://{host}:{self.port}", engines, admin_key)
 
     # --- ending -----------------------------------------------------------------------------------------------

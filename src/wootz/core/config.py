@@ -78,12 +78,18 @@ class EngineConfig(Section):
         default=False, description="Whole experts on each of the tensor-parallel processes, not a part of each expert."
     )
 
+    disaggregated: bool = Field(
+        default=False, description="Compute prompts in a second process, so that answers never wait for them."
+    )
+
     @model_validator(mode="after")
     def _divides_one_way(self) -> EngineConfig:
         if self.sequence_parallel > 1 and self.tensor_parallel * self.pipeline_parallel > 1:
             raise ValueError("sequence_parallel goes with neither tensor_parallel nor pipeline_parallel")
         if self.expert_parallel and self.tensor_parallel == 1:
             raise ValueError("expert_parallel needs tensor_parallel: it says how those processes share the experts")
+        if self.disaggregated and (self.num_ranks > 1 or not self.prefix_caching):
+            raise ValueError("disaggregated needs prefix_caching, and engines of one process each")
         return self
 
     @property

@@ -156,6 +156,10 @@ class BlockPool:
             table.parent = self.published[twin][0]
             table.num_published += 1
 
+    def known_blocks(self, token_ids: list[int], salt: str = "") -> list[int]:
+        """The published blocks of the longest prefix that is here, short of the last token."""
+        return self._match(token_ids, salt)[1]
+
     def _match(self, token_ids: list[int], salt: str) -> tuple[BlockTable, list[int]]:
         """The longest published prefix, short of the last token."""
         table, blocks = BlockTable(parent=salt), []

@@ -16,6 +16,7 @@ from typing import Any
 from wootz.core.errors import BadRequestError, RateLimitError, UnavailableError, UnsupportedError, WootzError
 from wootz.engine import protocol
 from wootz.engine.protocol import (
+    CacheBlocks,
     Cancel,
     Encode,
     Encoded,
@@ -25,6 +26,7 @@ from wootz.engine.protocol import (
     GetStats,
     Hello,
     Output,
+    Prefill,
     SamplingParams,
     Stats,
     Submit,
@@ -32,6 +34,10 @@ from wootz.engine.protocol import (
 )
 
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 1.0
+
+
+Event = Output | Finished | Encoded | CacheBlocks
+"""What an engine says about one request, unless it fails."""
 
 
 class EngineClient:
@@ -43,7 +49,7 @@ class EngineClient:
         """What the engine said about itself; None while there is no connection."""
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
-        self._requests: dict[str, asyncio.Queue[Output | Finished | Encoded | WootzError]] = {}
+        self._requests: dict[str, asyncio.Queue[Event | WootzError]] = {}
         self._stats: list[asyncio.Future[Stats]] = []
 
     @property
@@ -88,7 +94,7 @@ class EngineClient:
         )
         async with contextlib.aclosing(self._ask(submit)) as events:
             async for event in events:
-                assert not isinstance(event, Encoded)
+                assert isinstance(event, Output | Finished)
                 yield event
 
     async def encode(
@@ -107,7 +113,17 @@ class EngineClient:
                 return event
         raise AssertionError("no event ends a request in silence")
 
-    async def _ask(self, message: Submit | Encode) -> AsyncGenerator[Output | Finished | Encoded, None]:
+    async def prefill(
+        self, token_ids: list[int], num_blocks: int, fingerprint: str
+    ) -> AsyncGenerator[CacheBlocks | Finished, None]:
+        """For engines: a prompt's cache blocks from the engine that computes prompts (`wootz.engine.handover`)."""
+        message = Prefill(uuid.uuid4().hex, token_ids, num_blocks, fingerprint)
+        async with contextlib.aclosing(self._ask(message)) as events:
+            async for event in events:
+                assert isinstance(event, CacheBlocks | Finished)
+                yield event
+
+    async def _ask(self, message: Submit | Encode | Prefill) -> AsyncGenerator[Event, None]:
         """All that the engine says about one request. Closing the iterator early cancels it."""
         request_id = message.request_id
         self._send(message)
@@ -116,7 +132,7 @@ class EngineClient:
         try:
             while not over:
                 event = await events.get()
-                over = not isinstance(event, Output)
+                over = not isinstance(event, Output | CacheBlocks)
                 if isinstance(event, WootzError):
                     raise event
                 yield event
@@ -152,7 +168,7 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Output() | Finished() | Encoded():
+            case Output() | Finished() | Encoded() | CacheBlocks():
                 if message.request_id in self._requests:  # else it was cancelled while this was on its way
                     self._requests[message.request_id].put_nowait(message)
             case Failed():

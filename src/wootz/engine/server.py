@@ -1,6 +1,6 @@
 """The engine process: one model behind a Unix socket.
 
-    python -m wootz.engine.server --name NAME --path PATH --socket SOCKET [--config JSON]
+    python -m wootz.engine.server --name NAME --path PATH --socket SOCKET [--config JSON] [--prompts SOCKET]
 
 Two threads share the work. The *event loop* reads messages, has prompts tokenized (in a small pool of threads, so that
 a long one holds up nobody), and writes answers. The *step thread* owns the engine and does nothing but step; what it
@@ -37,9 +37,11 @@ from pydantic import ValidationError
 
 from wootz.core import ConfigError, EngineConfig, UnsupportedError, WootzError
 from wootz.engine import protocol
+from wootz.engine.client import EngineClient
 from wootz.engine.connection import Connection, failed
+from wootz.engine.handover import PromptAsker, read_prompt
 from wootz.engine.parallel.lost import RankLostError
-from wootz.engine.protocol import Cancel, Encode, Finished, FromEngine, GetStats, Hello, Submit
+from wootz.engine.protocol import Cancel, Encode, Finished, FromEngine, GetStats, Hello, Prefill, Submit
 
 if TYPE_CHECKING:
     from wootz.engine.engine import Engine, Event
@@ -62,7 +64,7 @@ class Caller(Connection):
 class Server:
     """The event loop's side."""
 
-    def __init__(self, engine: Engine, hello: Hello) -> None:
+    def __init__(self, engine: Engine, hello: Hello, prompts: Path | None = None) -> None:
         self.engine, self.hello = engine, hello
         self.owners: dict[Request, Caller] = {}
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
@@ -70,6 +72,8 @@ class Server:
             self.tokenizing.submit(engine.tokenizer.encode, "")  # A large vocabulary takes seconds to lay out.
         self.steps = StepThread(engine, asyncio.get_running_loop(), self.deliver, self.fail)
         self.steps.start()
+        self.prompts = None if prompts is None else PromptAsker(engine, self.steps, EngineClient(prompts))
+        """Where long prompts are computed, if that is another process."""
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection's life."""
@@ -85,6 +89,8 @@ class Server:
                     case Encode(request_id=id):
                         error = UnsupportedError("this model writes, it has no embeddings", param="model")
                         connection.send(failed(id, error))
+                    case Prefill(request_id=id) as prefill:
+                        connection.requests[id] = asyncio.create_task(read_prompt(self, connection, prefill))
                     case Cancel(request_id=id):
                         if request := connection.requests.pop(id, None):
                             self.drop(request)
@@ -113,6 +119,8 @@ class Server:
             del connection.requests[id]
             connection.send(failed(id, error))
         else:
+            if self.prompts is not None:
+                await self.prompts.ask(request.prompt_token_ids)
             connection.requests[id] = request
             self.owners[request] = connection
             self.steps.call(partial(self.steps.submit, request))
@@ -208,6 +216,7 @@ def main() -> None:
     parser.add_argument("--path", required=True, type=Path, help="model folder or GGUF file")
     parser.add_argument("--socket", required=True, type=Path, help="Unix socket to listen on")
     parser.add_argument("--config", default="{}", help="JSON of the engine section of the configuration")
+    parser.add_argument("--prompts", type=Path, help="socket of the engine that computes prompts for this one")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
@@ -215,7 +224,7 @@ def main() -> None:
             from wootz.engine.parallel.worker import work
 
             return work(arguments.path, _read_config(arguments.config))
-        server = _load(arguments.path, arguments.config)
+        server = _load(arguments.path, arguments.config, arguments.prompts)
         listener = _listen(arguments.socket)
     except WootzError as error:
         print(f'model "{arguments.name}": {error}'.replace("\n", " "), file=sys.stderr)
@@ -237,7 +246,7 @@ def _read_config(config_json: str) -> EngineConfig:
         raise ConfigError(f"engine.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _load(path: Path, config_json: str) -> Callable[[], Talks]:
+def _load(path: Path, config_json: str, prompts: Path | None) -> Callable[[], Talks]:
     # How long OpenMP's threads wait for each other awake, read when PyTorch is first imported. The default is so long
     # that one busy process beside us costs a multiple of its share; this short, it costs its share.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -264,7 +273,7 @@ def _load(path: Path, config_json: str) -> Callable[[], Talks]:
         has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         defaults=setup.sampling_defaults(path),
     )
-    return partial(Server, engine, hello)
+    return partial(Server, engine, hello, prompts)
 
 
 def _end(reason: str) -> NoReturn:

@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from wootz.core import ConfigError, EngineConfig
 
@@ -42,7 +43,7 @@ class Ranks:
             # Its agent keeps the store, unless somebody has set the variables by hand.
             self.store = _store(is_master=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
             return
-        self.store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+        self.store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
         command = [sys.executable, "-m", "wootz.engine.parallel.worker", str(path), config.model_dump_json()]
         for rank in range(1, self.num_ranks):
             environ = {
@@ -101,15 +102,15 @@ def loaded(rank: int, num_ranks: int) -> None:
     join(store, rank, num_ranks)
 
 
-def join(store: dist.Store, rank: int, num_ranks: int) -> None:
+def join(store: Store, rank: int, num_ranks: int) -> None:
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
-    prefixed = dist.PrefixStore("engine", store)
+    prefixed = PrefixStore("engine", store)
     dist.init_process_group(backend, store=prefixed, rank=rank, world_size=num_ranks, timeout=PATIENCE)
 
 
-def _store(*, is_master: bool) -> dist.TCPStore:
+def _store(*, is_master: bool) -> TCPStore:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=is_master, wait_for_workers=False)
+    return TCPStore(address, port, is_master=is_master, wait_for_workers=False)
 
 
 def _loopback() -> dict[str, str]:

@@ -53,7 +53,7 @@ class Share:
             connect(model, self.tensor_group)
         # A group for each hop, so that what goes around a ring of two never waits for what comes back.
         self.hops = {
-            (source, target): dist.new_group([source, target])
+            (source, target): cast(dist.ProcessGroup, dist.new_group([source, target]))
             for source in range(tensor * stages)
             if (target := (source + tensor) % (tensor * stages)) != source
         }
