@@ -173,7 +173,7 @@ class EngineClient:
                     self._requests[message.request_id].put_nowait(message)
             case Failed():
                 if message.request_id in self._requests:
-                    self._requests[message.request_id].put_nowait(_error(message))
+                    self._requests[message.request_id].put_nowait(error_of(message))
             case Stats():
                 answer = self._stats.pop(0)
                 if not answer.done():
@@ -205,7 +205,7 @@ def _engine_restarted() -> UnavailableError:
     return UnavailableError("the model's engine went away while it answered; try again", code="engine_restarted")
 
 
-def _error(failed: Failed) -> WootzError:
+def error_of(failed: Failed) -> WootzError:
     """The error the engine raised, raised here."""
     match failed.status:
         case 400 if failed.code == UnsupportedError.code:

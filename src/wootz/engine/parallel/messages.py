@@ -76,17 +76,31 @@ class _OnlyATable:
         self.table = table
 
 
+# One broadcast of a fixed size, of which the first bytes are the length; a second for the rest of a long message.
+_HEAD, _AT_ONCE = 8, 8192
+
+
 def tell(message: Message) -> None:
     """From the first rank to all others."""
-    data = torch.frombuffer(bytearray(_encode(message)), dtype=torch.uint8)
-    dist.broadcast(torch.tensor([len(data)]), 0)
-    dist.broadcast(data, 0)
+    data = _encode(message)
+    data = len(data).to_bytes(_HEAD, "little") + data
+    dist.broadcast(_tensor(data[:_AT_ONCE].ljust(_AT_ONCE, b"\0")), 0)
+    if len(data) > _AT_ONCE:
+        dist.broadcast(_tensor(data[_AT_ONCE:]), 0)
 
 
 def hear() -> Message:
     """The next message; waits for it as long as it takes."""
-    length = torch.zeros(1, dtype=torch.int64)
-    dist.broadcast(length, 0)
-    data = torch.empty(int(length), dtype=torch.uint8)
-    dist.broadcast(data, 0)
-    return _decode(data.numpy().tobytes())
+    first = torch.empty(_AT_ONCE, dtype=torch.uint8)
+    dist.broadcast(first, 0)
+    data = first.numpy().tobytes()
+    end = _HEAD + int.from_bytes(data[:_HEAD], "little")
+    if end > _AT_ONCE:
+        rest = torch.empty(end - _AT_ONCE, dtype=torch.uint8)
+        dist.broadcast(rest, 0)
+        data += rest.numpy().tobytes()
+    return _decode(data[_HEAD:end])
+
+
+def _tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
