@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -227,3 +228,12 @@ def test_stages_and_their_bubble() -> None:
                 done[stage][batch] = max(done[stage - 1][batch], done[stage][batch - 1]) + 1
         total = done[-1][-1] * stages
         assert bubble(stages, batches) == pytest.approx(1 - stages * batches / total)
+
+
+def test_the_pages_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "parallel.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    exec(example, {})
+    # Two of four heads of 16 dimensions, and one key/value head of two.
+    rows = "Cut(dim=0, ranges=((32, 64), (80, 96), (112, 128)))"
+    assert capsys.readouterr().out == f"Linear(64, 64, bias=False) {rows}\n"

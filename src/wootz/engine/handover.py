@@ -142,6 +142,8 @@ class PromptAsker:
                         self.num_blocks_received += await between_steps(self.steps, take)
         except WootzError as error:
             log.warning("a prompt is computed here, not by the engine for prompts: %s", error)
+        except Exception:
+            log.exception("blocks from the engine for prompts could not be taken; the prompt is computed here")
 
 
 # --- between steps --------------------------------------------------------------------------------------------
