@@ -16,7 +16,8 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture
 def cluster():
-    ray.init(num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
+    small = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False, "log_to_driver": False}
+    ray.init(**small, _node_ip_address="127.0.0.1")
     try:
         yield
     finally:
@@ -33,7 +34,7 @@ def request(text: str, **fields) -> ChatRequest:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_prompts_go_to_the_replica_that_has_their_beginning(cluster, tmp_path):
     from wootz.app.replicas import deploy
 
