@@ -108,7 +108,7 @@ def server(model: Path, socket: Path, config: str, **environ: str) -> subprocess
 
 
 async def ready(client: EngineClient) -> None:
-    async with asyncio.timeout(150):  # two imports of PyTorch, one after the other, on a machine that may be busy
+    async with asyncio.timeout(150):
         while not client.ready:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

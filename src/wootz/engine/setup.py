@@ -12,7 +12,7 @@ import torch
 from wootz import kernels
 from wootz.core import ConfigError, EngineConfig, UnsupportedError
 from wootz.engine.attention import PagedCache
-from wootz.engine.parallel.model import lead
+from wootz.engine.parallel.model import ParallelModel, lead
 from wootz.engine.runner import Model
 from wootz.models import load as load_model
 from wootz.models.context import WholeText
@@ -47,7 +47,7 @@ def load(
         else:
             packed = config.activations == "int8" or (config.activations == "auto" and kernels.MULTIPLIES_BYTES)
             model = load_model(path, dtype=dtype, device=device, keep_quantized="packed" if packed else "exact")
-    elif config.num_ranks > 1:
+    elif config.num_ranks > 1 and not isinstance(model, ParallelModel):
         raise ConfigError("an engine on several processes loads its model from a path, on each of them")
     model.prepare_for_inference()
     return model, tokenizer

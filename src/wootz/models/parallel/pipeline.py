@@ -57,7 +57,7 @@ def keep_stage(model: Decoder, stage: int, num_stages: int) -> None:
     model.cache_specs = assign_slots(model)
     if stage:
         # Of no rows rather than absent: a model's device and dtype are its embedding's.
-        model.embedding = nn.Embedding.from_pretrained(model.embedding.weight.detach()[:0])
+        model.embedding = type(model.embedding).from_pretrained(model.embedding.weight.detach()[:0])
         model.embedding_norm = model.embedding_positions = model.norm = None
         model.head = Elsewhere()  # pyright: ignore[reportAttributeAccessIssue]
 
