@@ -77,7 +77,7 @@ def one_rank(rank: int, folder: Path) -> None:
         for whole_experts in (False, True)[: 1 + (name in WITH_WHOLE_EXPERTS)]:
             numbers_read = count_numbers_read()
             model = load_shard(folder / name, Place(rank, tensor=2, split_experts=whole_experts), **exact)
-            held = sum(parameter.numel() for parameter in model.parameters())
+            held = sum({id(x): x.numel() for x in model.state_dict(keep_vars=True).values()}.values())
             group = TensorGroup()
             connect(model, group)
             key = f"{name}, whole experts" if whole_experts else name
