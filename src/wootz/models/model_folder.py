@@ -80,8 +80,11 @@ class FolderCheckpoint:
 
     def _slices(self, name: str) -> Any:
         """The tensor as safetensors reads parts of it; None where it has to be read as a whole."""
-        theirs, _, shard = self._shard_of.get(name, (name, None, None))
-        return None if shard is None or isinstance(shard, PickledShard) else shard.get_slice(theirs)
+        if name in self._split:
+            return None
+        theirs, _, shard = self._shard_of[name]
+        slices = None if isinstance(shard, PickledShard) else shard.get_slice(theirs)
+        return None if slices is None or slices.get_dtype().endswith("8") or "F8" in slices.get_dtype() else slices
 
     def blocks(self, name: str) -> None:
         """There are no block formats in safetensors."""
