@@ -109,10 +109,18 @@ class Child:
 
 
 def engine_process(
-    name: str, path: Path, socket: Path, config: EngineConfig, adapters: Mapping[str, Path] | None = None
+    name: str,
+    path: Path,
+    socket: Path,
+    config: EngineConfig,
+    adapters: Mapping[str, Path] | None = None,
+    prompts: Path | None = None,
 ) -> Child:
-    """The process that serves the model at ``path`` on a Unix socket, and the ``adapters`` on it by their names."""
+    """The process that serves the model at ``path`` on a Unix socket, and the ``adapters`` on it by their names.
+    ``prompts`` is the socket of another such process that computes long prompts for it."""
     arguments = ["--name", name, "--path", str(path), "--socket", str(socket), "--config", config.model_dump_json()]
     if adapters:
         arguments += ["--adapters", json.dumps({name: str(path.expanduser()) for name, path in adapters.items()})]
+    if prompts is not None:
+        arguments += ["--prompts", str(prompts)]
     return Child(name, "wootz.engine.server", arguments)

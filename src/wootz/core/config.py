@@ -89,6 +89,33 @@ class EngineConfig(Section):
         default_factory=dict, description="Shares of users (or key ids) who are to get more, or less, than others' 1."
     )
     max_adapters: int = Field(default=8, ge=1, description="Adapters loaded at a time.")
+    tensor_parallel: int = Field(default=1, ge=1, description="Processes that share every layer.")
+    pipeline_parallel: int = Field(default=1, ge=1, description="Stages of layers, each on processes of its own.")
+    sequence_parallel: int = Field(
+        default=1, ge=1, description="Processes that share a step's tokens and each hold the whole model."
+    )
+    expert_parallel: bool = Field(
+        default=False, description="Whole experts on each of the tensor-parallel processes, not a part of each expert."
+    )
+
+    disaggregated: bool = Field(
+        default=False, description="Compute prompts in a second process, so that answers never wait for them."
+    )
+
+    @model_validator(mode="after")
+    def _divides_one_way(self) -> EngineConfig:
+        if self.sequence_parallel > 1 and self.tensor_parallel * self.pipeline_parallel > 1:
+            raise ValueError("sequence_parallel goes with neither tensor_parallel nor pipeline_parallel")
+        if self.expert_parallel and self.tensor_parallel == 1:
+            raise ValueError("expert_parallel needs tensor_parallel: it says how those processes share the experts")
+        if self.disaggregated and (self.num_ranks > 1 or not self.prefix_caching):
+            raise ValueError("disaggregated needs prefix_caching, and engines of one process each")
+        return self
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of one engine."""
+        return self.tensor_parallel * self.pipeline_parallel * self.sequence_parallel
 
 
 class PriceConfig(Section):

@@ -147,7 +147,7 @@ class PagedContext:
     remembers = True
 
     def __init__(self, cache: PagedCache, chunks: list[Chunk]) -> None:
-        self.cache, self.device = cache, cache.device
+        self.cache, self.device, self.chunks = cache, cache.device, chunks
         slots: list[int] = []
         self.decoding: list[tuple[int, Chunk]] = []
         self.prefilling: list[tuple[int, Chunk]] = []

@@ -23,6 +23,7 @@ from wootz.core.errors import (
 )
 from wootz.engine import protocol
 from wootz.engine.protocol import (
+    CacheBlocks,
     Cancel,
     Done,
     Encode,
@@ -35,6 +36,7 @@ from wootz.engine.protocol import (
     LoadAdapter,
     Order,
     Output,
+    Prefill,
     SamplingParams,
     Sleep,
     Stats,
@@ -48,6 +50,10 @@ from wootz.engine.protocol import (
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 1.0
 
 
+Event = Output | Finished | Encoded | Done | CacheBlocks
+"""What an engine says about one request, unless it fails."""
+
+
 class EngineClient:
     """The engine behind one Unix socket. Any number of requests at once; belongs to one event loop."""
 
@@ -57,7 +63,7 @@ class EngineClient:
         """What the engine said about itself; None while there is no connection."""
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
-        self._requests: dict[str, asyncio.Queue[Output | Finished | Encoded | Done | WootzError]] = {}
+        self._requests: dict[str, asyncio.Queue[Event | WootzError]] = {}
         self._adapters: dict[str, str] = {}
         """Names and folders of those loaded at run time: an engine that starts again is told of them again."""
         self._stats: list[asyncio.Future[Stats]] = []
@@ -155,7 +161,17 @@ class EngineClient:
             async for event in events:
                 assert isinstance(event, Done)
 
-    async def _ask(self, message: Submit | Encode | Order) -> AsyncGenerator[Output | Finished | Encoded | Done, None]:
+    async def prefill(
+        self, token_ids: list[int], num_blocks: int, fingerprint: str
+    ) -> AsyncGenerator[CacheBlocks | Finished, None]:
+        """For engines: a prompt's cache blocks from the engine that computes prompts (`wootz.engine.handover`)."""
+        message = Prefill(uuid.uuid4().hex, token_ids, num_blocks, fingerprint)
+        async with contextlib.aclosing(self._ask(message)) as events:
+            async for event in events:
+                assert isinstance(event, CacheBlocks | Finished)
+                yield event
+
+    async def _ask(self, message: Submit | Encode | Prefill | Order) -> AsyncGenerator[Event, None]:
         """All that the engine says about one request. Closing the iterator early cancels it."""
         request_id = message.request_id
         self._send(message)
@@ -164,7 +180,7 @@ class EngineClient:
         try:
             while not over:
                 event = await events.get()
-                over = not isinstance(event, Output)
+                over = not isinstance(event, Output | CacheBlocks)
                 if isinstance(event, WootzError):
                     raise event
                 yield event
@@ -200,12 +216,12 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Output() | Finished() | Encoded() | Done():
+            case Output() | Finished() | Encoded() | Done() | CacheBlocks():
                 if message.request_id in self._requests:  # else it was cancelled while this was on its way
                     self._requests[message.request_id].put_nowait(message)
             case Failed():
                 if message.request_id in self._requests:
-                    self._requests[message.request_id].put_nowait(_error(message))
+                    self._requests[message.request_id].put_nowait(error_of(message))
             case Stats():
                 answer = self._stats.pop(0)
                 if not answer.done():
@@ -239,7 +255,7 @@ def _engine_restarted() -> UnavailableError:
     return UnavailableError("the model's engine went away while it answered; try again", code="engine_restarted")
 
 
-def _error(failed: Failed) -> WootzError:
+def error_of(failed: Failed) -> WootzError:
     """The error the engine raised, raised here."""
     match failed.status:
         case 400 if failed.code == UnsupportedError.code:

@@ -34,6 +34,7 @@ from wootz.engine.connection import failed
 from wootz.engine.fused import fuse, unfuse
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.pace import Pace
+from wootz.engine.parallel.model import ParallelModel
 from wootz.engine.protocol import Failed, Finished, Output, SamplingParams, Stats, TokenLogprob
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled, sample
@@ -139,6 +140,9 @@ class Engine:
         path = Path(model) if isinstance(model, str | Path) else path
         self.weights = Weights(self.model, path and (lambda: setup.load(path, self.tokenizer, config)[0]))
         num_blocks, self.max_model_len = setup.size_cache(self.model, config)
+        if isinstance(self.model, ParallelModel):
+            num_blocks = self.model.agree(num_blocks)
+            self.max_model_len = min(self.max_model_len, num_blocks * config.block_size)
         fix_length(self.model.modules(), self.max_model_len)
         specs = self.model.cache_specs
         recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
@@ -162,6 +166,8 @@ class Engine:
             copy=cache.copy,
             copy_state=cache.copy_state,
         )
+        if isinstance(self.model, ParallelModel):
+            self.model.open(cache, self.pool, self.max_model_len)
         self.adapters = AdapterCache(
             self.model, config.max_adapters, lambda: (sequence.request for sequence in self.scheduler.running)
         )

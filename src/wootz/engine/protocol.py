@@ -123,6 +123,16 @@ class Encode(msgspec.Struct, frozen=True, tag="encode"):
     """Cut what is too long, instead of refusing it."""
 
 
+class Prefill(msgspec.Struct, frozen=True, tag="prefill"):
+    """From another engine process: compute this prompt, and send its cache blocks but for the first ``num_blocks``.
+    Answered by any number of `CacheBlocks`, then `Finished`. See `wootz.engine.handover`."""
+
+    request_id: str
+    token_ids: list[int]
+    num_blocks: int
+    fingerprint: str
+
+
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
 
@@ -211,6 +221,15 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     request_id: str
 
 
+class CacheBlocks(msgspec.Struct, frozen=True, tag="cache_blocks"):
+    """Neighbouring full blocks of a prompt, from block ``first`` on: of each, what every layer keeps, as it lies in
+    memory."""
+
+    request_id: str
+    first: int
+    blocks: list[list[bytes]]
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The request could not be run; fields are those of `wootz.core.WootzError`."""
 
@@ -252,8 +271,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
 
 
 Order = Sleep | Wake | UpdateWeights | LoadAdapter | UnloadAdapter
-ToEngine = Submit | Encode | Cancel | Order | GetStats
-FromEngine = Hello | Output | Finished | Encoded | Done | Failed | Stats
+ToEngine = Submit | Encode | Prefill | Cancel | Order | GetStats
+FromEngine = Hello | Output | Finished | Encoded | CacheBlocks | Done | Failed | Stats
 
 MAX_MESSAGE_BYTES = 256 * 2**20
 

@@ -8,6 +8,7 @@ checkpoint has them. They are views: copying into them loads a model, writing th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from wootz.models.decoder import Decoder
 
 
-def checkpoint_pieces(model: Decoder) -> dict[str, dict[str, Tensor]]:
+def checkpoint_pieces(model: Decoder, instead: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
     """Of each of the model's parameters (and buffers that are kept), the views of its pieces under their checkpoint
-    names, in order from the top. A tied head is not a parameter of its own."""
+    names, in order from the top. A tied head is not a parameter of its own. Of those named in ``instead``, the views
+    are taken of the tensors given there."""
     names = family_of(model.config.family).names
     parts = {
         f"{name}.{leaf}": module.parts
@@ -35,7 +37,8 @@ def checkpoint_pieces(model: Decoder) -> dict[str, dict[str, Tensor]]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            pieces[name] = _pieces(names, name, tensor.detach(), parts.get(name, ()))
+            own: Tensor = tensor.detach()
+            pieces[name] = _pieces(names, name, (instead or {}).get(name, own), parts.get(name, ()))
     return pieces
 
 
