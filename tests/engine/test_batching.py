@@ -50,14 +50,15 @@ sampling = st.one_of(
 arrivals = st.builds(Arrival, prompts, sampling, st.integers(0, 25), st.none() | st.integers(0, 40))
 
 
-scenarios = given(
-    requests=st.lists(arrivals, min_size=1, max_size=7),
-    block_size=st.sampled_from([1, 2, 4]),
-    spare_tokens=st.integers(0, 60),
-    max_running=st.integers(1, 6),
-    max_step_tokens=st.sampled_from([1, 2, 3, 7, 64]),
-    prefix_caching=st.booleans(),
-)
+SCENARIO = {
+    "requests": st.lists(arrivals, min_size=1, max_size=7),
+    "block_size": st.sampled_from([1, 2, 4]),
+    "spare_tokens": st.integers(0, 60),
+    "max_running": st.integers(1, 6),
+    "max_step_tokens": st.sampled_from([1, 2, 3, 7, 64]),
+    "prefix_caching": st.booleans(),
+}
+scenarios = given(**SCENARIO)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -75,8 +76,9 @@ def test_tokens_do_not_depend_on_the_company_in_many_scenarios(**scenario):
 
 
 def check_against_one_at_a_time(
-    requests: list[Arrival], block_size, spare_tokens, max_running, max_step_tokens, prefix_caching
+    requests: list[Arrival], block_size, spare_tokens, max_running, max_step_tokens, prefix_caching, **engine_options
 ):
+    """Returns the engine, when all is done."""
     num_blocks = -(-(36 + spare_tokens) // block_size)
     engine = tiny_engine(
         num_blocks,
@@ -84,6 +86,7 @@ def check_against_one_at_a_time(
         max_running=max_running,
         max_step_tokens=max_step_tokens,
         prefix_caching=prefix_caching,
+        **engine_options,
     )
     live, answers, finished = {}, {}, set()
     todo = dict(enumerate(requests))
@@ -112,6 +115,7 @@ def check_against_one_at_a_time(
             assert answers[number] == alone
         else:
             assert all(whole[: len(part)] == part for part, whole in zip(answers[number], alone, strict=True))
+    return engine
 
 
 def collect(event: Output | Finished, choices: list[list[int]]) -> None:

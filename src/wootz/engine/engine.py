@@ -31,10 +31,13 @@ from wootz.engine.fused import fuse
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
 from wootz.engine.runner import Model, Runner
-from wootz.engine.sampler import Sampled, sample
+from wootz.engine.sampler import Sampled
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.scoring import PromptScores
 from wootz.engine.sequence import Request, Sequence
+from wootz.engine.speculation.methods import load_speculator
+from wootz.engine.speculation.speculate import Speculation, Speculator
+from wootz.engine.speculation.verify import choose, walks_of
 from wootz.engine.validation import check_params
 from wootz.models import RecurrentState
 from wootz.models.positions.rotary import fix_length
@@ -112,16 +115,24 @@ class Engine:
 
     ``model`` is a path (a folder in Hugging Face layout, or a GGUF file) or a model that is loaded already; the
     tokenizer is read from the path, and may be missing for a loaded model, which then takes and gives token ids only.
+    ``speculator`` drafts for it; if None, what ``config.speculation`` says.
     """
 
     def __init__(
-        self, model: str | Path | Model, *, config: EngineConfig | None = None, tokenizer: Tokenizer | None = None
+        self,
+        model: str | Path | Model,
+        *,
+        config: EngineConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
-        num_blocks, self.max_model_len = setup.size_cache(self.model, config)
+        if speculator is None and config.speculation is not None:
+            speculator = load_speculator(config.speculation, self.model, self.tokenizer)
+        specs = [*self.model.cache_specs, *(speculator.cache_specs if speculator else ())]
+        num_blocks, self.max_model_len = setup.size_cache(self.model, specs, config)
         fix_length(self.model.modules(), self.max_model_len)
-        specs = self.model.cache_specs
         recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
         num_states = config.max_running if recurrent else None
         cache = PagedCache(
@@ -143,6 +154,9 @@ class Engine:
         self.scheduler = Scheduler(self.pool, max_running=config.max_running, max_step_tokens=config.max_step_tokens)
         fuse(self.model, cache)
         self.runner = Runner(self.model, cache)
+        self.speculation: Speculation | None = None
+        if speculator is not None:
+            self.speculation = Speculation.begin(speculator, config.speculation, self.scheduler, self.runner)
         self.max_waiting = config.max_waiting
         self.eos_token_ids = frozenset(self.model.config.eos_token_ids)
         if self.tokenizer is not None:
@@ -160,27 +174,23 @@ class Engine:
         chunks = self._chunks = self.scheduler.schedule()
         if not chunks:
             return []
+        if self.speculation is not None:
+            chunks = self.speculation.extend(chunks)
         logits_SV = self.runner.run(chunks)
         self.scheduler.computed(chunks)
         self._count(chunks)
-        ready = [chunk.sequence for chunk in chunks if chunk.samples]
-        found = self._search(ready, logits_SV)
-        choosing = [
-            (row, choice)
-            for row, sequence in enumerate(ready)
-            if sequence.request.beams is None
-            for choice in (sequence, *self._fork(sequence))
-        ]
-        if not choosing:
-            return found
-        if len(choosing) != len(logits_SV):
-            logits_SV = logits_SV[[row for row, _ in choosing]]
-        sequences = [sequence for _, sequence in choosing]
-        return found + [
-            event
-            for sequence, sampled in zip(sequences, sample(logits_SV, sequences), strict=True)
-            for event in self._extend(sequence, sampled)
-        ]
+        walks = walks_of(chunks, self._fork)
+        beams = [walk for walk in walks if walk.sequence.request.beams is not None]
+        events = self._search([walk.sequence for walk in beams], logits_SV[[walk.row for walk in beams]])
+        walks = going = [walk for walk in walks if walk.sequence.request.beams is None]
+        while going:  # one round, and one more for each token of a draft that was right
+            for walk, sampled in zip(going, choose(logits_SV, going), strict=True):
+                walk.follow(output := self._extend(walk.sequence, sampled))
+                events.append((walk.sequence.request, output))
+            going = [walk for walk in going if walk.goes_on]
+        if self.speculation is not None:
+            self.speculation.settle(walks)
+        return events + [event for walk in walks if walk.has_ended for event in self._end(walk.sequence)]
 
     def _search(self, ready: list[Sequence], logits_SV: Tensor) -> list[Event]:
         """What was computed of beams; searches whose beams are all there go on or end."""
@@ -230,19 +240,19 @@ class Engine:
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
         request = sequence.request
-        if len(request.sequences) == request.params.n:
+        if request.beams is not None or len(request.sequences) == request.params.n:
             return []
         children = [self._new_sequence(request, index) for index in range(1, request.params.n)]
         for child in children:
             self.scheduler.fork(sequence, child)
         return children
 
-    def _extend(self, sequence: Sequence, sampled: Sampled) -> list[Event]:
-        """Append the token; say what text it brings, and end the choice if it is to end here."""
+    def _extend(self, sequence: Sequence, sampled: Sampled) -> Output:
+        """Append the token; say what text it brings, and whether the choice ends here."""
         request, params, token = sequence.request, sequence.request.params, sampled.token_id
         if params.max_tokens == 0:  # the prompt was to be scored, and that is all
             output = Output(request.id, sequence.index, "", [], finish_reason="length")
-            return [(request, self._with_prompt_logprobs(output, sequence)), *self._end(sequence)]
+            return self._with_prompt_logprobs(output, sequence)
         sequence.token_ids.append(token)
         self.num_generated += 1
         text, finish_reason, stop_reason = "", None, None
@@ -265,8 +275,7 @@ class Engine:
             finish_reason=finish_reason,
             stop_reason=stop_reason,
         )
-        output = self._with_prompt_logprobs(output, sequence)
-        return [(request, output), *(self._end(sequence) if finish_reason else [])]
+        return self._with_prompt_logprobs(output, sequence)
 
     def _end(self, sequence: Sequence) -> list[Event]:
         request = sequence.request
@@ -347,6 +356,7 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def stats(self) -> Stats:
+        speculation = self.speculation
         return Stats(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
@@ -360,6 +370,9 @@ class Engine:
             requests_cancelled=self.num_cancelled,
             preemptions=self.scheduler.num_preemptions,
             uptime_seconds=time.monotonic() - self._started,
+            drafts=speculation.num_drafts if speculation else 0,
+            draft_tokens=speculation.num_drafted if speculation else 0,
+            draft_tokens_accepted=speculation.num_accepted if speculation else 0,
         )
 
     # --- many at once -----------------------------------------------------------------------------------------

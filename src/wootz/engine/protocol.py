@@ -189,6 +189,10 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     requests_cancelled: int
     preemptions: int
     uptime_seconds: float
+    drafts: int = 0
+    """Speculation: drafts that were checked, the tokens they had, and how many of those were right."""
+    draft_tokens: int = 0
+    draft_tokens_accepted: int = 0
 
 
 ToEngine = Submit | Encode | Cancel | GetStats

@@ -14,24 +14,41 @@ from dataclasses import dataclass
 
 from wootz.engine.cache import BlockPool, BlockTable
 from wootz.engine.sequence import Sequence
+from wootz.engine.speculation.draft import Draft
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next ``num_tokens`` tokens of a sequence, from ``start`` on."""
+    """The next ``num_tokens`` tokens of a sequence, from ``start`` on; and behind its last token perhaps a draft."""
 
     sequence: Sequence
     start: int
     num_tokens: int
+    draft: Draft | None = None
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
 
     @property
+    def num_drafted(self) -> int:
+        return 0 if self.draft is None else len(self.draft)
+
+    @property
     def num_rows(self) -> int:
-        """Of the flat run."""
-        return self.num_tokens
+        """Of the flat run. Row i's keys and values go to place ``start + i``, a draft's like any other."""
+        return self.num_tokens + self.num_drafted
+
+    @property
+    def token_ids(self) -> list[int]:
+        own = self.sequence.token_ids[self.start : self.end]
+        return own if self.draft is None else own + self.draft.token_ids
+
+    @property
+    def positions(self) -> list[int]:
+        """Where each row stands in its text: the branches of a draft stand side by side."""
+        own = list(range(self.start, self.end))
+        return own if self.draft is None else own + [self.end - 1 + depth for depth in self.draft.depths]
 
     @property
     def samples(self) -> bool:
@@ -108,6 +125,22 @@ class Scheduler:
         sequence.table, sequence.num_computed = BlockTable(), 0
         self.add(sequence)
         self.num_preemptions += 1
+
+    # --- drafts -----------------------------------------------------------------------------------------------
+
+    def make_room(self, sequence: Sequence, num_tokens: int) -> int:
+        """How many of ``num_tokens`` drafted tokens can be written behind a sequence's last one: nobody gives way."""
+        end = len(sequence.token_ids)
+        for place in range(end, end + num_tokens):
+            if not self.pool.make_writable(sequence.table, place):
+                return place - end
+        return num_tokens
+
+    def roll_back(self, sequence: Sequence, num_accepted: int) -> None:
+        """Of a draft that was computed, the first ``num_accepted`` tokens stay; the room of the others is free again."""
+        sequence.num_computed += num_accepted
+        self.pool.truncate(sequence.table, sequence.num_computed)
+        self.pool.publish(sequence.table, sequence.token_ids, sequence.num_computed)
 
     # --- mechanism --------------------------------------------------------------------------------------------
 

@@ -46,3 +46,9 @@ def assign_slots(model: nn.Module) -> list[CacheSpec]:
     for slot, layer in enumerate(layers):
         layer.slot = slot
     return [layer.cache_spec for layer in layers]
+
+
+def move_slots(model: nn.Module, first: int) -> None:
+    """Number them from ``first`` on, where another model's layers come before them in one cache."""
+    for slot, layer in enumerate(module for module in model.modules() if isinstance(module, Remembering)):
+        layer.slot = first + slot

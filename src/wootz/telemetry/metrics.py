@@ -94,6 +94,9 @@ ENGINE_COUNTERS = {
     "requests_finished": "Requests that ran to their end.",
     "requests_cancelled": "Requests whose client went away.",
     "preemptions": "Sequences put back to waiting for lack of blocks.",
+    "drafts": "Drafts that were checked (speculative decoding).",
+    "draft_tokens": "Tokens drafted.",
+    "draft_tokens_accepted": "Drafted tokens that were right.",
 }
 
 
