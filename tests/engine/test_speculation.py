@@ -1,4 +1,4 @@
-"""Whatever is drafted, what is written stays what it was: token for token, or in distribution where drafts are drawn."""
+"""Whatever is drafted, what is written stays what it was: token for token, or in distribution for drafts by chance."""
 
 from __future__ import annotations
 
@@ -73,6 +73,12 @@ def twin(noise: float = 0.0) -> Decoder:
     return model
 
 
+def free(speculator):
+    """So that it is always asked."""
+    speculator.cost = 0
+    return speculator
+
+
 def speculator_of(kind: str, seed: int = 0):
     match kind:
         case "prompt lookup":
@@ -80,16 +86,16 @@ def speculator_of(kind: str, seed: int = 0):
         case "guesses":
             return Guesser(seed)
         case "good draft model":
-            return DraftModel(twin(0.05), tiny_model())
+            return free(DraftModel(twin(0.05), tiny_model()))
         case "bad draft model":
-            return DraftModel(another_model(seed), tiny_model())
+            return free(DraftModel(another_model(seed), tiny_model()))
 
 
 KINDS = ["prompt lookup", "guesses", "good draft model", "bad draft model"]
 speculating = given(kind=st.sampled_from(KINDS), seed=st.integers(0, 9), num_tokens=st.integers(1, 9), **SCENARIO)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @speculating
 def test_tokens_do_not_depend_on_drafts(kind, seed, num_tokens, **scenario):
     check_speculation(kind, seed, num_tokens, **scenario)
@@ -97,7 +103,7 @@ def test_tokens_do_not_depend_on_drafts(kind, seed, num_tokens, **scenario):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @speculating
 def test_tokens_do_not_depend_on_drafts_in_many_scenarios(kind, seed, num_tokens, **scenario):
     check_speculation(kind, seed, num_tokens, **scenario)
@@ -118,7 +124,7 @@ PROMPTS = [[n, n + 1, 2, n + 3, 5] for n in range(1, 6)]
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(seed=1, max_tokens=24, ignore_eos=True)])
 def test_a_perfect_draft_is_always_right(params):
-    drafted, stats = answers(PROMPTS, params, speculator=DraftModel(twin(), tiny_model()))
+    drafted, stats = answers(PROMPTS, params, speculator=free(DraftModel(twin(), tiny_model())))
     assert drafted == [one_at_a_time(prompt, params)[0] for prompt in PROMPTS]
     assert stats.draft_tokens_accepted == stats.draft_tokens > 0
     assert stats.steps == 1 + -(-23 // 5), "each step brings four drafted tokens and one more"
