@@ -53,7 +53,7 @@ class Runner:
         self.model, self.cache = model, cache
         self.scores_prompts = True
         """Whether prompts get the log-probabilities that they ask for here; not from a model that drafts."""
-        self.observe: Callable[[list[Chunk], Tensor, Context], None] | None = None
+        self.observe: Callable[[list[Chunk], Tensor, PagedContext], None] | None = None
         """Called with what was computed: the chunks, their hidden states, their context."""
 
     def run(self, chunks: list[Chunk]) -> Tensor:

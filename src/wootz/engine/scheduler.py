@@ -137,7 +137,7 @@ class Scheduler:
         return num_tokens
 
     def roll_back(self, sequence: Sequence, num_accepted: int) -> None:
-        """Of a draft that was computed, the first ``num_accepted`` tokens stay; the room of the others is free again."""
+        """Of a draft that was computed, the first ``num_accepted`` tokens stay; the others' room is free again."""
         sequence.num_computed += num_accepted
         self.pool.truncate(sequence.table, sequence.num_computed)
         self.pool.publish(sequence.table, sequence.token_ids, sequence.num_computed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def assign_slots(model: nn.Module) -> list[CacheSpec]:
     return [layer.cache_spec for layer in layers]
 
 
-def move_slots(model: nn.Module, first: int) -> None:
-    """Number them from ``first`` on, where another model's layers come before them in one cache."""
-    for slot, layer in enumerate(module for module in model.modules() if isinstance(module, Remembering)):
+def move_slots(modules: Iterable[nn.Module], first: int) -> None:
+    """Number a model's remembering layers from ``first`` on, where another model's layers come before them in one cache."""
+    for slot, layer in enumerate(module for module in modules if isinstance(module, Remembering)):
         layer.slot = first + slot

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from wootz.core import ConfigError
-from wootz.engine.attention import PagedCache
+from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import pick, probability_weights, sample
 from wootz.engine.scheduler import Chunk
 from wootz.engine.sequence import Sequence
 from wootz.engine.speculation.draft import Draft
 from wootz.engine.speculation.verify import DRAFT_STREAM, random_number
-from wootz.models.context import Context, RecurrentState
+from wootz.models.context import RecurrentState
 from wootz.models.run import move_slots
 
 
@@ -50,10 +50,10 @@ class DraftModel:
         """Places whose keys and values are here; unknown sequences share those of others."""
 
     def attach(self, cache: PagedCache, first_slot: int) -> None:
-        move_slots(self.model, first_slot)
+        move_slots(self.model.modules(), first_slot)
         self.runner = Runner(self.model, cache)
 
-    def observe(self, chunks: list[Chunk], hidden_TD: Tensor, context: Context) -> None:
+    def observe(self, chunks: list[Chunk], hidden_TD: Tensor, context: PagedContext) -> None:
         prompts = [
             chunk
             for chunk in chunks

@@ -10,6 +10,7 @@ one formula chooses k, stops for an answer whose drafts are wrong, and stops for
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -30,6 +31,16 @@ def expected_tokens(acceptance: float, depth: int) -> float:
 def speedup(acceptance: float, num_tokens: int, cost: float = 0.0) -> float:
     """How much faster than plain decoding, where drafting and checking a token takes ``cost`` of a plain step."""
     return expected_tokens(acceptance, num_tokens) / (1 + cost * num_tokens)
+
+
+def simulate(acceptance: float, num_tokens: int, num_steps: int, seed: int = 0) -> float:
+    """Tokens per step, where each drafted token is right by chance; what `expected_tokens` must come to."""
+    chance = random.Random(seed)
+    right = (
+        next((place for place in range(num_tokens) if chance.random() >= acceptance), num_tokens)
+        for _ in range(num_steps)
+    )
+    return 1 + sum(right) / num_steps
 
 
 def best_length(acceptance: float, cost: float, most: int) -> int:

@@ -11,11 +11,11 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from wootz.engine.attention import PagedCache
+from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.scheduler import Chunk
 from wootz.engine.sequence import Sequence
 from wootz.engine.speculation.draft import Draft
-from wootz.models.context import CacheSpec, Context
+from wootz.models.context import CacheSpec
 
 LONGEST, SHORTEST = 4, 2
 """Tokens that must agree. The longest match there is decides; a single token says too little."""
@@ -51,7 +51,7 @@ class PromptLookup:
     def propose(self, sequences: list[Sequence], limits: list[int]) -> list[Draft | None]:
         return [self._continue(sequence, limit) for sequence, limit in zip(sequences, limits, strict=True)]
 
-    def observe(self, chunks: list[Chunk], hidden_TD: Tensor, context: Context) -> None:
+    def observe(self, chunks: list[Chunk], hidden_TD: Tensor, context: PagedContext) -> None:
         """It reads tokens only."""
 
     def _continue(self, sequence: Sequence, limit: int) -> Draft | None:

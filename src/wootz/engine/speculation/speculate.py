@@ -13,14 +13,14 @@ from typing import Protocol
 from torch import Tensor
 
 from wootz.core import SpeculationConfig, UnsupportedError
-from wootz.engine.attention import PagedCache
+from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.runner import Runner
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.sequence import Sequence
 from wootz.engine.speculation.draft import Draft
 from wootz.engine.speculation.pace import DEFAULT_ROW_COSTS, Pace
 from wootz.engine.speculation.verify import Walk
-from wootz.models.context import CacheSpec, Context, RecurrentState
+from wootz.models.context import CacheSpec, RecurrentState
 
 CHAIN_TOKENS, TREE_TOKENS = 4, 12
 """Drafted per step, at most, unless the config says otherwise."""
@@ -29,12 +29,21 @@ CHAIN_TOKENS, TREE_TOKENS = 4, 12
 class Speculator(Protocol):
     """Something that guesses. Whatever it says, what is written stays right; a good one makes it faster."""
 
-    cost: float
-    """What drafting one token deeper takes, in steps of the model."""
-    depth: int | None
-    """Of the trees it drafts; None if it drafts chains, as long as they are wanted."""
-    cache_specs: Many[CacheSpec]
-    """What it keeps of each token: more layers in the paged cache, behind the model's, shared and rolled back alike."""
+    @property
+    def cost(self) -> float:
+        """What drafting one token deeper takes, in steps of the model."""
+        ...
+
+    @property
+    def depth(self) -> int | None:
+        """Of the trees it drafts; None if it drafts chains, as long as they are wanted."""
+        ...
+
+    @property
+    def cache_specs(self) -> Many[CacheSpec]:
+        """What it keeps of each token: more layers in the paged cache, behind the model's, shared and rolled back
+        alike."""
+        ...
 
     def attach(self, cache: PagedCache, first_slot: int) -> None:
         """Here is the cache; its layers from ``first_slot`` on are what ``cache_specs`` asked for."""
@@ -44,7 +53,7 @@ class Speculator(Protocol):
         """A draft for each answer, of at most so many tokens, or none. All but the last token of each are computed."""
         ...
 
-    def observe(self, chunks: list[Chunk], hidden_TD: Tensor, context: Context) -> None:
+    def observe(self, chunks: list[Chunk], hidden_TD: Tensor, context: PagedContext) -> None:
         """The model has computed these chunks, with these final hidden states; ``context`` is theirs."""
         ...
 
