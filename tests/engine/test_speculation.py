@@ -164,7 +164,7 @@ def test_a_hopeless_draft_is_given_up_and_tried_again_now_and_then():
     engine = tiny_engine(300, speculator=Guesser(rightness=0, depth=None), speculation=config)
     (answer,) = engine.generate([PROMPTS[0]], params)
     assert [answer.token_ids] == one_at_a_time(PROMPTS[0], params)
-    assert 100 / PROBE_EVERY - 1 <= engine.stats().drafts < 20
+    assert 100 / PROBE_EVERY - 1 <= engine.stats().drafts < 30
 
 
 def test_nothing_is_drafted_for_a_large_batch():
@@ -182,11 +182,13 @@ def test_what_heads_keep_is_what_they_would_make_of_the_whole_text(kind):
     heads, model = random_heads(kind), tiny_model()
     engine = tiny_engine(24, speculator=free(with_heads(heads, model)), speculation=ALWAYS, max_step_tokens=20)
     params = SamplingParams(seed=3, n=2, max_tokens=30, ignore_eos=True)
+    engine.generate([[7] * 9], GREEDY)
     for prompt in ([7] * 9, [7] * 9 + [1], [7] * 9 + [2]):
         engine.submit(engine.make_request(prompt, params))
     for _ in range(14):
         engine.step()
-    assert engine.stats().preemptions and engine.stats().draft_tokens_accepted and engine.stats().prompt_tokens_cached
+    stats = engine.stats()
+    assert 0 not in (stats.preemptions, stats.draft_tokens_accepted, stats.prompt_tokens_cached)
     with torch.inference_mode():
         for sequence in engine.scheduler.running:
             if sequence.num_remaining == 1 and engine.scheduler.make_room(sequence, 4):
@@ -209,19 +211,19 @@ def test_a_tree_keeps_its_likeliest_nodes_with_all_before_them():
     tree = Tree()
     first = torch.tensor([[0.6, 0.3, 0.1, 0.0]]).log()
     tree.grow(first, width=2)
-    tree.grow(torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.9, 0.1, 0.0, 0.0]]).log(), width=2)
+    tree.grow(torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.9, 0.1, 0.0, 0.0]]).log(), width=2)
     draft = tree.best(4)
     assert list(zip(draft.token_ids, draft.parents, draft.depths, strict=True)) == [
         (0, ROOT, 1),
         (1, ROOT, 1),
-        (0, 0, 2),
         (0, 1, 2),
+        (0, 0, 2),
     ]
     assert draft.ancestry_NN.tolist() == [
         [True, False, False, False],
         [False, True, False, False],
-        [True, False, True, False],
-        [False, True, False, True],
+        [False, True, True, False],
+        [True, False, False, True],
     ]
 
 
@@ -238,17 +240,17 @@ def test_drafts_by_chance_leave_the_distribution_as_it_is(draft, params):
     q_V = {"good": p_V + 0.03, "bad": torch.ones(9), "adversarial": 1 / (p_V + 0.01)}[draft]
     q_V = q_V / q_V.sum()
     walks = []
-    for seed in range(20_000):
+    for seed in range(4000):
         answer = Sequence(Request("", [1], params, seed, frozenset(), 100), 0, [1], TextStream(NoText()))
         token = int(pick(q_V[None], [random_number(answer, DRAFT_STREAM)]))
         walks.append(Walk(answer, 2 * seed, Draft.chain([token], q_V[None])))
-    chosen = [sampled.token_id for sampled in choose(logits_V.expand(40_000, -1).clone(), walks)]
+    chosen = [sampled.token_id for sampled in choose(logits_V.expand(8000, -1).clone(), walks)]
     counts = Counter(chosen)
     possible = [token for token in range(9) if p_V[token] > 0]
     assert set(counts) <= set(possible)
     assert p_value([counts[token] for token in possible], p_V[possible]) > 1e-3
     accepted = sum(token == walk.draft.token_ids[0] for token, walk in zip(chosen, walks, strict=True)) / len(walks)
-    assert accepted == pytest.approx(torch.minimum(p_V, q_V).sum().item(), abs=0.02), "as often as any rule can"
+    assert accepted == pytest.approx(torch.minimum(p_V, q_V).sum().item(), abs=0.03), "as often as any rule can"
 
 
 def test_answers_by_chance_come_as_often_as_without_drafts():

@@ -20,7 +20,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -37,15 +36,14 @@ from wootz.models.multi_token import Head, MultiTokenModel
 from wootz.models.run import Run, assign_slots
 from wootz.models.saving import write_weights
 
-Kind = Literal["medusa", "parallel", "sequential", "eagle"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = ("medusa", "parallel", "sequential", "eagle")
 MODEL_TYPE = "wootz-draft-heads"
 
 
 class DraftHeads(nn.Module):
     """``depth`` tokens are guessed beyond the next one. The model they belong to is no part of them."""
 
-    def __init__(self, kind: Kind, depth: int, base: Decoder) -> None:
+    def __init__(self, kind: str, depth: int, base: Decoder) -> None:
         super().__init__()
         self.kind, self.depth = kind, depth
         size, norm, layer = base.config.hidden_size, base.config.norm, base.config.layers[-1]
@@ -144,7 +142,9 @@ def load_heads(folder: Path | str, base: Decoder) -> DraftHeads:
         if config["model_type"] != MODEL_TYPE or kind not in KINDS or not isinstance(depth, int) or depth < 1:
             raise ValueError("not the config of draft heads")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{folder}: no folder of draft heads ({error})", hint="see `wootz spec heads`") from None
+        raise ModelFileError(
+            f"{folder}: no folder of draft heads ({error})", hint="make one by `wootz spec train-heads`"
+        ) from None
     if theirs != (ours := base_fingerprint(base)):
         raise ConfigError(f"{folder}: these heads were trained on another model ({theirs}, this one is {ours})")
     heads = DraftHeads(kind, depth, base).to(base.device, base.dtype)

@@ -50,6 +50,6 @@ def assign_slots(model: nn.Module) -> list[CacheSpec]:
 
 
 def move_slots(modules: Iterable[nn.Module], first: int) -> None:
-    """Number a model's remembering layers from ``first`` on, where another model's layers come before them in one cache."""
+    """Number a model's remembering layers from ``first`` on: another model's come before them in the same cache."""
     for slot, layer in enumerate(module for module in modules if isinstance(module, Remembering)):
         layer.slot = first + slot

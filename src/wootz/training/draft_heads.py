@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wootz.core.progress import SILENT, Progress
+from wootz.engine import Engine, SamplingParams
 from wootz.models import Decoder, PackedContext
 from wootz.models.draft_heads import DraftHeads
 from wootz.models.run import Run
@@ -98,3 +99,22 @@ def _soft_cross_entropy(logits_BTV: Tensor, teacher_BTV: Tensor) -> Tensor:
 
 def _mean(losses: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean()
+
+
+def own_answers(
+    engine: Engine, text_N: Tensor, *, num_rows: int, prompt_length: int, answer_length: int, seed: int = 0
+) -> Tensor:
+    """Rows ``(R, prompt + answer)``: beginnings cut from a text, and how the engine's model goes on, by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(len(text_N) - prompt_length, (num_rows,), generator=generator).tolist()
+    prompts = [text_N[start : start + prompt_length].tolist() for start in starts]
+    params = SamplingParams(max_tokens=answer_length, ignore_eos=True, seed=seed)
+    answers = engine.generate(prompts, params, progress=True)
+    return torch.tensor([[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, answers, strict=True)])
+
+
+def batches_of(rows_RT: Tensor, batch_size: int, seed: int = 0) -> Iterator[Batch]:
+    """Rows at random, for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield Batch.of(rows_RT[torch.randint(len(rows_RT), (batch_size,), generator=generator)])
