@@ -129,7 +129,7 @@ class Engine:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
         if speculator is None and config.speculation is not None:
-            speculator = load_speculator(config.speculation, self.model, self.tokenizer)
+            speculator = load_speculator(config, self.model, self.tokenizer)
         specs = [*self.model.cache_specs, *(speculator.cache_specs if speculator else ())]
         num_blocks, self.max_model_len = setup.size_cache(self.model, specs, config)
         fix_length(self.model.modules(), self.max_model_len)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from wootz.core import ConfigError
 from wootz.engine.attention import PagedCache, PagedContext
+from wootz.engine.fused import fuse
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import pick, probability_weights, sample
 from wootz.engine.scheduler import Chunk
@@ -51,6 +52,7 @@ class DraftModel:
 
     def attach(self, cache: PagedCache, first_slot: int) -> None:
         move_slots(self.model.modules(), first_slot)
+        fuse(self.model, cache)
         self.runner = Runner(self.model, cache)
 
     def observe(self, chunks: list[Chunk], hidden_TD: Tensor, context: PagedContext) -> None:

@@ -10,7 +10,6 @@ from wootz.core import EngineConfig, SpeculationConfig
 from wootz.engine.engine import Engine, Generation, Prompt
 from wootz.engine.protocol import SamplingParams
 from wootz.engine.runner import Model
-from wootz.engine.speculation.methods import load_speculator
 from wootz.engine.speculation.pace import best_length, checking_cost, expected_tokens, speedup
 from wootz.tokenization import Tokenizer
 
@@ -64,9 +63,7 @@ def measure(
     plain = Engine(model, config=config.model_copy(update={"speculation": None}), tokenizer=tokenizer)
     row_cost = measure_row_cost(plain, prompts[0])
     plain_seconds, expected = _timed(plain, prompts, params)
-    speculator = load_speculator(speculation, model, tokenizer)
-    drafting_config = config.model_copy(update={"speculation": speculation})
-    drafting = Engine(model, config=drafting_config, tokenizer=tokenizer, speculator=speculator)
+    drafting = Engine(model, config=config.model_copy(update={"speculation": speculation}), tokenizer=tokenizer)
     before = drafting.stats()
     seconds, answers = _timed(drafting, prompts, params)
     after = drafting.stats()
@@ -79,7 +76,7 @@ def measure(
         accepted=after.draft_tokens_accepted - before.draft_tokens_accepted,
         same_answers=sum(a.token_ids == b.token_ids for a, b in zip(expected, answers, strict=True)),
         prompts=len(prompts),
-        draft_cost=speculator.cost,
+        draft_cost=drafting.speculation.pace.draft_cost if drafting.speculation else 0.0,
         row_cost=row_cost,
     )
 
