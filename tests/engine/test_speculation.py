@@ -123,7 +123,7 @@ KINDS = ["prompt lookup", "guesses", "good draft model", "bad draft model", *dra
 speculating = given(kind=st.sampled_from(KINDS), seed=st.integers(0, 9), num_tokens=st.integers(1, 9), **SCENARIO)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @speculating
 def test_tokens_do_not_depend_on_drafts(kind, seed, num_tokens, **scenario):
     check_speculation(kind, seed, num_tokens, **scenario)
@@ -351,3 +351,15 @@ def test_prompt_lookup_goes_on_as_the_text_did():
     assert draft([5, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3]) == [8, 1, 2, 3], "the longest match counts, and the latest of those"
     assert draft([4, 5, 4, 5, 4, 5]) == [4, 5, 4, 5], "a period goes on"
     assert draft([1, 2, 3, 4]) is None
+
+
+@pytest.mark.real
+def test_smollm2_repeats_a_list_several_tokens_at_a_time(smollm2_gguf):
+    text = "Name: Ada, Town: London\\nName: Alan, Town: Manchester\\nThe same list again:\\nName: Ada,"
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    config = EngineConfig(threads=1, cache_bytes=2**27)
+    (plain,) = Engine(smollm2_gguf, config=config).generate([text], params)
+    engine = Engine(smollm2_gguf, config=config.model_copy(update={"speculation": SpeculationConfig()}))
+    (drafted,) = engine.generate([text], params)
+    assert drafted.token_ids == plain.token_ids
+    assert engine.stats().steps <= 20

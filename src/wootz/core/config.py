@@ -60,7 +60,7 @@ class SpeculationConfig(Section):
         default=None,
         ge=0,
         description="What one more row takes in a step, as a part of what reading the weights takes: decides from "
-        "which batch on nothing is drafted. Default: 1/8 on a CPU, 1/128 on a GPU.",
+        "which batch on nothing is drafted. Default: 1/6 on a CPU, 1/128 on a GPU.",
     )
 
     @model_validator(mode="after")

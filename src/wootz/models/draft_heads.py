@@ -107,12 +107,11 @@ class MedusaHead(nn.Module):
 
 
 def base_fingerprint(base: Decoder) -> str:
-    """A hash of the model's sizes, embedding and norms. These are never laid out anew or quantised in place, so it is
-    the same before and after the model is prepared for inference; a fine-tuned model has another."""
+    """A hash of the model's sizes and norms. Those are never quantised or laid out anew, so it is the same for a model
+    in any dtype and format, prepared for inference or not; a model that was tuned as a whole has another."""
     config = base.config
     state = hashlib.sha256(f"{config.vocab_size} {config.hidden_size} {config.num_layers}".encode())
-    weights = [base.embedding.weight, *(weight for name, weight in base.named_parameters() if "norm" in name)]
-    for weight in weights:
+    for weight in (weight for name, weight in base.named_parameters() if "norm" in name):
         rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()  # whatever dtype it was loaded in
         state.update(rounded.view(torch.uint8).numpy().data)
     return state.hexdigest()[:16]

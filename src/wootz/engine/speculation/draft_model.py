@@ -54,6 +54,7 @@ class DraftModel:
         move_slots(self.model.modules(), first_slot)
         fuse(self.model, cache)
         self.runner = Runner(self.model, cache)
+        self.runner.scores_prompts = False
 
     def observe(self, chunks: list[Chunk], hidden_TD: Tensor, context: PagedContext) -> None:
         prompts = [

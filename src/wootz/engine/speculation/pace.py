@@ -19,7 +19,7 @@ from wootz.engine.sequence import Sequence
 PROBE_EVERY = 32
 """Steps after which an answer that is not drafted for is tried again."""
 
-DEFAULT_ROW_COSTS = {"cuda": 1 / 128, "cpu": 1 / 8}
+DEFAULT_ROW_COSTS = {"cuda": 1 / 128, "cpu": 1 / 6}
 """By kind of device; see `wootz spec measure`."""
 
 

@@ -92,7 +92,7 @@ class Speculation:
     def extend(self, chunks: list[Chunk]) -> list[Chunk]:
         """The step, with drafts behind the answers that are worth it, in the budget and the blocks that are left."""
         last_tokens = [chunk.sequence for chunk in chunks if chunk.num_tokens == 1 and chunk.samples]
-        writing = [sequence for sequence in last_tokens if sequence.num_output_tokens]
+        writing = [s for s in last_tokens if s.num_output_tokens and s.request.beams is None]
         budget = self.scheduler.max_step_tokens - sum(chunk.num_tokens for chunk in chunks)
         limits: dict[Sequence, int] = {}
         for sequence in writing:
