@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -205,6 +206,22 @@ def first_guess(heads: DraftHeads, token_ids: list[int]) -> int:
         hidden_TD, model.embedding(tokens_T), run, lambda _, s: torch.cat((0 * s[:1], s[:-1])), levels=1
     )
     return model.unembed(states[0])[-1].argmax().item()
+
+
+def test_each_node_of_a_tree_sees_the_text_and_its_own_way():
+    engine, model = tiny_engine(50), tiny_model()
+    engine.submit(engine.make_request([3, 1, 4, 1, 5], GREEDY))
+    engine.step()
+    (chunk,) = engine.scheduler.schedule()
+    draft = Draft([5, 6, 7, 8, 9, 4], [ROOT, ROOT, 0, 1, 0, 2])
+    assert engine.scheduler.make_room(chunk.sequence, len(draft)) == len(draft)
+    with torch.inference_mode():
+        logits_SV = engine.runner.run([replace(chunk, draft=draft)])
+        texts = {ROOT: chunk.sequence.token_ids}
+        for node, (token, parent) in enumerate(zip(draft.token_ids, draft.parents, strict=True)):
+            texts[node] = [*texts[parent], token]
+        for node, text in texts.items():
+            torch.testing.assert_close(logits_SV[1 + node], model.logits(text)[-1])
 
 
 def test_a_tree_keeps_its_likeliest_nodes_with_all_before_them():
