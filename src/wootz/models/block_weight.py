@@ -43,4 +43,6 @@ class BlockWeight:
         if len({weight.format for weight in weights}) > 1 or weights[0].format not in kernels.FORMATS:
             return None
         rows = sum(weight.shape[0] for weight in weights)
-        return BlockWeight(torch.cat([weight.data for weight in weights]), weights[0].format, (rows, weights[0].shape[1]))
+        return BlockWeight(
+            torch.cat([weight.data for weight in weights]), weights[0].format, (rows, weights[0].shape[1])
+        )
