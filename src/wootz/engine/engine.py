@@ -34,10 +34,13 @@ from wootz.engine.output import NoText, TextStream
 from wootz.engine.pace import Pace
 from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
 from wootz.engine.runner import Model, Runner
-from wootz.engine.sampler import Sampled, sample
+from wootz.engine.sampler import Sampled
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.scoring import PromptScores
 from wootz.engine.sequence import Request, Sequence
+from wootz.engine.speculation.methods import load_speculator
+from wootz.engine.speculation.speculate import Speculation, Speculator
+from wootz.engine.speculation.verify import choose, walks_of
 from wootz.engine.timeline import Timeline, Unwatched
 from wootz.engine.validation import check_params, check_priority
 from wootz.engine.weights import Weights
@@ -118,6 +121,7 @@ class Engine:
 
     ``model`` is a path (a folder in Hugging Face layout, or a GGUF file) or a model that is loaded already; the
     tokenizer is read from the path, and may be missing for a loaded model, which then takes and gives token ids only.
+    ``speculator`` drafts for it; if None, what ``config.speculation`` says.
     """
 
     def __init__(
@@ -127,14 +131,17 @@ class Engine:
         config: EngineConfig | None = None,
         tokenizer: Tokenizer | None = None,
         path: Path | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
         path = Path(model) if isinstance(model, str | Path) else path
         self.weights = Weights(self.model, path and (lambda: setup.load(path, self.tokenizer, config)[0]))
-        num_blocks, self.max_model_len = setup.size_cache(self.model, config)
+        if speculator is None and config.speculation is not None:
+            speculator = load_speculator(config, self.model, self.tokenizer)
+        specs = [*self.model.cache_specs, *(speculator.cache_specs if speculator else ())]
+        num_blocks, self.max_model_len = setup.size_cache(self.model, specs, config)
         fix_length(self.model.modules(), self.max_model_len)
-        specs = self.model.cache_specs
         recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
         num_states = config.max_running if recurrent else None
         self._make_cache = partial(
@@ -167,6 +174,9 @@ class Engine:
         fuse(self.model, cache)
         self.runner = Runner(self.model, cache)
         self.timeline: Unwatched = self.runner.timeline
+        self.speculation: Speculation | None = None
+        if speculator is not None:
+            self.speculation = Speculation.begin(speculator, config.speculation, self.scheduler, self.runner)
         self.max_waiting = config.max_waiting
         self.eos_token_ids = frozenset(self.model.config.eos_token_ids)
         if self.tokenizer is not None:
@@ -191,31 +201,30 @@ class Engine:
         chunks = self._chunks = self.scheduler.schedule()
         if not chunks:
             return []
+        if self.speculation is not None:
+            chunks = self.speculation.extend(chunks)
         self.timeline.mark("schedule")
         logits_SV = self.runner.run(chunks)
         self.scheduler.computed(chunks)
         self._count(chunks)
-        ready = [chunk.sequence for chunk in chunks if chunk.samples]
-        found = self._search(ready, logits_SV)
-        choosing = [
-            (row, choice)
-            for row, sequence in enumerate(ready)
-            if sequence.request.beams is None
-            for choice in (sequence, *self._fork(sequence))
-        ]
-        if len(choosing) != len(logits_SV):
-            logits_SV = logits_SV[[row for row, _ in choosing]]
-        sequences = [sequence for _, sequence in choosing]
+        walks = walks_of(chunks, self._fork)
+        beams = [walk for walk in walks if walk.sequence.request.beams is not None]
+        events = self._search([walk.sequence for walk in beams], logits_SV[[walk.row for walk in beams]])
+        walks = going = [walk for walk in walks if walk.sequence.request.beams is None]
         self.timeline.mark("schedule")
-        chosen = sample(logits_SV, sequences) if sequences else []
-        self.timeline.mark("sample")
-        events = found + [
-            event
-            for sequence, sampled in zip(sequences, chosen, strict=True)
-            for event in self._extend(sequence, sampled)
-        ]
-        self.timeline.mark("detokenise")
-        self.timeline.end(tokens=sum(chunk.num_tokens for chunk in chunks), running=len(self.scheduler.running))
+        while going:  # one round, and one more for each token of a draft that was right
+            chosen = choose(logits_SV, going)
+            self.timeline.mark("sample")
+            for walk, sampled in zip(going, chosen, strict=True):
+                walk.follow(output := self._extend(walk.sequence, sampled))
+                events.append((walk.sequence.request, output))
+            going = [walk for walk in going if walk.goes_on]
+            self.timeline.mark("detokenise")
+        if self.speculation is not None:
+            self.speculation.settle(walks)
+        events += [event for walk in walks if walk.has_ended for event in self._end(walk.sequence)]
+        self.timeline.mark("schedule")
+        self.timeline.end(tokens=sum(chunk.num_rows for chunk in chunks), running=len(self.scheduler.running))
         self.pace.observe(chunks, time.perf_counter() - started)
         return events
 
@@ -267,19 +276,19 @@ class Engine:
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
         request = sequence.request
-        if len(request.sequences) == request.params.n:
+        if request.beams is not None or len(request.sequences) == request.params.n:
             return []
         children = [self._new_sequence(request, index) for index in range(1, request.params.n)]
         for child in children:
             self.scheduler.fork(sequence, child)
         return children
 
-    def _extend(self, sequence: Sequence, sampled: Sampled) -> list[Event]:
-        """Append the token; say what text it brings, and end the choice if it is to end here."""
+    def _extend(self, sequence: Sequence, sampled: Sampled) -> Output:
+        """Append the token; say what text it brings, and whether the choice ends here."""
         request, params, token = sequence.request, sequence.request.params, sampled.token_id
         if params.max_tokens == 0:  # the prompt was to be scored, and that is all
             output = Output(request.id, sequence.index, "", [], finish_reason="length")
-            return [(request, self._with_prompt_logprobs(output, sequence)), *self._end(sequence)]
+            return self._with_prompt_logprobs(output, sequence)
         sequence.token_ids.append(token)
         self.num_generated += 1
         text, finish_reason, stop_reason = "", None, None
@@ -302,8 +311,7 @@ class Engine:
             finish_reason=finish_reason,
             stop_reason=stop_reason,
         )
-        output = self._with_prompt_logprobs(output, sequence)
-        return [(request, output), *(self._end(sequence) if finish_reason else [])]
+        return self._with_prompt_logprobs(output, sequence)
 
     def _end(self, sequence: Sequence) -> list[Event]:
         request = sequence.request
@@ -414,6 +422,8 @@ class Engine:
             fix_length(self.model.modules(), self.max_model_len)
             self.runner.cache.layers += self._make_cache().layers
             fuse(self.model, self.runner.cache)
+            if self.speculation is not None:
+                self.speculation.attach(self.model)
             self.asleep = 0
 
     def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -431,6 +441,7 @@ class Engine:
         self.update_weights(read_weights(path))
 
     def stats(self) -> Stats:
+        speculation = self.speculation
         return Stats(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
@@ -453,6 +464,9 @@ class Engine:
             asleep=self.asleep,
             parameters=self.num_parameters,
             wait_seconds=self.scheduler.wait_seconds,
+            drafts=speculation.num_drafts if speculation else 0,
+            draft_tokens=speculation.num_drafted if speculation else 0,
+            draft_tokens_accepted=speculation.num_accepted if speculation else 0,
         )
 
     # --- many at once -----------------------------------------------------------------------------------------

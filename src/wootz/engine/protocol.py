@@ -232,6 +232,10 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     """The model's."""
     wait_seconds: float = 0.0
     """Of all admitted requests together, from being submitted to being admitted."""
+    drafts: int = 0
+    """Speculation: drafts that were checked, the tokens they had, and how many of those were right."""
+    draft_tokens: int = 0
+    draft_tokens_accepted: int = 0
 
 
 Order = Sleep | Wake | UpdateWeights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -53,23 +53,31 @@ class Runner:
     def __init__(self, model: Model, cache: PagedCache) -> None:
         self.model, self.cache = model, cache
         self.timeline = Unwatched()
+        self.scores_prompts = True
+        """Whether prompts get the log-probabilities that they ask for here; not from a model that drafts."""
+        self.observe: Callable[[list[Chunk], Tensor, PagedContext], None] | None = None
+        """Called with what was computed: the chunks, their hidden states, their context."""
 
     def run(self, chunks: list[Chunk]) -> Tensor:
-        """Logits ``(S, V)``, one row for each chunk that `samples`, in their order."""
+        """Logits ``(S, V)``: for each chunk that `samples`, in their order, a row for its last token and one for each
+        token of its draft."""
         token_ids: list[int] = []
         positions: list[int] = []
-        last_rows: list[int] = []
+        choosing_rows: list[int] = []
         for chunk in chunks:
-            token_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
-            positions += range(chunk.start, chunk.end)
+            token_ids += chunk.token_ids
+            positions += chunk.positions
             if chunk.samples:
-                last_rows.append(len(token_ids) - 1)
+                choosing_rows += range(len(token_ids) - 1 - chunk.num_drafted, len(token_ids))
         context = PagedContext(self.cache, chunks)
         device = self.model.device
         token_ids_T, positions_T = torch.tensor(token_ids, device=device), torch.tensor(positions, device=device)
         self.timeline.mark("prepare")
         hidden_TD = self.model(token_ids_T, positions_T, context)
-        score_prompts(chunks, hidden_TD, self.model.unembed)
-        logits_SV = self.model.unembed(hidden_TD[torch.tensor(last_rows, dtype=torch.int64, device=device)])
+        if self.scores_prompts:
+            score_prompts(chunks, hidden_TD, self.model.unembed)
+        if self.observe is not None:
+            self.observe(chunks, hidden_TD, context)
+        logits_SV = self.model.unembed(hidden_TD[torch.tensor(choosing_rows, dtype=torch.int64, device=device)])
         self.timeline.mark("forward")
         return logits_SV

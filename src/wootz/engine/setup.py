@@ -16,7 +16,7 @@ from wootz.engine.cache import BlockPool
 from wootz.engine.runner import Model
 from wootz.engine.swap import SwapSpace, mover
 from wootz.models import load as load_model
-from wootz.models.context import WholeText
+from wootz.models.context import CacheSpec, WholeText
 from wootz.tokenization import load_tokenizer
 from wootz.tokenization.fingerprint import check_fingerprint
 
@@ -73,9 +73,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
-    """``(num_blocks, max_model_len)``: as many blocks as memory allows and ``max_running`` sequences could ever use,
-    and the longest sequence that both model and cache can hold."""
+def size_cache(model: Model, specs: list[CacheSpec], config: EngineConfig) -> tuple[int, int]:
+    """``(num_blocks, max_model_len)``: as many blocks of ``specs`` as memory allows and ``max_running`` sequences could
+    ever use, and the longest sequence that both model and cache can hold."""
     if any(isinstance(spec, WholeText) for spec in model.cache_specs):
         raise UnsupportedError(WholeText.REASON)
     longest = model.config.max_position_embeddings
@@ -83,7 +83,7 @@ def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
         raise ConfigError(f"engine.max_model_len: {config.max_model_len} is more than the model's own {longest}")
     max_model_len = config.max_model_len or longest
 
-    block_bytes = PagedCache.block_bytes(model.cache_specs, config.block_size, model.dtype)
+    block_bytes = PagedCache.block_bytes(specs, config.block_size, model.dtype)
     budget = config.cache_bytes or _default_cache_bytes(model.device)
     budget -= config.max_running * PagedCache.state_bytes(model.cache_specs, model.dtype)
     useful = config.max_running * -(-max_model_len // config.block_size)
