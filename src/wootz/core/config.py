@@ -69,6 +69,9 @@ class EngineConfig(Section):
         default=None, ge=1, description="Longest prompt plus answer. Default: the model's own."
     )
     prefix_caching: bool = True
+    tool_format: str | None = Field(
+        default=None, description="How the model writes tool calls (hermes, llama3, …). Default: as its template shows."
+    )
 
 
 class PriceConfig(Section):

@@ -29,6 +29,7 @@ from wootz.engine.protocol import (
     Stats,
     Submit,
     ToEngine,
+    ToolUse,
 )
 
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 1.0
@@ -69,6 +70,7 @@ class EngineClient:
         text: str | None = None,
         token_ids: list[int] | None = None,
         params: SamplingParams | None = None,
+        tools: ToolUse | None = None,
         request_id: str | None = None,
     ) -> AsyncGenerator[Output | Finished, None]:
         """Answer one prompt, given in exactly one of three forms; the last event is `Finished`.
@@ -85,6 +87,7 @@ class EngineClient:
             messages=messages,
             text=text,
             token_ids=token_ids,
+            tools=tools,
         )
         async with contextlib.aclosing(self._ask(submit)) as events:
             async for event in events:

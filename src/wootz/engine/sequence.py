@@ -10,8 +10,11 @@ from wootz.engine.output import TextStream
 from wootz.engine.protocol import SamplingParams
 
 if TYPE_CHECKING:
+    from wootz.engine.answer import AnswerStream
     from wootz.engine.beam_search import BeamSearch
+    from wootz.engine.grammar import Constraint
     from wootz.engine.scoring import PromptScores
+    from wootz.engine.structure import AnswerPlan
 
 
 @dataclass(eq=False)
@@ -29,6 +32,8 @@ class Request:
     """Prompt and answer together end here."""
     continues_text: bool = False
     """Whether the answer goes on in the prompt's own text, rather than being a text of its own (a chat's)."""
+    plan: AnswerPlan | None = None
+    """How its answers are constrained and read, where they are."""
     arrival: int = -1
     """Place in the order of arrival; set when the request is submitted."""
     cached_tokens: int | None = None
@@ -57,6 +62,10 @@ class Sequence:
     text: TextStream
     table: BlockTable = field(default_factory=BlockTable)
     num_computed: int = 0
+    constraint: Constraint | None = None
+    """Its place in the grammar that it has to follow."""
+    answer: AnswerStream | None = None
+    """Parts its text into what is said, thought and called."""
 
     @property
     def num_remaining(self) -> int:
