@@ -159,8 +159,8 @@ class _Vocabulary:
 
 
 def _reason(error: str) -> str:
-    """The first line of llguidance's message, without our own options in it."""
-    return error.strip().splitlines()[0][:300] if error.strip() else "it is not understood"
+    """llguidance's message in one line."""
+    return " ".join(error.split())[:300] or "it is not understood"
 
 
 # --- masks ----------------------------------------------------------------------------------------------------

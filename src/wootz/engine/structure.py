@@ -174,6 +174,11 @@ class Planner:
         if content is not None and use is None and format is None and thinking == "none":
             return self._compiled(json.dumps({"grammars": [content]}), param, guarantee)
         grammar = Grammar(self._special)
+        if content is not None and use is not None and format is not None and format.only_first:
+            raise UnsupportedError(
+                f'this model\'s tool calls ("{format.name}") look like a structured answer; ask for one of the two',
+                param=param,
+            )
         if use is not None and (use.choice == "required" or use.name is not None):
             text = None
         else:

@@ -37,7 +37,9 @@ class ToolFormat(ABC):
 
     @abstractmethod
     def body(self, grammar: Grammar, tools: Sequence[Tool], *, parallel: bool) -> str:
-        """What follows the trigger: one call, or with ``parallel`` one or more, as the body of a rule."""
+        """What follows the trigger: one call, or with ``parallel`` one or more, as the body of a rule. With `only_first`,
+        the trigger too, and all that `beginning` matches in the same literal: a lexeme that ends earlier than the free
+        text beside it would never be chosen."""
 
     @abstractmethod
     def calls(self, cursor: Cursor) -> Steps[None]:
@@ -58,7 +60,7 @@ class ToolFormat(ABC):
     def start(self, grammar: Grammar, tools: Sequence[Tool], *, parallel: bool, content: str | None) -> str:
         """The whole answer: calls, or else ``content`` (None: there must be a call)."""
         body = grammar.rule("calls", self.body(grammar, tools, parallel=parallel))
-        called = f"{grammar.literal(self.trigger)} {body}"
+        called = body if self.only_first else f"{grammar.literal(self.trigger)} {body}"
         if content is None:
             return called
         if content != "TEXT":

@@ -23,14 +23,14 @@ class Llama3(ToolFormat):
     only_first = True
 
     def body(self, grammar: Grammar, tools: Sequence[Tool], *, parallel: bool) -> str:
-        grammar.rule("object", json_calls(grammar, tools, "", ', "parameters": '))
+        grammar.rule("object", json_calls(grammar, tools, self.trigger, ', "parameters": '))
         grammar.rule("call", 'object "}"')
-        return one_or_more(grammar, "call", "; " + self.trigger, parallel=parallel)
+        return one_or_more(grammar, "call", "; ", parallel=parallel)
 
     def start(self, grammar: Grammar, tools: Sequence[Tool], *, parallel: bool, content: str | None) -> str:
         start = super().start(grammar, tools, parallel=parallel, content=content)
         return (
-            f"{start} | {grammar.literal(PYTHON_TAG + self.trigger)} calls"
+            f"{start} | {grammar.literal(PYTHON_TAG)} calls"
             if PYTHON_TAG in grammar.token_ids
             else start
         )

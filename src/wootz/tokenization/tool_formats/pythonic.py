@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wootz.tokenization.tool_formats.base import ParsedCall, ToolFormat, any_of, joined, one_or_more
+from wootz.tokenization.tool_formats.base import ParsedCall, ToolFormat, any_of, dump, joined
 from wootz.tokenization.tool_formats.cursor import Broken, Cursor, Steps
 from wootz.tokenization.tool_formats.grammar import Grammar, Tool, escape
 from wootz.tokenization.tool_formats.parameters import KeyedCall, parameters
@@ -33,12 +33,11 @@ class Pythonic(ToolFormat):
         def one(name: str, schema: Mapping[str, Any]) -> str:
             return joined([grammar.literal(f"{name}="), f"({_value(grammar, schema)})"])
 
-        calls = [
-            f'{grammar.literal(f"{tool.name}(")} {parameters(grammar, f"tool_{n}", tool, one, ", ")} ")"'
-            for n, tool in enumerate(tools)
-        ]
-        grammar.rule("call", any_of(calls))
-        return joined([one_or_more(grammar, "call", self.separator, parallel=parallel), grammar.literal(self.close)])
+        inside = [f'{parameters(grammar, f"tool_{n}", tool, one, ", ")} ")"' for n, tool in enumerate(tools)]
+        for rule, before in (("first", self.trigger if self.only_first else ""), ("next", self.separator)):
+            begun = [grammar.literal(f"{before}{tool.name}(") for tool in tools]
+            grammar.rule(rule, any_of([joined(call) for call in zip(begun, inside, strict=True)]))
+        return joined(["first next*" if parallel else "first", grammar.literal(self.close)])
 
     def beginning(self, tools: Sequence[Tool]) -> str:
         return rf"[ \n]*\[[ \n]*({'|'.join(escape(tool.name) for tool in tools)})\("
@@ -94,7 +93,8 @@ def _written(call: ParsedCall) -> str:
 
 
 def _python(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    """JSON, but for a truth value that is an argument of its own: what the grammar allows."""
+    return repr(value) if isinstance(value, bool) else dump(value)
 
 
 def _name(cursor: Cursor, end: str) -> Steps[str]:

@@ -29,7 +29,7 @@ class QwenXML(ToolFormat):
     markers = (CLOSE,)
 
     def body(self, grammar: Grammar, tools: Sequence[Tool], *, parallel: bool) -> str:
-        grammar.rule("STRING[lazy]", r"/(.|\n)*\n<\/parameter>/")
+        grammar.rule("string[lazy]", r"/(.|\n)*\n<\/parameter>/")
 
         def one(name: str, schema: Mapping[str, Any]) -> str:
             opening, closing = grammar.literal(f"<parameter={name}>\n"), grammar.literal(f"\n{PARAMETER_END}\n")
@@ -37,7 +37,7 @@ class QwenXML(ToolFormat):
                 return joined([opening, grammar.json(schema), closing])
             if "enum" in schema:
                 return joined([opening, f"({any_of([dump(value) for value in schema['enum']])})", closing])
-            return joined([opening, "STRING", grammar.literal("\n")])
+            return joined([opening, "string", grammar.literal("\n")])
 
         calls = []
         for number, tool in enumerate(tools):
