@@ -142,7 +142,8 @@ def test_the_edges_of_what_is_allowed() -> None:
     assert chat(logprobs=True, top_logprobs=0).top_logprobs == 0
     assert chat(stream=True, stream_options={"include_usage": True}).stream_options is not None
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    assert chat(messages=[*HELLO, {"role": "assistant", "tool_calls": [call]}]).messages[1].text == ""
+    answered = {"role": "tool", "tool_call_id": "1", "content": "done"}
+    assert chat(messages=[*HELLO, {"role": "assistant", "tool_calls": [call]}, answered]).messages[1].text == ""
     EmbeddingRequest(model="m", input=[[1, 2], [3]])
 
 

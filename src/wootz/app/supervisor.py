@@ -63,7 +63,8 @@ class Supervisor:
         sockets = {name: folder / f"{index}.sock" for index, name in enumerate(prepared.model_paths)}
         self.clients = {name: EngineClient(path) for name, path in sockets.items()}
         self.engines = [
-            engine_process(name, path, sockets[name], config.engine) for name, path in prepared.model_paths.items()
+            engine_process(name, path, sockets[name], config.engine_of(name))
+            for name, path in prepared.model_paths.items()
         ]
         setup = HttpSetup(config=config, engine_sockets=sockets, accounts=accounts, listener=prepared.listener.fileno())
         self.http = Child(

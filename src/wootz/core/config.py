@@ -111,6 +111,7 @@ class ModelConfig(Section):
     )
     price: PriceConfig = Field(default_factory=PriceConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Defaults of a local model.")
+    tool_format: str | None = Field(default=None, description="As engine.tool_format, of this model.")
     timeout_seconds: float = Field(default=600.0, gt=0)
 
     @field_validator("api_key")
@@ -152,6 +153,13 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
+
+    def engine_of(self, model: str) -> EngineConfig:
+        """The engine's settings for a model of ours, with what its own entry says."""
+        entry = self.models.get(model)
+        if entry is None or entry.tool_format is None:
+            return self.engine
+        return self.engine.model_copy(update={"tool_format": entry.tool_format})
 
     @property
     def models_dir(self) -> Path:

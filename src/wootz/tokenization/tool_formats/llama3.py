@@ -29,11 +29,7 @@ class Llama3(ToolFormat):
 
     def start(self, grammar: Grammar, tools: Sequence[Tool], *, parallel: bool, content: str | None) -> str:
         start = super().start(grammar, tools, parallel=parallel, content=content)
-        return (
-            f"{start} | {grammar.literal(PYTHON_TAG)} calls"
-            if PYTHON_TAG in grammar.token_ids
-            else start
-        )
+        return f"{start} | {grammar.literal(PYTHON_TAG)} calls" if PYTHON_TAG in grammar.token_ids else start
 
     def beginning(self, tools: Sequence[Tool]) -> str:
         return r'[ \n]*\{[ \n]*"name"'
