@@ -22,6 +22,7 @@ from wootz.core import collect_chat, collect_completion
 from wootz.core.wire import ChatRequest, CompletionRequest
 from wootz.engine import EngineClient
 from wootz.providers import EngineModel
+from wootz.tokenization import load_tokenizer
 
 ASK: list[Any] = [{"role": "user", "content": "Hello"}]
 SCHEMA = {
@@ -107,8 +108,9 @@ def test_sdk_sees_that_a_structure_was_cut(sdk: openai.OpenAI) -> None:
         sdk.chat.completions.parse(model="tiny", messages=ASK, response_format=Dish, max_tokens=5)
 
 
-def test_json_mode_is_json(sdk: openai.OpenAI) -> None:
-    ends = {"2": 100}  # the end token, as soon as it is allowed
+def test_json_mode_is_json(sdk: openai.OpenAI, tiny_model_folder: Path) -> None:
+    closing = load_tokenizer(tiny_model_folder).encode("}", add_special_tokens=False)
+    ends = {str(closing[0]): 100, "2": 100}  # an object that ends as soon as it may
     answer = ask(sdk, response_format={"type": "json_object"}, logit_bias=ends)
     assert isinstance(json.loads(answer.choices[0].message.content), dict)
     assert answer.choices[0].guarantee == "json"
@@ -148,7 +150,14 @@ def test_sdk_stream_helper_parses_tools(sdk: openai.OpenAI) -> None:
 
     tool = openai.pydantic_function_tool(Weather)
     with sdk.chat.completions.stream(
-        model="tiny", messages=ASK, tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=300
+        model="tiny",
+        messages=ASK,
+        tools=[tool],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=300,
+        temperature=2,
+        seed=4,
     ) as stream:
         final = stream.get_final_completion()
     (call,) = final.choices[0].message.tool_calls or []
