@@ -22,7 +22,7 @@ SCHEMAS: list[dict[str, Any]] = [
      "required": ["b"], "additionalProperties": False},
     {"type": "array", "items": {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 2}]}, "maxItems": 2},
     {"type": "array", "items": {"type": "boolean"}, "minItems": 1},
-    {"type": "object", "properties": {"k": {"type": "object", "properties": {"n": {"const": "é\""}}, "required": ["n"],
+    {"type": "object", "properties": {"k": {"type": "object", "properties": {"n": {"const": "x\""}}, "required": ["n"],
      "additionalProperties": False}}, "additionalProperties": False},
 ]  # fmt: skip
 END = 0
