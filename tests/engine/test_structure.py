@@ -380,7 +380,10 @@ def test_a_schema_that_is_not_supported_is_refused_if_strict(tiny_folder: Path) 
 
 def test_calls_or_a_structured_text(tiny_folder: Path) -> None:
     answers = choices(
-        engine(tiny_folder), ASK, json_of({"type": "integer"}, n=4, seed=5, max_tokens=80), tools=ToolUse(tools=TOOLS, parallel=False)
+        engine(tiny_folder),
+        ASK,
+        json_of({"type": "integer"}, n=4, seed=5, max_tokens=80),
+        tools=ToolUse(tools=TOOLS, parallel=False),
     )
     for answer in answers:
         if answer.finish_reason == "stop":
@@ -397,7 +400,9 @@ def test_a_model_that_thinks_thinks_before_its_structure(tmp_path: Path) -> None
     settings["chat_template"] += "{# </think> #}"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     for opening, said in (("", "<think>Well</think>\n\n"), ("", ""), ("<think>\n", "Well</think>")):
-        settings["chat_template"] = settings["chat_template"].replace("assistant\n{% endif", f"assistant\n{opening}{{% endif")
+        settings["chat_template"] = settings["chat_template"].replace(
+            "assistant\n{% endif", f"assistant\n{opening}{{% endif"
+        )
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
         thinker = Engine(load(folder), tokenizer=load_tokenizer(folder), config=EngineConfig(cache_bytes=10**7))
         request = thinker.make_request(ASK, json_of({"type": "integer"}))

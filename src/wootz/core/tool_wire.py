@@ -137,22 +137,11 @@ class StructuredFields(Request):
 # --- conversations ------------------------------------------------------------------------------------------------
 
 
-class _Function(Protocol):
-    name: str
-    arguments: str
-
-
-class _Call(Protocol):
-    id: str
-
-    @property
-    def function(self) -> Any: ...
-
-
 class _Message(Protocol):
-    role: str
-    tool_call_id: str | None
-
+    @property
+    def role(self) -> str: ...
+    @property
+    def tool_call_id(self) -> str | None: ...
     @property
     def tool_calls(self) -> Sequence[Any] | None: ...
 
@@ -181,7 +170,7 @@ def check_tool_history(messages: Sequence[_Message]) -> None:
     _check_answered(open)
 
 
-def _check_call(call: _Call, path: str) -> None:
+def _check_call(call: Any, path: str) -> None:
     if not call.id:
         raise ValueError(f'"{path}.id" is empty')
     if not call.function.name:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import secrets
 import string
 from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from wootz.engine.protocol import ToolCallDelta
 from wootz.tokenization.tool_formats import (
@@ -55,18 +58,23 @@ class AnswerStream:
                     parts.reasoning += text
                 case CallStart(name, id):
                     self.num_calls += 1
-                    parts.tool_calls.append(self._delta(id=id or self._new_id(), name=name))
+                    self._add(parts, id=id or self._new_id(), name=name)
                 case Arguments(text):
-                    parts.tool_calls.append(self._delta(arguments=text))
+                    self._add(parts, arguments=text)
                 case CallBroken():
                     self.is_broken = True
-                    parts.tool_calls.append(self._delta(incomplete=True))
+                    self._add(parts, incomplete=True)
                 case CallEnd():
                     pass
         return parts
 
-    def _delta(self, **fields) -> ToolCallDelta:
-        return ToolCallDelta(index=self.num_calls - 1, **fields)
+    def _add(self, parts: Parts, *, arguments: str = "", **fields: Any) -> None:
+        """Of one call there is one delta at a time: OpenAI's client takes two for two calls."""
+        calls = parts.tool_calls
+        if calls and calls[-1].index == self.num_calls - 1:
+            calls[-1] = msgspec.structs.replace(calls[-1], arguments=calls[-1].arguments + arguments, **fields)
+        else:
+            calls.append(ToolCallDelta(index=self.num_calls - 1, arguments=arguments, **fields))
 
     def _new_id(self) -> str:
         if self._id_chars is None:

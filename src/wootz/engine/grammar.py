@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import llguidance
 import torch
@@ -128,7 +128,8 @@ class GrammarCompiler:
         size = max(self._vocab_size, self._tokenizer.vocab_size)
         end = self._end_token_ids or [size]  # without an end token, one that nothing can sample
         size = max(size, *(token + 1 for token in end))
-        return llguidance.LLTokenizer(_Vocabulary(self._tokenizer, size, end[0]), n_vocab=size, eos_token=end)
+        vocabulary: Any = _Vocabulary(self._tokenizer, size, end[0])  # what llguidance asks of its own wrapper, too
+        return llguidance.LLTokenizer(vocabulary, n_vocab=size, eos_token=end)
 
 
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
