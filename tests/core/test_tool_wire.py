@@ -1,4 +1,4 @@
-"""What a conversation with tools has to keep to, and what fields can't be given together: each refusal names the field."""
+"""What a conversation with tools has to keep to, and fields that can't be given together: refusals name the field."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def test_a_malformed_history_is_refused_by_name(messages: list[dict[str, Any]], 
         ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [tool()], "tool_choice": "any"}, "tool_choice"),
-        ({"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice.function.name"),
+        ({"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+         "tool_choice.function.name"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
          "response_format.json_schema.schema"),

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from wootz.engine.reference_grammar import Automaton, Node, TokenIndex, naive_mask, parse_regex, schema_regex
 
 PATTERNS = [
-    r"a*b", r"(ab|a)(c|bcd)?", r"[a-c]{2,3}x+", r"\d{1,3}(\.\d+)?", r"(a|b)*abb", r"[^a]b?.", r"\w+@\w+", r"(x|y|)z{0,2}",
+    r"a*b", r"(ab|a)(c|bcd)?", r"[a-c]{2,3}x+", r"\d{1,3}(\.\d+)?", r"(a|b)*abb", r"[^a]b?.", r"\w+@\w+",
+    r"(x|y|)z{0,2}",
 ]  # fmt: skip
 SCHEMAS: list[dict[str, Any]] = [
-    {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}, "c": {"enum": ["x", 1, None]}},
+    {"type": "object",
+     "properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}, "c": {"enum": ["x", 1, None]}},
      "required": ["b"], "additionalProperties": False},
     {"type": "array", "items": {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 2}]}, "maxItems": 2},
     {"type": "array", "items": {"type": "boolean"}, "minItems": 1},
@@ -26,8 +28,8 @@ SCHEMAS: list[dict[str, Any]] = [
      "additionalProperties": False}}, "additionalProperties": False},
 ]  # fmt: skip
 END = 0
-TOKENS = [b"<end>", *(bytes([b]) for b in range(32, 127)), b"ab", b"abb", b'":', b'{"', b"true", b",", b'",', b"12", b"b:t",
-          b"ull", b"\\u", b"00", b'"}', b"}}", b"xx", b"@a", b'["', b"]]"]  # fmt: skip
+TOKENS = [b"<end>", *(bytes([b]) for b in range(32, 127)), b"ab", b"abb", b'":', b'{"', b"true", b",", b'",', b"12",
+          b"b:t", b"ull", b"\\u", b"00", b'"}', b"}}", b"xx", b"@a", b'["', b"]]"]  # fmt: skip
 
 
 class _Vocabulary:

@@ -82,7 +82,7 @@ def test_every_whole_answer_is_valid_for_many_schemas(tiny_folder: Path) -> None
 
 
 def check_random_schemas(engine: Engine, seeds: range, *, both: bool) -> int:
-    """Greedy and at temperature 2, in turns or ``both`` for each; returns how many answers were whole, and so checked."""
+    """Greedy and at temperature 2, in turns or ``both`` for each; returns how many answers were whole and checked."""
     schemas = [random_schema(seed) for seed in seeds for _ in range(1 + both)]
     sampling = [json_of(s, temperature=2.0 * (n % 2), seed=n, max_tokens=100) for n, s in enumerate(schemas)]
     whole = 0
@@ -105,7 +105,7 @@ def check(schema: dict[str, Any] | bool, text: str) -> None:
 
 def test_an_answer_ends_only_where_it_is_whole(tiny_folder: Path) -> None:
     """A model that wants nothing but to end has to say all that is required first."""
-    wants_to_end = {token: 100.0 for token in engine(tiny_folder).eos_token_ids}
+    wants_to_end = dict.fromkeys(engine(tiny_folder).eos_token_ids, 100.0)
     for temperature in (0, 1.0):
         (answer,) = choices(engine(tiny_folder), "x", json_of(PERSON, logit_bias=wants_to_end, temperature=temperature))
         check(PERSON, answer.text)
@@ -142,8 +142,7 @@ def test_no_invalid_case_of_the_official_suite_is_accepted(suite: list[tuple[str
         grammar = content_grammar(StructuredOutput(json_schema=group["schema"]))
         try:
             matcher = compiler.compile(json.dumps({"grammars": [grammar]}), param="schema")
-        except BadRequestError as error:
-            assert error.param == "schema"
+        except BadRequestError:
             refused += 1
             continue
         for case in group["tests"]:
@@ -152,7 +151,7 @@ def test_no_invalid_case_of_the_official_suite_is_accepted(suite: list[tuple[str
             assert case["valid"] or not is_accepted, (name, group["description"], case["description"])
             accepted += is_accepted
             missed += case["valid"] and not is_accepted
-    assert (refused, accepted) <= (204, 10**6)
+    assert refused <= 204
     assert accepted >= 328
     assert missed <= 24
 

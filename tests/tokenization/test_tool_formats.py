@@ -49,7 +49,7 @@ arguments = st.fixed_dictionaries(
         "city": st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8),
         "days": st.integers(-99, 99),
         "flag": st.booleans(),
-        "deep": st.dictionaries(st.text("ab}\"'", max_size=3), st.integers(0, 9) | st.text("c]\\,)", max_size=3), max_size=2),
+        "deep": st.dictionaries(st.text("ab}\"'", max_size=3), st.integers(0, 9) | st.text("c]\\,)"), max_size=2),
         "list": st.lists(st.integers(0, 9) | st.none(), max_size=3),
     },
 )  # fmt: skip
@@ -195,8 +195,8 @@ def test_thoughts_are_no_text() -> None:
 
 def test_harmony_parts_its_channels() -> None:
     text = (
-        "<|channel|>analysis<|message|>I should look.<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
-        '<|constrain|>json<|message|>{"city": "Bern"}'
+        "<|channel|>analysis<|message|>I should look.<|end|><|start|>assistant"
+        '<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{"city": "Bern"}'
     )
     reader = AnswerReader(tool_format("harmony"), TOOLS)
     events = [event for character in text for event in reader.push(character)] + reader.finish()

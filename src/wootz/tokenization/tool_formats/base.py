@@ -37,9 +37,11 @@ class ToolFormat(ABC):
 
     @abstractmethod
     def body(self, grammar: Grammar, tools: Sequence[Tool], *, parallel: bool) -> str:
-        """What follows the trigger: one call, or with ``parallel`` one or more, as the body of a rule. With `only_first`,
-        the trigger too, and all that `beginning` matches in the same literal: a lexeme that ends earlier than the free
-        text beside it would never be chosen."""
+        """What follows the trigger: one call, or with ``parallel`` one or more, as the body of a rule.
+
+        With `only_first`, the trigger too, and all that `beginning` matches in the same literal: a lexeme that ends
+        earlier than the free text beside it would never be chosen.
+        """
 
     @abstractmethod
     def calls(self, cursor: Cursor) -> Steps[None]:
