@@ -110,6 +110,9 @@ class EngineConfig(Section):
         default_factory=dict, description="Shares of users (or key ids) who are to get more, or less, than others' 1."
     )
     speculation: SpeculationConfig | None = Field(default=None, description="Drafts, off by default.")
+    tool_format: str | None = Field(
+        default=None, description="How the model writes tool calls (hermes, llama3, …). Default: as its template shows."
+    )
 
 
 class PriceConfig(Section):
@@ -152,6 +155,7 @@ class ModelConfig(Section):
     speculation: SpeculationConfig | None = Field(
         default=None, description="Of a local model; instead of engine.speculation."
     )
+    tool_format: str | None = Field(default=None, description="As engine.tool_format, of this model.")
     timeout_seconds: float = Field(default=600.0, gt=0)
 
     @field_validator("api_key")
@@ -195,11 +199,10 @@ class Config(Section):
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
 
     def engine_of(self, name: str) -> EngineConfig:
-        """The engine's settings for this local model."""
+        """The engine's settings for this local model, with what its own entry says."""
         model = self.models.get(name)
-        if model is None or model.speculation is None:
-            return self.engine
-        return self.engine.model_copy(update={"speculation": model.speculation})
+        own = {"speculation": model.speculation, "tool_format": model.tool_format} if model else {}
+        return self.engine.model_copy(update={key: value for key, value in own.items() if value is not None})
 
     @property
     def models_dir(self) -> Path:

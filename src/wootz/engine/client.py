@@ -39,6 +39,7 @@ from wootz.engine.protocol import (
     Stats,
     Submit,
     ToEngine,
+    ToolUse,
     UpdateWeights,
     Wake,
 )
@@ -81,6 +82,7 @@ class EngineClient:
         text: str | None = None,
         token_ids: list[int] | None = None,
         params: SamplingParams | None = None,
+        tools: ToolUse | None = None,
         request_id: str | None = None,
         priority: int = 0,
         user: str = "",
@@ -101,6 +103,7 @@ class EngineClient:
             token_ids=token_ids,
             priority=priority,
             user=user,
+            tools=tools,
         )
         async with contextlib.aclosing(self._ask(submit)) as events:
             async for event in events:

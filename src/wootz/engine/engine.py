@@ -26,13 +26,15 @@ from torch import Tensor
 
 from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, progress_bar
 from wootz.engine import setup
+from wootz.engine.answer import Parts
 from wootz.engine.attention import PagedCache
 from wootz.engine.beam_search import BeamSearch, go_on, searches
 from wootz.engine.cache import BlockPool
 from wootz.engine.fused import fuse, unfuse
+from wootz.engine.grammar import Masks
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.pace import Pace
-from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob
+from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob, ToolCallDelta, ToolUse
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled
 from wootz.engine.scheduler import Chunk, Scheduler
@@ -40,7 +42,8 @@ from wootz.engine.scoring import PromptScores
 from wootz.engine.sequence import Request, Sequence
 from wootz.engine.speculation.methods import load_speculator
 from wootz.engine.speculation.speculate import Speculation, Speculator
-from wootz.engine.speculation.verify import choose, walks_of
+from wootz.engine.speculation.verify import choose, choosing, walks_of
+from wootz.engine.structure import Planner
 from wootz.engine.timeline import Timeline, Unwatched
 from wootz.engine.validation import check_params, check_priority
 from wootz.engine.weights import Weights
@@ -70,6 +73,10 @@ class Choice:
     stop_reason: str | int | None = None
     score: float | None = None
     """Of beam search."""
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    """In pieces, as they came."""
+    guarantee: str | None = None
 
 
 @dataclass
@@ -112,6 +119,9 @@ class Generation:
         choice.token_ids += event.token_ids
         choice.finish_reason, choice.stop_reason = event.finish_reason, event.stop_reason
         choice.score, self.prompt_logprobs = event.score, event.prompt_logprobs or self.prompt_logprobs
+        choice.reasoning += event.reasoning
+        choice.tool_calls += event.tool_calls
+        choice.guarantee = event.guarantee
         if event.logprobs is not None:
             choice.logprobs = (choice.logprobs or []) + event.logprobs
 
@@ -182,12 +192,17 @@ class Engine:
         if self.tokenizer is not None:
             self.eos_token_ids |= self.tokenizer.eos_token_ids
         self.num_parameters = self.model.num_parameters
+        self.masks, self.planner = Masks(), None
+        if self.tokenizer is not None:
+            vocab_size = self.model.config.vocab_size
+            self.planner = Planner(self.tokenizer, vocab_size, self.eos_token_ids, config.tool_format)
         self._arrivals = itertools.count()
         self._chunks: list[Chunk] = []
         self.asleep = 0
         """The level of its sleep (see `sleep`); 0 while it is awake."""
         self._started = time.monotonic()
         self.num_steps = self.num_prompt_tokens = self.num_generated = self.num_finished = self.num_cancelled = 0
+        self.num_forced = 0
 
     # --- one step ---------------------------------------------------------------------------------------------
 
@@ -203,6 +218,7 @@ class Engine:
             return []
         if self.speculation is not None:
             chunks = self.speculation.extend(chunks)
+        masks = self.masks.begin({row: chunk.sequence.constraint for row, chunk in choosing(chunks).items()})
         self.timeline.mark("schedule")
         logits_SV = self.runner.run(chunks)
         self.scheduler.computed(chunks)
@@ -213,11 +229,12 @@ class Engine:
         walks = going = [walk for walk in walks if walk.sequence.request.beams is None]
         self.timeline.mark("schedule")
         while going:  # one round, and one more for each token of a draft that was right
-            chosen = choose(logits_SV, going)
+            chosen = choose(logits_SV, going, masks)
             self.timeline.mark("sample")
             for walk, sampled in zip(going, chosen, strict=True):
-                walk.follow(output := self._extend(walk.sequence, sampled))
-                events.append((walk.sequence.request, output))
+                outputs = self._extend(walk.sequence, sampled)
+                walk.follow(outputs[-1])
+                events += [(walk.sequence.request, output) for output in outputs]
             going = [walk for walk in going if walk.goes_on]
             self.timeline.mark("detokenise")
         if self.speculation is not None:
@@ -283,33 +300,67 @@ class Engine:
             self.scheduler.fork(sequence, child)
         return children
 
-    def _extend(self, sequence: Sequence, sampled: Sampled) -> Output:
+    def _extend(self, sequence: Sequence, sampled: Sampled) -> list[Output]:
+        """Append the token, and after it those that a grammar leaves no choice about, as far as they find room."""
+        constraint = sequence.constraint
+        if constraint is None:
+            return [self._append(sequence, sampled)]
+        if constraint.forced:
+            sampled = Sampled(constraint.forced.popleft())
+        outputs = [self._append(sequence, sampled)]
+        if sequence.request.params.logprobs is None:
+            while not outputs[-1].finish_reason and constraint.next_forced() and self._has_room(sequence):
+                outputs.append(self._append(sequence, Sampled(constraint.forced.popleft())))
+                self.num_forced += 1
+        return outputs
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether one more token can follow the last, which is not computed yet either."""
+        last = len(sequence.token_ids) - 1
+        return not sequence.table.blocks or all(
+            self.pool.make_writable(sequence.table, position) for position in (last, last + 1)
+        )
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> Output:
         """Append the token; say what text it brings, and whether the choice ends here."""
         request, params, token = sequence.request, sequence.request.params, sampled.token_id
         if params.max_tokens == 0:  # the prompt was to be scored, and that is all
             output = Output(request.id, sequence.index, "", [], finish_reason="length")
             return self._with_prompt_logprobs(output, sequence)
+        constraint, answer = sequence.constraint, sequence.answer
+        ends = token in request.end_token_ids and (constraint is None or constraint.is_whole)
+        if constraint is not None:
+            constraint.accept(token)
         sequence.token_ids.append(token)
         self.num_generated += 1
         text, finish_reason, stop_reason = "", None, None
-        if token in request.end_token_ids:
+        if ends:
             finish_reason, stop_reason = "stop", token if token in params.stop_token_ids else None
         else:
-            text = sequence.text.push(token, may_stop=sequence.num_output_tokens >= params.min_tokens)
-            if len(sequence.token_ids) == request.max_len:
+            may_stop = constraint is None or constraint.may_stop
+            text = sequence.text.push(token, may_stop=may_stop and sequence.num_output_tokens >= params.min_tokens)
+            if constraint is not None and constraint.is_over:
+                finish_reason = "stop" if constraint.is_whole else "length"
+            elif len(sequence.token_ids) == request.max_len:
                 finish_reason = "length"
         if finish_reason:
             text += sequence.text.finish()
         if sequence.text.stopped_by is not None:
             finish_reason, stop_reason = "stop", sequence.text.stopped_by
+        parts = answer.parts(text, over=finish_reason is not None) if answer is not None else Parts(text)
+        if finish_reason == "stop" and answer is not None and answer.has_called:
+            finish_reason = "tool_calls"
         output = Output(
             request_id=request.id,
             index=sequence.index,
-            text=text,
+            text=parts.text,
             token_ids=[token],
             logprobs=self._logprobs(sampled),
             finish_reason=finish_reason,
             stop_reason=stop_reason,
+            reasoning=parts.reasoning,
+            tool_calls=parts.tool_calls,
+            guarantee=constraint.guarantee(finish_reason) if constraint is not None else None,
         )
         return self._with_prompt_logprobs(output, sequence)
 
@@ -333,13 +384,20 @@ class Engine:
     # --- requests ---------------------------------------------------------------------------------------------
 
     def make_request(
-        self, prompt: Prompt, params: SamplingParams, *, id: str = "", priority: int = 0, user: str = ""
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        id: str = "",
+        priority: int = 0,
+        user: str = "",
+        tools: ToolUse | None = None,
     ) -> Request:
         """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served."""
         vocab_size = self.model.config.vocab_size
         check_params(params, vocab_size)
         check_priority(priority)
-        token_ids, param = self._encode(prompt)
+        token_ids, param = self._encode(prompt, tools)
         if not token_ids:
             raise BadRequestError("the prompt is empty", param=param)
         if not all(0 <= token < vocab_size for token in token_ids):
@@ -351,7 +409,15 @@ class Engine:
                 param=param,
             )
         max_tokens = self.max_model_len if params.max_tokens is None else params.max_tokens
+        if params.structured is not None and self.planner is None:
+            raise BadRequestError("this engine has no tokenizer; it can't follow a grammar", param="structured")
+        plan = self.planner and self.planner.plan(
+            params.structured, tools, chat=param == "messages", prompt_ids=token_ids
+        )
+        if plan is not None and plan.grammar is not None and params.num_beams > 1:
+            raise BadRequestError("a beam search follows no grammar; ask for one of the two", param="num_beams")
         request = Request(
+            plan=plan,
             id=id,
             prompt_token_ids=token_ids,
             continues_text=param == "prompt",
@@ -454,6 +520,9 @@ class Engine:
             requests_finished=self.num_finished,
             requests_cancelled=self.num_cancelled,
             preemptions=self.scheduler.num_preemptions,
+            grammars_compiled=self.planner.compiler.num_compiled if self.planner else 0,
+            grammars_reused=self.planner.compiler.num_reused if self.planner else 0,
+            tokens_forced=self.num_forced,
             uptime_seconds=time.monotonic() - self._started,
             requests_admitted=self.scheduler.num_admitted,
             prefix_hits=self.scheduler.num_prefix_hits,
@@ -476,6 +545,7 @@ class Engine:
         prompts: str | Many[Prompt],
         params: SamplingParams | Many[SamplingParams] | None = None,
         *,
+        tools: ToolUse | None = None,
         progress: bool = False,
     ) -> list[Generation]:
         """Answer all prompts, batched as well as they can be, in the order given.
@@ -488,7 +558,7 @@ class Engine:
             params = [params or SamplingParams()] * len(prompts)
         if self.asleep:
             raise UnavailableError("the engine is asleep", hint="call wake() first")
-        requests = [self.make_request(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        requests = [self.make_request(prompt, each, tools=tools) for prompt, each in zip(prompts, params, strict=True)]
         answers = {
             request: Generation(request.prompt_token_ids, [Choice(index) for index in range(request.params.n)])
             for request in requests
@@ -513,7 +583,7 @@ class Engine:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _encode(self, prompt: Prompt) -> tuple[list[int], str]:
+    def _encode(self, prompt: Prompt, tools: ToolUse | None) -> tuple[list[int], str]:
         """The prompt's token ids, and what a user calls it."""
         if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], dict)):
             return list(cast(Many[int], prompt)), "prompt"
@@ -521,7 +591,8 @@ class Engine:
             raise BadRequestError("this engine has no tokenizer; give token ids", param="prompt")
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt), "prompt"
-        return self.tokenizer.encode_chat(cast(Many[dict[str, Any]], prompt)), "messages"
+        messages, shown_tools = cast(Planner, self.planner).prompt(cast(Many[dict[str, Any]], prompt), tools)
+        return self.tokenizer.encode_chat(messages, tools=shown_tools), "messages"
 
     def _check_beams_fit(self, request: Request) -> None:
         """All beams of a search must find a place together, for none goes on before the others."""
@@ -538,13 +609,16 @@ class Engine:
 
     def _new_sequence(self, request: Request, index: int) -> Sequence:
         sequence = Sequence(request, index, list(request.prompt_token_ids), self._text(request))
+        if request.plan is not None:
+            sequence.constraint, sequence.answer = request.plan.begin(), request.plan.new_answer()
         request.sequences.append(sequence)
         return sequence
 
     def _text(self, request: Request) -> TextStream:
         decoder = NoText()
         if self.tokenizer is not None:
-            decoder = StreamDecoder(self.tokenizer, continues_text=request.continues_text)
+            shown_ids = request.plan.shown_ids if request.plan else frozenset()
+            decoder = StreamDecoder(self.tokenizer, continues_text=request.continues_text, shown_ids=shown_ids)
         return TextStream(decoder, request.params.stop)
 
     def _logprobs(self, sampled: Sampled) -> list[TokenLogprob] | None:

@@ -10,8 +10,11 @@ from wootz.engine.output import TextStream
 from wootz.engine.protocol import SamplingParams
 
 if TYPE_CHECKING:
+    from wootz.engine.answer import AnswerStream
     from wootz.engine.beam_search import BeamSearch
+    from wootz.engine.grammar import Constraint
     from wootz.engine.scoring import PromptScores
+    from wootz.engine.structure import AnswerPlan
     from wootz.engine.swap import Saved
 
 
@@ -34,6 +37,8 @@ class Request:
     """The lowest goes first."""
     user: str = ""
     """Whom its tokens are counted for, where users get equal shares."""
+    plan: AnswerPlan | None = None
+    """How its answers are constrained and read, where they are."""
     arrival: int = -1
     """Place in the order of arrival; set when the request is submitted."""
     submitted_at: int = 0
@@ -77,6 +82,10 @@ class Sequence:
     num_preemptions: int = 0
     saved: Saved | None = None
     """Its part of the cache, if that was swapped out."""
+    constraint: Constraint | None = None
+    """Its place in the grammar that it has to follow."""
+    answer: AnswerStream | None = None
+    """Parts its text into what is said, thought and called."""
 
     @property
     def num_remaining(self) -> int:

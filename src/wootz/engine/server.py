@@ -118,7 +118,13 @@ class Server:
         id, loop = submit.request_id, asyncio.get_running_loop()
         prompt = next((p for p in (submit.messages, submit.text, submit.token_ids) if p is not None), [])
         make_request = partial(
-            self.engine.make_request, prompt, submit.params, id=id, priority=submit.priority, user=submit.user
+            self.engine.make_request,
+            prompt,
+            submit.params,
+            id=id,
+            priority=submit.priority,
+            user=submit.user,
+            tools=submit.tools,
         )
         try:
             request = await loop.run_in_executor(self.tokenizing, make_request)
@@ -284,6 +290,7 @@ def _load(path: Path, config_json: str) -> Callable[[], Talks]:
         device=str(model.device),
         has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         defaults=setup.sampling_defaults(path),
+        tool_format=engine.planner.format.name if engine.planner else None,
     )
     return partial(Server, engine, hello)
 

@@ -100,6 +100,7 @@ class Speculation:
         """The step, with drafts behind the answers that are worth it, in the budget and the blocks that are left."""
         last_tokens = [chunk.sequence for chunk in chunks if chunk.num_tokens == 1 and chunk.samples]
         writing = [s for s in last_tokens if s.num_output_tokens and s.request.beams is None]
+        writing = [s for s in writing if s.constraint is None]  # masks are of one place in a grammar, not of a draft's
         budget = self.scheduler.budget_left
         limits: dict[Sequence, int] = {}
         for sequence in writing:

@@ -19,6 +19,7 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
+from wootz.engine.grammar import StepMasks
 from wootz.engine.protocol import Output
 from wootz.engine.sampler import Sampled, pick, probability_weights, sample, uniform
 from wootz.engine.scheduler import Chunk
@@ -56,18 +57,27 @@ class Walk:
             self.path.append(node)
 
 
-def walks_of(chunks: list[Chunk], fork: Callable[[Sequence], list[Sequence]]) -> list[Walk]:
-    """One for each chunk that chooses, and one for each fork of its sequence, all standing at its last token's row."""
-    walks, row = [], 0
+def choosing(chunks: list[Chunk]) -> dict[int, Chunk]:
+    """The chunks that choose, by the row of their last token's logits, behind which their draft's are."""
+    found, row = {}, 0
     for chunk in chunks:
         if chunk.samples:
-            walks += [Walk(choice, row, chunk.draft) for choice in (chunk.sequence, *fork(chunk.sequence))]
+            found[row] = chunk
             row += 1 + chunk.num_drafted
-    return walks
+    return found
 
 
-def choose(logits_SV: Tensor, walks: list[Walk]) -> list[Sampled]:
-    """The next token of each walk."""
+def walks_of(chunks: list[Chunk], fork: Callable[[Sequence], list[Sequence]]) -> list[Walk]:
+    """One for each chunk that chooses, and one for each fork of its sequence, all standing at its last token's row."""
+    return [
+        Walk(choice, row, chunk.draft)
+        for row, chunk in choosing(chunks).items()
+        for choice in (chunk.sequence, *fork(chunk.sequence))
+    ]
+
+
+def choose(logits_SV: Tensor, walks: list[Walk], masks: StepMasks | None = None) -> list[Sampled]:
+    """The next token of each walk; ``masks`` are those of walks that follow a grammar."""
     walk_of = {walk.sequence: walk for walk in walks}
     sequences = [walk.sequence for walk in walks]
 
@@ -81,7 +91,7 @@ def choose(logits_SV: Tensor, walks: list[Walk]) -> list[Sampled]:
     rows = [walk.row for walk in walks]
     if rows != list(range(len(logits_SV))):
         logits_SV = logits_SV[torch.tensor(rows, device=logits_SV.device)]
-    return sample(logits_SV, sequences, draw)
+    return sample(logits_SV, sequences, draw, masks and masks.forbidding(rows))
 
 
 def judge(weights_V: Tensor, token_id: int, q_V: Tensor, number: float) -> Tensor:
