@@ -11,7 +11,7 @@ from one_by_one import VOCAB_SIZE, one_at_a_time, tiny_engine, tiny_model
 
 from wootz.engine import SamplingParams
 from wootz.engine.attention import PagedCache
-from wootz.engine.engine import Event
+from wootz.engine.generation import Event
 from wootz.engine.protocol import Finished, Output
 
 

@@ -18,11 +18,12 @@ import torch
 from random_schemas import random_schema
 from tiny_model import write_tiny_model
 
-from wootz.core import BadRequestError, EngineConfig, UnsupportedError
+from wootz.core import BadRequestError, EngineConfig, SpeculationConfig, UnsupportedError
 from wootz.engine import Engine, SamplingParams
-from wootz.engine.engine import Choice
+from wootz.engine.generation import Choice
 from wootz.engine.grammar import GrammarCompiler
 from wootz.engine.protocol import StructuredOutput, ToolUse
+from wootz.engine.speculation.draft_model import DraftModel
 from wootz.engine.structure import content_grammar
 from wootz.models import load
 from wootz.tokenization import ByteTokenizer, load_tokenizer
@@ -101,6 +102,27 @@ def check_random_schemas(engine: Engine, seeds: range, *, both: bool) -> int:
 def check(schema: dict[str, Any] | bool, text: str) -> None:
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
     jsonschema.Draft202012Validator(schema, format_checker=checker).validate(json.loads(text))
+
+
+def test_drafts_and_grammars_meet_in_one_step(tiny_folder: Path) -> None:
+    """Answers with a grammar and answers that are drafted, in a cache that is too small for all of them."""
+    model, draft = load(tiny_folder).double(), DraftModel(load(tiny_folder).double(), load(tiny_folder))
+    draft.cost = 0
+    small = EngineConfig(cache_bytes=300_000, speculation=SpeculationConfig(row_cost=0))
+    together = Engine(model, tokenizer=load_tokenizer(tiny_folder), config=small, speculator=draft)
+    sampling = [
+        json_of(PERSON, n=2, max_tokens=100),
+        params(n=2, max_tokens=60),
+        json_of(PERSON, max_tokens=100),
+        params(temperature=0, max_tokens=100),
+    ] * 2
+    prompts = ["x", "Say it: ", "y", "z"] * 2
+    pairs = zip(together.generate(prompts, sampling), engine(tiny_folder).generate(prompts, sampling), strict=True)
+    for answer, alone in pairs:
+        assert [choice.token_ids for choice in answer.choices] == [choice.token_ids for choice in alone.choices]
+    together.scheduler.check_integrity()
+    stats = together.stats()
+    assert 0 not in (stats.tokens_forced, stats.draft_tokens_accepted, stats.preemptions)
 
 
 def test_an_answer_ends_only_where_it_is_whole(tiny_folder: Path) -> None:

@@ -15,7 +15,6 @@ import secrets
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,13 +27,14 @@ from wootz.core import BadRequestError, EngineConfig, RateLimitError, Unavailabl
 from wootz.engine import setup
 from wootz.engine.answer import Parts
 from wootz.engine.attention import PagedCache
-from wootz.engine.beam_search import BeamSearch, go_on, searches
+from wootz.engine.beam_search import BeamSearch, go_on, hear
 from wootz.engine.cache import BlockPool
 from wootz.engine.fused import fuse, unfuse
+from wootz.engine.generation import Choice, Event, Generation, Prompt
 from wootz.engine.grammar import Masks
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.pace import Pace
-from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob, ToolCallDelta, ToolUse
+from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob, ToolUse
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled
 from wootz.engine.scheduler import Chunk, Scheduler
@@ -54,76 +54,6 @@ from wootz.tokenization import StreamDecoder
 
 if TYPE_CHECKING:
     from wootz.tokenization import Tokenizer
-
-Prompt = str | Many[int] | Many[dict[str, Any]]
-"""Text, token ids, or chat messages (rendered by the model's chat template)."""
-
-Event = tuple[Request, Output | Finished]
-
-
-@dataclass
-class Choice:
-    """One answer. ``token_ids`` and ``logprobs`` hold every sampled token, also the one that ended it."""
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] | None = None
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-    score: float | None = None
-    """Of beam search."""
-    reasoning: str = ""
-    tool_calls: list[ToolCallDelta] = field(default_factory=list)
-    """In pieces, as they came."""
-    guarantee: str | None = None
-
-
-@dataclass
-class Generation:
-    """All choices of one prompt; the first one's fields can be read off directly."""
-
-    prompt_token_ids: list[int]
-    choices: list[Choice]
-    cached_tokens: int = 0
-    """Of the prompt, found in the cache."""
-    prompt_logprobs: list[TokenLogprob] | None = None
-    """Of every prompt token after those before it; the first is given, and has 0."""
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].text
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.choices[0].token_ids
-
-    @property
-    def logprobs(self) -> list[TokenLogprob] | None:
-        return self.choices[0].logprobs
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self.choices[0].finish_reason
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.prompt_token_ids)
-
-    def _add(self, event: Output | Finished) -> None:
-        if isinstance(event, Finished):
-            self.cached_tokens = event.cached_tokens
-            return
-        choice = self.choices[event.index]
-        choice.text += event.text
-        choice.token_ids += event.token_ids
-        choice.finish_reason, choice.stop_reason = event.finish_reason, event.stop_reason
-        choice.score, self.prompt_logprobs = event.score, event.prompt_logprobs or self.prompt_logprobs
-        choice.reasoning += event.reasoning
-        choice.tool_calls += event.tool_calls
-        choice.guarantee = event.guarantee
-        if event.logprobs is not None:
-            choice.logprobs = (choice.logprobs or []) + event.logprobs
 
 
 class Engine:
@@ -245,15 +175,10 @@ class Engine:
         self.pace.observe(chunks, time.perf_counter() - started)
         return events
 
-    def _search(self, ready: list[Sequence], logits_SV: Tensor) -> list[Event]:
+    def _search(self, beams: list[Sequence], logits_SV: Tensor) -> list[Event]:
         """What was computed of beams; searches whose beams are all there go on or end."""
-        for row, sequence in enumerate(ready):
-            if sequence.request.beams is not None:
-                sequence.request.beams.hear(sequence, logits_SV[row])
         events: list[Event] = []
-        for search in searches(ready):
-            if not search.is_complete:
-                continue
+        for search in hear(beams, logits_SV):
             request = search.request
             if going := search.select():
                 for index in range(len(request.sequences), len(going)):
@@ -264,31 +189,15 @@ class Engine:
         return events
 
     def _end_search(self, search: BeamSearch) -> list[Event]:
-        request, params = search.request, search.request.params
+        request = search.request
         for sequence in request.sequences:
             self.scheduler.remove(sequence)
         request.num_open = 0
         self.num_finished += 1
-        answers, outputs = search.finished[: params.n], []
-        for index, answer in enumerate(answers):
-            ended = answer.token_ids[-1] in request.end_token_ids
-            text = self._text(request)
-            shown = "".join([text.push(token) for token in answer.token_ids[: -1 if ended else None]]) + text.finish()
-            last = answer.token_ids[-1]
-            outputs.append(
-                Output(
-                    request_id=request.id,
-                    index=index,
-                    text=shown,
-                    token_ids=answer.token_ids,
-                    finish_reason="stop" if ended else "length",
-                    stop_reason=last if ended and last in params.stop_token_ids else None,
-                    score=answer.score,
-                )
-            )
-        num_tokens = sum(len(answer.token_ids) for answer in answers)
+        outputs = search.outputs(lambda: self._text(request))
+        num_tokens = sum(len(output.token_ids) for output in outputs)
         self.num_generated += num_tokens
-        return [(request, output) for output in outputs] + [(request, self._finished(request, num_tokens))]
+        return [*((request, output) for output in outputs), (request, self._finished(request, num_tokens))]
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
@@ -572,7 +481,7 @@ class Engine:
                         self.submit(request)
                     for request, event in self.step():
                         if request in answers:
-                            answers[request]._add(event)
+                            answers[request].add(event)
                             if isinstance(event, Finished):
                                 num_left -= 1
                                 bar.advance()

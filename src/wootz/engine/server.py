@@ -54,7 +54,8 @@ from wootz.engine.protocol import (
 )
 
 if TYPE_CHECKING:
-    from wootz.engine.engine import Engine, Event
+    from wootz.engine.engine import Engine
+    from wootz.engine.generation import Event
     from wootz.engine.sequence import Request
 
 MOST_FAILED_STEPS = 3

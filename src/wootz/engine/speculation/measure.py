@@ -7,7 +7,8 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from wootz.core import EngineConfig, SpeculationConfig
-from wootz.engine.engine import Engine, Generation, Prompt
+from wootz.engine.engine import Engine
+from wootz.engine.generation import Generation, Prompt
 from wootz.engine.protocol import SamplingParams
 from wootz.engine.runner import Model
 from wootz.engine.speculation.pace import best_length, checking_cost, expected_tokens, speedup
