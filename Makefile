@@ -10,8 +10,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 up: $(VENV)/.up  ## Install what is needed and start the platform
 	@exec $(BIN)/wootz up
 
-test: check  ## Everything that must hold
-	$(BIN)/pytest
+test: check  ## Everything that must hold, in a process for each core
+	$(BIN)/pytest -n auto --dist loadscope
 
 check: $(VENV)/.dev  ## Style, types and the floors of the house
 	$(BIN)/ruff check

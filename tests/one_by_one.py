@@ -11,6 +11,7 @@ from wootz.engine.attention import PagedCache
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.sampler import sample
 from wootz.engine.sequence import Request, Sequence
+from wootz.engine.setup import cache_format
 from wootz.engine.speculation.speculate import Speculator
 from wootz.models import Decoder, read_config
 
@@ -49,7 +50,8 @@ def tiny_engine(
     config = {"block_size": 4, "max_running": 8} | config
     model = model or tiny_model()
     specs = [*model.cache_specs, *(speculator.cache_specs if speculator else ())]
-    cache_bytes = num_blocks * PagedCache.block_bytes(specs, config["block_size"], model.dtype)
+    format = cache_format(model, EngineConfig(**config))
+    cache_bytes = num_blocks * PagedCache.block_bytes(specs, config["block_size"], format)
     cache_bytes += config["max_running"] * PagedCache.state_bytes(model.cache_specs, model.dtype)
     return Engine(model, config=EngineConfig(cache_bytes=cache_bytes or 1, **config), speculator=speculator)
 

@@ -32,6 +32,14 @@ pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="installed without
 BLOCK_BYTES = {name: size for name, _, size in GGML_TYPES.values()}
 
 
+@pytest.fixture(autouse=True)
+def _several_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=kernels.instruction_sets())
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     kernels.use(request.param)

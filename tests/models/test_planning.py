@@ -12,6 +12,7 @@ from wootz.models.planning.advisor import Needs, advise
 from wootz.models.planning.hardware import device
 from wootz.models.planning.presets import preset, presets
 from wootz.models.planning.roofline import Workload, experts_read, plan
+from wootz.models.planning.tensor_parallel import NODE_LATENCY, sweet_spot, tensor_costs
 
 
 @pytest.mark.parametrize("name", presets())
@@ -117,3 +118,33 @@ def test_what_is_unknown_is_named() -> None:
         device("tpu")
     with pytest.raises(BadRequestError):
         advise(Needs(context=0))
+
+
+def test_tensor_parallel_costs_by_hand_and_where_they_stop_to_pay() -> None:
+    model, h100 = on_meta(preset("llama-3-70b")), device("h100")
+    work = Workload(context=2048, batch=4)
+    costs = {cost.devices: cost for cost in tensor_costs(model, h100, work)}
+    weights = 2 * (70_553_706_496 - 128_256 * 8192)  # the embedding is only looked up in
+    cache = 4 * 2048 * 2 * 80 * 8 * 128 * 2
+    assert costs[1].seconds == pytest.approx((weights + cache) / 3.35e12)
+    stream = 2 * 4 * 8192
+    assert costs[8].link_seconds == pytest.approx(2 * 80 * (14 * NODE_LATENCY + 2 * 7 / 8 * stream / 450e9))
+    assert costs[8].work_seconds == pytest.approx(costs[1].seconds / 8)
+    # Across machines the same sums cost more than the devices save: tensor parallel inside, pipeline across.
+    assert costs[16].seconds > costs[8].seconds
+    assert sweet_spot(list(costs.values())).devices == 8
+    # A small model is done sooner than its sums: fewer devices, or one.
+    small = tensor_costs(on_meta(preset("llama-3-8b")), h100, Workload(context=512, batch=1))
+    assert sweet_spot(small).devices < 8
+    assert all(1 / cost.devices < cost.efficiency + 1e-9 <= 1 + 1e-9 for cost in small[:3])
+    # Long prompts are bound by arithmetic, and their sums by the links.
+    prefill = {cost.devices: cost for cost in tensor_costs(model, h100, work, tokens_per_sequence=2048)}
+    assert prefill[8].work_seconds == pytest.approx(8192 * token_flops(model, 2048).total / (8 * 989e12))
+    assert prefill[8].link_seconds > 20 * costs[8].link_seconds
+
+
+def test_stages_go_across_machines_and_heads_inside_them() -> None:
+    fit = plan(on_meta(preset("deepseek-v3")), device("h100"), Workload(context=4096, batch=1)).fit
+    assert fit is not None
+    assert fit.tensor == 8
+    assert fit.pipeline > 1

@@ -48,7 +48,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     """
     database = Database(config.database_url)
     ledger = Ledger(database)
-    prices = {name: model.price for name, model in config.models.items()}
+    prices = {name: model.price for key, model in config.models.items() for name in (key, *model.adapters)}
     telemetry = Telemetry(ledger, prices, config.telemetry.otlp_endpoint, service_name=config.telemetry.service_name)
     models: dict[str, LanguageModel] = {}
     front = Gateway(config, models, KeyStore(database) if accounts else None, telemetry)
@@ -97,7 +97,9 @@ class LoopbackNames:
 
 async def _watch_engines(models: Mapping[str, LanguageModel], telemetry: Telemetry) -> None:
     """The engines count; telemetry exports what they counted."""
-    engines = {name: model.client for name, model in models.items() if isinstance(model, EngineModel)}
+    engines = {
+        name: model.client for name, model in models.items() if isinstance(model, EngineModel) and not model.parent
+    }
     while True:
         for name, client in engines.items():
             try:

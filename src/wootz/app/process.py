@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -107,7 +108,19 @@ class Child:
                 self._held_back.append(line)
 
 
-def engine_process(name: str, path: Path, socket: Path, config: EngineConfig) -> Child:
-    """The process that serves the model at ``path`` on a Unix socket."""
+def engine_process(
+    name: str,
+    path: Path,
+    socket: Path,
+    config: EngineConfig,
+    adapters: Mapping[str, Path] | None = None,
+    prompts: Path | None = None,
+) -> Child:
+    """The process that serves the model at ``path`` on a Unix socket, and the ``adapters`` on it by their names.
+    ``prompts`` is the socket of another such process that computes long prompts for it."""
     arguments = ["--name", name, "--path", str(path), "--socket", str(socket), "--config", config.model_dump_json()]
+    if adapters:
+        arguments += ["--adapters", json.dumps({name: str(path.expanduser()) for name, path in adapters.items()})]
+    if prompts is not None:
+        arguments += ["--prompts", str(prompts)]
     return Child(name, "wootz.engine.server", arguments)

@@ -4,7 +4,7 @@ Two kinds of children: one engine process per local model, and the HTTP process 
 on Unix sockets in a private folder. A child that dies after it once worked is started again; one that never got
 that far (a broken model file) ends the start, with the child's own last line as the reason. Ctrl-C lets the HTTP
 process finish running answers, then ends the engines; a second Ctrl-C ends everything at once. However the
-supervisor itself ends, no child outlives it (`wootz.app.leash`).
+supervisor itself ends, no child outlives it (`wootz.core.leash`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ class Ready:
     admin_key: str | None
 
 
+def _prompts_of(name: str) -> str:
+    """What the process is called that computes a model's prompts (``[engine] disaggregated``)."""
+    return f"{name} (prompts)"
+
+
 class StartError(WootzError):
     """A child process could not be started, or not be kept running."""
 
@@ -61,10 +66,21 @@ class Supervisor:
     def __init__(self, config: Config, prepared: Prepared, folder: Path, *, say: Say, accounts: bool) -> None:
         self.config, self.say, self.accounts = config, say, accounts
         sockets = {name: folder / f"{index}.sock" for index, name in enumerate(prepared.model_paths)}
+        self.models = list(sockets)
+        prompts = {name: folder / f"{path.stem}.prompts.sock" for name, path in sockets.items()}
+        if not config.engine.disaggregated:
+            prompts = {}
         self.clients = {name: EngineClient(path) for name, path in sockets.items()}
+        self.clients |= {_prompts_of(name): EngineClient(path) for name, path in prompts.items()}
         self.engines = [
-            engine_process(name, path, sockets[name], config.engine_of(name))
+            engine_process(
+                name, path, sockets[name], config.engine_of(name), config.models[name].adapters, prompts.get(name)
+            )
             for name, path in prepared.model_paths.items()
+        ]
+        self.engines += [
+            engine_process(_prompts_of(name), prepared.model_paths[name], path, config.engine_of(name))
+            for name, path in prompts.items()
         ]
         setup = HttpSetup(config=config, engine_sockets=sockets, accounts=accounts, listener=prepared.listener.fileno())
         self.http = Child(
@@ -152,7 +168,7 @@ class Supervisor:
         """The admin key is made only now, so that it is never lost in a start that failed."""
         admin_key = await keys.ensure_admin() if keys else None
         host = f"[{self.host}]" if ":" in self.host else self.host
-        engines = {name: client.hello for name, client in self.clients.items() if client.hello is not None}
+        engines = {name: hello for name in self.models if (hello := self.clients[name].hello) is not None}
         return Ready(f"http://{host}:{self.port}", engines, admin_key)
 
     # --- ending -----------------------------------------------------------------------------------------------

@@ -20,17 +20,22 @@ def convert(
     config: Annotated[
         Path | None, typer.Option(help="The folder with config.json and tokenizer, for a distributed checkpoint.")
     ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA folder in PEFT's format, merged into the source.")
+    ] = None,
     max_shard: Annotated[float, typer.Option(help="Largest *.safetensors file, in GB.", min=0.001)] = 5.0,
     tokenizer: Annotated[bool, typer.Option(help="Bring the tokenizer along.")] = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the target if it is a model.")] = False,
 ) -> None:
     """Convert a model between folders and GGUF, either way, tokenizer and all.
 
-    The target is there as a whole or not at all, and never needs the memory of the whole model.
+    The target is there as a whole or not at all, and never needs the memory of the whole model, unless an adapter is
+    merged into it.
 
     Examples:
       [bold]wootz convert SmolLM2-135M-Instruct.Q4_1.gguf smollm2[/bold]
       [bold]wootz convert smollm2 smollm2.gguf --type q4_k[/bold]
+      [bold]wootz convert smollm2 smollm2-sql --adapter adapters/sql[/bold]
       [bold]wootz convert runs/7/step-900 tuned --config smollm2 --type bf16[/bold]
     """
     from wootz.core import progress_bar
@@ -46,6 +51,7 @@ def convert(
             target,
             type=type,
             config=config,
+            adapter=adapter,
             vocabulary=vocabulary,
             files=files,
             max_shard_bytes=int(max_shard * 1e9),

@@ -46,7 +46,7 @@ def quantize(
     """
     from wootz.core import progress_bar
     from wootz.core.errors import BadRequestError
-    from wootz.models.gguf_export import FILE_TYPES
+    from wootz.models.gguf_metadata import FILE_TYPES
     from wootz.models.weight_quantization.whole_model import quantize as quantize_model
     from wootz.tokenization.export import tokenizer_files
 

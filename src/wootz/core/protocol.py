@@ -47,6 +47,9 @@ class LanguageModel(Protocol):
     provider: str = "wootz"
     """Who computes the answer, for the record: us, or the host of a remote endpoint."""
 
+    parent: LanguageModel | None = None
+    """The model that this one, an adapter, is on."""
+
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         raise UnsupportedError(f'model "{self.name}" cannot chat', param="model")
 

@@ -1,6 +1,6 @@
 """`PagedContext`: what a token may look at when keys and values live in blocks. Plain PyTorch, any device.
 
-A token's key and value lie together in a layer's tensor, so one gather brings both, and what was gathered is
+A token's key and value lie together in a layer's `KVStore`, so one gather brings both, and what was gathered is
 ``(…, L, 2, K, d)`` without a further copy. A layer with a window gathers the blocks of its window only. A recurrent
 layer keeps a state per sequence instead. A step has two kinds of rows:
 
@@ -24,23 +24,33 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wootz import kernels
+from wootz.engine.kv_store import CacheFormat, KVStore, allocate, bytes_per_token
 from wootz.engine.scheduler import Chunk
 from wootz.engine.speculation.draft import Draft
 from wootz.models.attention.dense import attend
-from wootz.models.context import Advance, CacheSpec, LatentKV, RecurrentState, ScoreBias, relative_places, visible
+from wootz.models.context import (
+    Advance,
+    CacheSpec,
+    LatentKV,
+    PagedKV,
+    RecurrentState,
+    ScoreBias,
+    relative_places,
+    visible,
+)
 
 
 class PagedCache:
-    """The memory behind a `BlockPool`: zeros at first, which no page of real memory backs until it is written.
+    """The memory behind a `BlockPool`. ``dtype`` is what the model computes in, ``format`` how blocks keep it.
 
     ``layers`` has for each slot what its `CacheSpec` asks for: keys and values ``(num_blocks, block_size, 2, K, d)``,
-    latent vectors ``(num_blocks, block_size, d)``, or a tuple of states ``(num_states, …)``.
+    latent vectors ``(num_blocks, block_size, d)``, or a tuple of states ``(num_states, …)``. In codes, keys and values
+    are a tuple of tensors that begin with ``(num_blocks, block_size)``; `store` reads and writes either.
     """
 
     def __init__(
@@ -52,28 +62,33 @@ class PagedCache:
         num_states: int = 0,
         dtype: torch.dtype,
         device: torch.device,
+        format: CacheFormat | None = None,
     ) -> None:
         self.specs, self.block_size, self.dtype, self.device = specs, block_size, dtype, device
+        self.format: CacheFormat = format or dtype
         self.layers: list[Any] = []
         for spec in specs:
             if isinstance(spec, RecurrentState):
                 self.layers.append(spec.start(num_states, dtype, device))
             else:
-                shape = (spec.dim,) if isinstance(spec, LatentKV) else (2, spec.num_kv_heads, spec.head_dim)
-                self.layers.append(_zeros((num_blocks, block_size, *shape), dtype, device))
+                self.layers.append(allocate(_shape(spec), num_blocks, block_size, self.format, device))
+
+    def store(self, slot: int) -> KVStore:
+        """The blocks of a layer that keeps something per token."""
+        layer = self.layers[slot]
+        return KVStore((layer,) if isinstance(layer, Tensor) else layer, self.format, self.dtype)
 
     def copy(self, source: int, target: int) -> None:
         """Copy one block's content in every layer."""
-        for spec, layer in zip(self.specs, self.layers, strict=True):
+        for slot, spec in enumerate(self.specs):
             if not isinstance(spec, RecurrentState):
-                layer[target] = layer[source]
+                self.store(slot).copy(source, target)
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy what is kept of single tokens, by their slots, all at once."""
-        for spec, layer in zip(self.specs, self.layers, strict=True):
+        for slot, spec in enumerate(self.specs):
             if not isinstance(spec, RecurrentState):
-                tokens = layer.flatten(0, 1)
-                tokens[targets] = tokens[sources]
+                self.store(slot).move(sources, targets)
 
     def copy_state(self, source: int, target: int) -> None:
         """Copy one sequence's running state in every layer."""
@@ -90,9 +105,10 @@ class PagedCache:
                     tensor[states] = start
 
     @staticmethod
-    def block_bytes(specs: list[CacheSpec], block_size: int, dtype: torch.dtype) -> int:
+    def block_bytes(specs: list[CacheSpec], block_size: int, format: CacheFormat) -> int:
         """Memory one block takes in all layers together."""
-        return sum(spec.numbers_per_token for spec in specs) * block_size * dtype.itemsize
+        kept = [spec for spec in specs if not isinstance(spec, RecurrentState)]
+        return sum(bytes_per_token(_shape(spec), format) for spec in kept) * block_size
 
     @staticmethod
     def state_bytes(specs: list[CacheSpec], dtype: torch.dtype) -> int:
@@ -139,7 +155,7 @@ class PagedContext:
     remembers = True
 
     def __init__(self, cache: PagedCache, chunks: list[Chunk]) -> None:
-        self.cache, self.device = cache, cache.device
+        self.cache, self.device, self.chunks = cache, cache.device, chunks
         slots: list[int] = []
         self.decoding: list[tuple[int, Chunk]] = []
         self.prefilling: list[tuple[int, Chunk]] = []
@@ -174,27 +190,29 @@ class PagedContext:
     ) -> Tensor:
         if not causal:
             raise ValueError("a model that looks ahead cannot be served token by token")
-        cache = self.cache.layers[slot]
-        cache.flatten(0, 1).index_copy_(0, self.slots_T, torch.stack((k_TKd, v_TKe), dim=1))
+        store = self.cache.store(slot)
+        kv_T2Kd = store.write(self.slots_T, torch.stack((k_TKd, v_TKe), dim=1))
         scoring = _Scoring(scale, window, softcap, sinks_H, bias)
         out_THd = q_THd.new_empty(q_THd.shape)
-        if scoring.is_plain and kernels.can_attend(cache) and not self.branches:
-            kernels.attend(cache, q_THd, out_THd, self.kernel_chunks, scale=scale, window=window)
+        dense = store.dense if q_THd.dtype == torch.float32 and not self.branches else None
+        if scoring.is_plain and dense is not None and kernels.can_attend(dense):
+            kernels.attend(dense, q_THd, out_THd, self.kernel_chunks, scale=scale, window=window)
             return out_THd
-        self._attend_decodes(cache, q_THd, out_THd, scoring)
+        self._attend_decodes(store, q_THd, out_THd, scoring)
         for chunk in self._prefills_of(window):
-            k_LKd, v_LKd = k_TKd[chunk.rows], v_TKe[chunk.rows]
+            kv_L2Kd = kv_T2Kd[chunk.rows]
             if chunk.blocks is not None:
-                k_LKd, v_LKd = cache.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.num_keys].unbind(1)
+                kv_L2Kd = store.gather(chunk.blocks)[: chunk.num_keys]
+            k_LKd, v_LKd = kv_L2Kd.unbind(1)
             out_THd[chunk.rows] = _attend_prefill(chunk, q_THd, k_LKd, v_LKd, scoring)
         return out_THd
 
     def attend_latent(self, slot: int, q_THd: Tensor, latent_Td: Tensor, *, value_dim: int, scale: float) -> Tensor:
-        cache = self.cache.layers[slot]
-        cache.flatten(0, 1).index_copy_(0, self.slots_T, latent_Td)
+        store = self.cache.store(slot)
+        latent_Td = store.write(self.slots_T, latent_Td)
         out_THe = q_THd.new_empty((*q_THd.shape[:2], value_dim))
         for group in self._decodes_of(None):
-            latent_BLd = cache.index_select(0, group.blocks).view(len(group.rows_B), -1, cache.shape[-1])
+            latent_BLd = store.gather(group.blocks).unflatten(0, (len(group.rows_B), -1))
             out_THe[group.rows_B] = F.scaled_dot_product_attention(
                 q_THd[group.rows_B],  # all heads are queries of the one key, so there is no head dimension
                 latent_BLd,
@@ -205,20 +223,19 @@ class PagedContext:
         for chunk in self._prefills_of(None):
             latent_Ld = latent_Td[chunk.rows]
             if chunk.blocks is not None:
-                latent_Ld = cache.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.num_keys]
+                latent_Ld = store.gather(chunk.blocks)[: chunk.num_keys]
             latent_L1d = latent_Ld.unsqueeze(1)
             scoring = _Scoring(scale)
             out_THe[chunk.rows] = _attend_prefill(chunk, q_THd, latent_L1d, latent_L1d[..., :value_dim], scoring)
         return out_THe
 
-    def _attend_decodes(self, cache: Tensor, q_THd: Tensor, out_THd: Tensor, scoring: _Scoring) -> None:
-        num_kv_heads = cache.shape[3]
+    def _attend_decodes(self, store: KVStore, q_THd: Tensor, out_THd: Tensor, scoring: _Scoring) -> None:
         for group in self._decodes_of(scoring.window):
-            kv = cache.index_select(0, group.blocks).view(len(group.rows_B), -1, *cache.shape[2:])
-            k_BKLd, v_BKLd = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+            kv_BL2Kd = store.gather(group.blocks).unflatten(0, (len(group.rows_B), -1))
+            k_BKLd, v_BKLd = kv_BL2Kd[:, :, 0].transpose(1, 2), kv_BL2Kd[:, :, 1].transpose(1, 2)
             q_BHd = q_THd[group.rows_B]
             if scoring.is_plain:
-                q_BKGd = q_BHd.unflatten(1, (num_kv_heads, -1))
+                q_BKGd = q_BHd.unflatten(1, (k_BKLd.shape[1], -1))
                 out = F.scaled_dot_product_attention(
                     q_BKGd, k_BKLd, v_BKLd, attn_mask=group.mask_B11L, scale=scoring.scale
                 )
@@ -313,11 +330,9 @@ def _attend_prefill(chunk: Prefill, q_THd: Tensor, k_LKd: Tensor, v_LKe: Tensor,
     return out_HQe.transpose(0, 1)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On a CPU by way of NumPy, whose zeros come from the kernel page by page; `torch.zeros` writes them at once."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+def _shape(spec: PagedKV | LatentKV) -> tuple[int, ...]:
+    """What a layer keeps per token."""
+    return (spec.dim,) if isinstance(spec, LatentKV) else (2, spec.num_kv_heads, spec.head_dim)
 
 
 def _first_block(end: int, num_tokens: int, window: int | None, block_size: int) -> int:

@@ -162,7 +162,7 @@ class BlockPool:
 
     def num_cached(self, token_ids: list[int], *, salt: str = "") -> int:
         """How many of these tokens `admit` would find now."""
-        return len(self._match(token_ids, salt)[1]) * self.block_size
+        return len(self.known_blocks(token_ids, salt)) * self.block_size
 
     def forget(self) -> None:
         """What was published cannot be found any more: the weights it came from are gone. Nobody may hold blocks."""
@@ -171,6 +171,10 @@ class BlockPool:
         self.idle.clear()
         self.published.clear()
         self.index.clear()
+
+    def known_blocks(self, token_ids: list[int], salt: str = "") -> list[int]:
+        """The published blocks of the longest prefix that is here, short of the last token."""
+        return self._match(token_ids, salt)[1]
 
     def _match(self, token_ids: list[int], salt: str) -> tuple[BlockTable, list[int]]:
         """The longest published prefix, short of the last token."""

@@ -23,6 +23,7 @@ from wootz.core.errors import (
 )
 from wootz.engine import protocol
 from wootz.engine.protocol import (
+    CacheBlocks,
     Cancel,
     Done,
     Encode,
@@ -32,19 +33,26 @@ from wootz.engine.protocol import (
     FromEngine,
     GetStats,
     Hello,
+    LoadAdapter,
     Order,
     Output,
+    Prefill,
     SamplingParams,
     Sleep,
     Stats,
     Submit,
     ToEngine,
     ToolUse,
+    UnloadAdapter,
     UpdateWeights,
     Wake,
 )
 
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 1.0
+
+
+Event = Output | Finished | Encoded | Done | CacheBlocks
+"""What an engine says about one request, unless it fails."""
 
 
 class EngineClient:
@@ -56,7 +64,9 @@ class EngineClient:
         """What the engine said about itself; None while there is no connection."""
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
-        self._requests: dict[str, asyncio.Queue[Output | Finished | Encoded | Done | WootzError]] = {}
+        self._requests: dict[str, asyncio.Queue[Event | WootzError]] = {}
+        self._adapters: dict[str, str] = {}
+        """Names and folders of those loaded at run time: an engine that starts again is told of them again."""
         self._stats: list[asyncio.Future[Stats]] = []
 
     @property
@@ -83,6 +93,7 @@ class EngineClient:
         token_ids: list[int] | None = None,
         params: SamplingParams | None = None,
         tools: ToolUse | None = None,
+        adapter: str | None = None,
         request_id: str | None = None,
         priority: int = 0,
         user: str = "",
@@ -104,6 +115,7 @@ class EngineClient:
             priority=priority,
             user=user,
             tools=tools,
+            adapter=adapter,
         )
         async with contextlib.aclosing(self._ask(submit)) as events:
             async for event in events:
@@ -137,12 +149,32 @@ class EngineClient:
         """Have the engine go on with the weights of this checkpoint, a folder or file on its machine."""
         await self._order(UpdateWeights(uuid.uuid4().hex, path))
 
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Let requests name the adapter in this folder (of the engine's machine). Raises what is wrong with it."""
+        await self._order(LoadAdapter(uuid.uuid4().hex, name, path))
+        self._adapters[name] = path
+
+    async def unload_adapter(self, name: str) -> None:
+        """Requests cannot name it any more. Raises `NotFoundError`."""
+        self._adapters.pop(name, None)
+        await self._order(UnloadAdapter(uuid.uuid4().hex, name))
+
     async def _order(self, order: Order) -> None:
         async with contextlib.aclosing(self._ask(order)) as events:
             async for event in events:
                 assert isinstance(event, Done)
 
-    async def _ask(self, message: Submit | Encode | Order) -> AsyncGenerator[Output | Finished | Encoded | Done, None]:
+    async def prefill(
+        self, token_ids: list[int], num_blocks: int, fingerprint: str
+    ) -> AsyncGenerator[CacheBlocks | Finished, None]:
+        """For engines: a prompt's cache blocks from the engine that computes prompts (`wootz.engine.handover`)."""
+        message = Prefill(uuid.uuid4().hex, token_ids, num_blocks, fingerprint)
+        async with contextlib.aclosing(self._ask(message)) as events:
+            async for event in events:
+                assert isinstance(event, CacheBlocks | Finished)
+                yield event
+
+    async def _ask(self, message: Submit | Encode | Prefill | Order) -> AsyncGenerator[Event, None]:
         """All that the engine says about one request. Closing the iterator early cancels it."""
         request_id = message.request_id
         self._send(message)
@@ -151,7 +183,7 @@ class EngineClient:
         try:
             while not over:
                 event = await events.get()
-                over = not isinstance(event, Output)
+                over = not isinstance(event, Output | CacheBlocks)
                 if isinstance(event, WootzError):
                     raise event
                 yield event
@@ -187,18 +219,20 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Output() | Finished() | Encoded() | Done():
+            case Output() | Finished() | Encoded() | Done() | CacheBlocks():
                 if message.request_id in self._requests:  # else it was cancelled while this was on its way
                     self._requests[message.request_id].put_nowait(message)
             case Failed():
                 if message.request_id in self._requests:
-                    self._requests[message.request_id].put_nowait(_error(message))
+                    self._requests[message.request_id].put_nowait(error_of(message))
             case Stats():
                 answer = self._stats.pop(0)
                 if not answer.done():
                     answer.set_result(message)
             case Hello():
                 self.hello = message
+                for name, path in self._adapters.items():
+                    self._send(LoadAdapter(uuid.uuid4().hex, name, path))
 
     def _disconnected(self) -> None:
         """Fail everything in flight; whoever asks from now on is refused until the next `Hello`."""
@@ -224,7 +258,7 @@ def _engine_restarted() -> UnavailableError:
     return UnavailableError("the model's engine went away while it answered; try again", code="engine_restarted")
 
 
-def _error(failed: Failed) -> WootzError:
+def error_of(failed: Failed) -> WootzError:
     """The error the engine raised, raised here."""
     match failed.status:
         case 400 if failed.code == UnsupportedError.code:
@@ -232,7 +266,7 @@ def _error(failed: Failed) -> WootzError:
         case 400:
             return BadRequestError(failed.message, code=failed.code, param=failed.param)
         case 404:
-            return NotFoundError(failed.message, param=failed.param)
+            return NotFoundError(failed.message, code=failed.code, param=failed.param)
         case 429:
             return RateLimitError(failed.message, code=failed.code)
         case 503:

@@ -26,9 +26,11 @@ from wootz.engine.protocol import (
     Encoded,
     GetStats,
     Hello,
+    LoadAdapter,
     Sleep,
     Stats,
     Submit,
+    UnloadAdapter,
     UpdateWeights,
     Wake,
 )
@@ -79,7 +81,7 @@ class EncoderServer:
                     case Encode() as request:
                         jobs[request.request_id] = Job(request, connection)
                         self.submit(jobs[request.request_id])
-                    case Submit(request_id=id):
+                    case Submit(request_id=id) | LoadAdapter(request_id=id) | UnloadAdapter(request_id=id):
                         error = UnsupportedError("this model is an encoder and cannot write", param="model")
                         connection.send(failed(id, error))
                     case Cancel(request_id=id):

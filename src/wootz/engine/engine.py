@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
 from functools import partial
 from pathlib import Path
@@ -25,15 +25,18 @@ from torch import Tensor
 
 from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, progress_bar
 from wootz.engine import setup
+from wootz.engine.adapters import AdapterCache
 from wootz.engine.answer import Parts
 from wootz.engine.attention import PagedCache
 from wootz.engine.beam_search import BeamSearch, go_on, hear
 from wootz.engine.cache import BlockPool
+from wootz.engine.connection import failed
 from wootz.engine.fused import fuse, unfuse
 from wootz.engine.generation import Choice, Event, Generation, Prompt
 from wootz.engine.grammar import Masks
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.pace import Pace
+from wootz.engine.parallel.model import ParallelModel
 from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob, ToolUse
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled
@@ -62,6 +65,7 @@ class Engine:
     ``model`` is a path (a folder in Hugging Face layout, or a GGUF file) or a model that is loaded already; the
     tokenizer is read from the path, and may be missing for a loaded model, which then takes and gives token ids only.
     ``speculator`` drafts for it; if None, what ``config.speculation`` says.
+    ``adapters`` are folders in PEFT's format, by the names that requests will call them.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         path: Path | None = None,
         speculator: Speculator | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
@@ -81,6 +86,9 @@ class Engine:
             speculator = load_speculator(config, self.model, self.tokenizer)
         specs = [*self.model.cache_specs, *(speculator.cache_specs if speculator else ())]
         num_blocks, self.max_model_len = setup.size_cache(self.model, specs, config)
+        if isinstance(self.model, ParallelModel):
+            num_blocks = self.model.agree(num_blocks)
+            self.max_model_len = min(self.max_model_len, num_blocks * config.block_size)
         fix_length(self.model.modules(), self.max_model_len)
         recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
         num_states = config.max_running if recurrent else None
@@ -92,6 +100,7 @@ class Engine:
             num_states=num_states or 0,
             dtype=self.model.dtype,
             device=self.model.device,
+            format=setup.cache_format(self.model, config),
         )
         cache = self._make_cache()
         self.pool = BlockPool(
@@ -102,6 +111,13 @@ class Engine:
             copy=cache.copy,
             copy_state=cache.copy_state,
         )
+        if isinstance(self.model, ParallelModel):
+            self.model.open(cache, self.pool, self.max_model_len)
+        self.adapters = AdapterCache(
+            self.model, config.max_adapters, lambda: (sequence.request for sequence in self.scheduler.running)
+        )
+        for name, folder in (adapters or {}).items():
+            self.adapters.register(name, folder)
         self.pace = Pace(config.max_step_tokens, config.max_inter_token_latency_ms)
         self.scheduler = Scheduler(
             self.pool,
@@ -110,9 +126,10 @@ class Engine:
             swap=setup.make_swap_space(cache, self.pool, config),
             victim=config.preemption_victim,
             user_weights=config.user_weights,
+            may_start=self.adapters.may_start,
         )
         fuse(self.model, cache)
-        self.runner = Runner(self.model, cache)
+        self.runner = Runner(self.model, cache, self.adapters)
         self.timeline: Unwatched = self.runner.timeline
         self.speculation: Speculation | None = None
         if speculator is not None:
@@ -144,8 +161,9 @@ class Engine:
         started = time.perf_counter()
         self.timeline.begin(self.num_steps)
         chunks = self._chunks = self.scheduler.schedule()
+        lost = self._without_adapter() if self.adapters.failed else []
         if not chunks:
-            return []
+            return lost
         if self.speculation is not None:
             chunks = self.speculation.extend(chunks)
         masks = self.masks.begin({row: chunk.sequence.constraint for row, chunk in choosing(chunks).items()})
@@ -155,7 +173,7 @@ class Engine:
         self._count(chunks)
         walks = walks_of(chunks, self._fork)
         beams = [walk for walk in walks if walk.sequence.request.beams is not None]
-        events = self._search([walk.sequence for walk in beams], logits_SV[[walk.row for walk in beams]])
+        events = lost + self._search([walk.sequence for walk in beams], logits_SV[[walk.row for walk in beams]])
         walks = going = [walk for walk in walks if walk.sequence.request.beams is None]
         self.timeline.mark("schedule")
         while going:  # one round, and one more for each token of a draft that was right
@@ -198,6 +216,15 @@ class Engine:
         num_tokens = sum(len(output.token_ids) for output in outputs)
         self.num_generated += num_tokens
         return [*((request, output) for output in outputs), (request, self._finished(request, num_tokens))]
+
+    def _without_adapter(self) -> list[Event]:
+        """End the requests whose adapter cannot be loaded any more."""
+        events: list[Event] = []
+        for request, error in self.adapters.failed:
+            self.cancel(request)
+            events.append((request, failed(request.id, error)))
+        self.adapters.failed.clear()
+        return events
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
@@ -285,7 +312,7 @@ class Engine:
     def _finished(self, request: Request, num_tokens: int) -> Finished:
         return Finished(
             request_id=request.id,
-            prompt_tokens=len(request.prompt_token_ids),
+            prompt_tokens=len(request.prompt_token_ids) - request.num_virtual_tokens,
             completion_tokens=num_tokens,
             cached_tokens=request.cached_tokens or 0,
         )
@@ -301,8 +328,11 @@ class Engine:
         priority: int = 0,
         user: str = "",
         tools: ToolUse | None = None,
+        adapter: str | None = None,
     ) -> Request:
-        """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served."""
+        """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served, `NotFoundError`
+        for an adapter that is not known."""
+        known = None if adapter is None else self.adapters.find(adapter)
         vocab_size = self.model.config.vocab_size
         check_params(params, vocab_size)
         check_priority(priority)
@@ -311,6 +341,8 @@ class Engine:
             raise BadRequestError("the prompt is empty", param=param)
         if not all(0 <= token < vocab_size for token in token_ids):
             raise BadRequestError(f"the prompt's token ids must be at least 0 and below {vocab_size}", param=param)
+        if known is not None:
+            token_ids = [0] * known.num_virtual_tokens + token_ids
         if len(token_ids) + (params.max_tokens != 0) > self.max_model_len:
             raise BadRequestError(
                 f"the prompt has {len(token_ids)} tokens; prompt and answer together may have {self.max_model_len}",
@@ -330,6 +362,7 @@ class Engine:
             id=id,
             prompt_token_ids=token_ids,
             continues_text=param == "prompt",
+            adapter=known,
             params=params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids),
@@ -455,11 +488,13 @@ class Engine:
         params: SamplingParams | Many[SamplingParams] | None = None,
         *,
         tools: ToolUse | None = None,
+        adapters: str | Many[str | None] | None = None,
         progress: bool = False,
     ) -> list[Generation]:
         """Answer all prompts, batched as well as they can be, in the order given.
 
-        ``params`` is for all of them, or one for each. Nothing is begun if any of them is refused (`BadRequestError`).
+        ``params`` is for all of them, or one for each; and so is ``adapters``, a name or None for the model alone.
+        Nothing is begun if any of them is refused (`BadRequestError`, `NotFoundError` for an adapter).
         ``progress`` shows a bar on a terminal.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -467,9 +502,17 @@ class Engine:
             params = [params or SamplingParams()] * len(prompts)
         if self.asleep:
             raise UnavailableError("the engine is asleep", hint="call wake() first")
-        requests = [self.make_request(prompt, each, tools=tools) for prompt, each in zip(prompts, params, strict=True)]
+        if adapters is None or isinstance(adapters, str):
+            adapters = [adapters] * len(prompts)
+        requests = [
+            self.make_request(prompt, each, tools=tools, adapter=adapter)
+            for prompt, each, adapter in zip(prompts, params, adapters, strict=True)
+        ]
         answers = {
-            request: Generation(request.prompt_token_ids, [Choice(index) for index in range(request.params.n)])
+            request: Generation(
+                request.prompt_token_ids[request.num_virtual_tokens :],
+                [Choice(index) for index in range(request.params.n)],
+            )
             for request in requests
         }
         queue = iter(requests)

@@ -6,13 +6,14 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any
 
-from wootz.engine.protocol import Finished, Output, TokenLogprob, ToolCallDelta
+from wootz.core import WootzError
+from wootz.engine.protocol import Failed, Finished, Output, TokenLogprob, ToolCallDelta
 from wootz.engine.sequence import Request
 
 Prompt = str | Many[int] | Many[dict[str, Any]]
 """Text, token ids, or chat messages (rendered by the model's chat template)."""
 
-Event = tuple[Request, Output | Finished]
+Event = tuple[Request, Output | Finished | Failed]
 
 
 @dataclass
@@ -64,7 +65,9 @@ class Generation:
     def prompt_tokens(self) -> int:
         return len(self.prompt_token_ids)
 
-    def add(self, event: Output | Finished) -> None:
+    def add(self, event: Output | Finished | Failed) -> None:
+        if isinstance(event, Failed):
+            raise WootzError(event.message)
         if isinstance(event, Finished):
             self.cached_tokens = event.cached_tokens
             return

@@ -129,6 +129,23 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     """Users get equal shares of the engine while several of them wait."""
     tools: ToolUse | None = None
     """With ``messages`` only."""
+    adapter: str | None = None
+    """By the name it was loaded under; None for the model alone."""
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """Let requests name the adapter in the folder ``path``. Answered by `Done` or `Failed`."""
+
+    request_id: str
+    name: str
+    path: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """Requests cannot name it any more. Answered by `Done` or `Failed`."""
+
+    request_id: str
+    name: str
 
 
 class Encode(msgspec.Struct, frozen=True, tag="encode"):
@@ -141,6 +158,16 @@ class Encode(msgspec.Struct, frozen=True, tag="encode"):
     """Keep this many numbers of each vector, and make it one of length 1 again (Matryoshka, arXiv 2205.13147)."""
     truncate: bool = False
     """Cut what is too long, instead of refusing it."""
+
+
+class Prefill(msgspec.Struct, frozen=True, tag="prefill"):
+    """From another engine process: compute this prompt, and send its cache blocks but for the first ``num_blocks``.
+    Answered by any number of `CacheBlocks`, then `Finished`. See `wootz.engine.handover`."""
+
+    request_id: str
+    token_ids: list[int]
+    num_blocks: int
+    fingerprint: str
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -234,9 +261,18 @@ class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """`Sleep`, `Wake` or `UpdateWeights` has been carried out."""
+    """What was asked for has been done: an `Order` carried out."""
 
     request_id: str
+
+
+class CacheBlocks(msgspec.Struct, frozen=True, tag="cache_blocks"):
+    """Neighbouring full blocks of a prompt, from block ``first`` on: of each, what every layer keeps, as it lies in
+    memory."""
+
+    request_id: str
+    first: int
+    blocks: list[list[bytes]]
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -287,9 +323,9 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     """Of those generated: appended without sampling, because a grammar left no choice."""
 
 
-Order = Sleep | Wake | UpdateWeights
-ToEngine = Submit | Encode | Cancel | Order | GetStats
-FromEngine = Hello | Output | Finished | Encoded | Done | Failed | Stats
+Order = Sleep | Wake | UpdateWeights | LoadAdapter | UnloadAdapter
+ToEngine = Submit | Encode | Prefill | Cancel | Order | GetStats
+FromEngine = Hello | Output | Finished | Encoded | CacheBlocks | Done | Failed | Stats
 
 MAX_MESSAGE_BYTES = 256 * 2**20
 

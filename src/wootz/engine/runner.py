@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from wootz.engine.adapters import AdapterCache, KnownAdapter
 from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.scheduler import Chunk
 from wootz.engine.scoring import score_prompts
@@ -48,10 +49,10 @@ class Model(Protocol):
 
 
 class Runner:
-    """The model, and the cache it looks into."""
+    """The model, the cache it looks into, and the adapters on it."""
 
-    def __init__(self, model: Model, cache: PagedCache) -> None:
-        self.model, self.cache = model, cache
+    def __init__(self, model: Model, cache: PagedCache, adapters: AdapterCache) -> None:
+        self.model, self.cache, self.adapters = model, cache, adapters
         self.timeline = Unwatched()
         self.scores_prompts = True
         """Whether prompts get the log-probabilities that they ask for here; not from a model that drafts."""
@@ -61,23 +62,39 @@ class Runner:
     def run(self, chunks: list[Chunk]) -> Tensor:
         """Logits ``(S, V)``: for each chunk that `samples`, in their order, a row for its last token and one for each
         token of its draft."""
+        passes = self.adapters.passes(chunks)
+        if len(passes) == 1:
+            return self._run(chunks)
+        logits_SV = torch.cat([self._run(part) for part in passes])
+        rows: dict[int, list[int]] = {}
+        first = 0
+        for chunk in (chunk for part in passes for chunk in part if chunk.samples):
+            rows[id(chunk)] = list(range(first, first := first + 1 + chunk.num_drafted))
+        return logits_SV[[row for chunk in chunks if chunk.samples for row in rows[id(chunk)]]]
+
+    def _run(self, chunks: list[Chunk]) -> Tensor:
         token_ids: list[int] = []
         positions: list[int] = []
         choosing_rows: list[int] = []
+        owners: list[KnownAdapter | None] = []
         for chunk in chunks:
             token_ids += chunk.token_ids
             positions += chunk.positions
+            owners += [chunk.sequence.request.adapter] * chunk.num_rows
             if chunk.samples:
                 choosing_rows += range(len(token_ids) - 1 - chunk.num_drafted, len(token_ids))
         context = PagedContext(self.cache, chunks)
         device = self.model.device
         token_ids_T, positions_T = torch.tensor(token_ids, device=device), torch.tensor(positions, device=device)
         self.timeline.mark("prepare")
-        hidden_TD = self.model(token_ids_T, positions_T, context)
-        if self.scores_prompts:
-            score_prompts(chunks, hidden_TD, self.model.unembed)
+        self.adapters.seed(self.cache, chunks)
+        with self.adapters.rows(owners):
+            hidden_TD = self.model(token_ids_T, positions_T, context)
+            if self.scores_prompts:
+                score_prompts(chunks, hidden_TD, self.model.unembed)
         if self.observe is not None:
             self.observe(chunks, hidden_TD, context)
-        logits_SV = self.model.unembed(hidden_TD[torch.tensor(choosing_rows, dtype=torch.int64, device=device)])
+        with self.adapters.rows([owners[row] for row in choosing_rows]):
+            logits_SV = self.model.unembed(hidden_TD[torch.tensor(choosing_rows, dtype=torch.int64, device=device)])
         self.timeline.mark("forward")
         return logits_SV

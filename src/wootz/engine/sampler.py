@@ -143,7 +143,7 @@ def adjust(logits_V: Tensor, sequence: Sequence) -> None:
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits_V.dtype, device=logits_V.device)
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sequence.token_ids, device=logits_V.device)
+        seen = torch.tensor(sequence.token_ids[request.num_virtual_tokens :], device=logits_V.device)
         seen_logits = logits_V[seen]
         factor = torch.where(seen_logits > 0, 1 / params.repetition_penalty, params.repetition_penalty)
         logits_V[seen] = seen_logits * factor

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from wootz.engine.cache import BlockPool, BlockTable
 from wootz.engine.pace import Pace
 from wootz.engine.queue import Queue
-from wootz.engine.sequence import Sequence
+from wootz.engine.sequence import Request, Sequence
 from wootz.engine.speculation.draft import Draft
 from wootz.engine.swap import SwapSpace
 
@@ -78,7 +78,9 @@ class Scheduler:
         swap: SwapSpace | None = None,
         victim: Victim = "latest",
         user_weights: Mapping[str, float] | None = None,
+        may_start: Callable[[Request], bool] = lambda request: True,
     ) -> None:
+        self.may_start = may_start
         self.pool, self.max_running, self.pace, self.victim = pool, max_running, pace, victim
         self.swap = swap or SwapSpace(0, pool.block_size)
         self.waiting = Queue(weights=user_weights, slack=pace.max_step_tokens, num_cached=self._num_cached)
@@ -207,19 +209,21 @@ class Scheduler:
         return sequence.num_remaining > 1 or self.pool.make_writable(sequence.table, len(sequence.token_ids) - 1)
 
     def _num_cached(self, sequence: Sequence) -> int:
-        return self.pool.num_cached(sequence.token_ids) if self.pool.prefix_caching else 0
+        return self.pool.num_cached(sequence.token_ids, salt=sequence.request.salt) if self.pool.prefix_caching else 0
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give it blocks for all its tokens, if that leaves one for each running answer to grow into."""
-        if len(self.running) == self.max_running:
+        request = sequence.request
+        if len(self.running) == self.max_running or not self.may_start(request):
             return False
-        wanted = sequence.request.prompt_scores
+        wanted = request.prompt_scores
         unscored = wanted is not None and not wanted.is_complete  # what is shared is not computed, so has no logits
-        admitted = self.pool.admit(sequence.token_ids, spare=len(self.running), share=not unscored)
+        admitted = self.pool.admit(sequence.token_ids, salt=request.salt, spare=len(self.running), share=not unscored)
         if admitted is None:
             return False
-        sequence.table, sequence.num_computed = admitted
-        if sequence.request.cached_tokens is None:
+        sequence.table, num_found = admitted
+        sequence.num_computed = max(num_found, request.num_virtual_tokens)
+        if request.cached_tokens is None:
             self._count_prefix(sequence)
         if sequence.saved is not None:
             sequence.num_computed = self.swap.load(sequence.saved, sequence.table, sequence.num_computed)
@@ -234,11 +238,12 @@ class Scheduler:
         insort(self.running, sequence, key=lambda s: s.order)
 
     def _count_prefix(self, sequence: Sequence) -> None:
-        sequence.request.cached_tokens = sequence.num_computed
+        found = sequence.num_computed - sequence.request.num_virtual_tokens
+        sequence.request.cached_tokens = found
         self.num_admitted += 1
         self.wait_seconds += time.monotonic() - sequence.request.submitted_time
-        self.num_prefix_hits += sequence.num_computed > 0
-        self.num_cached_tokens += sequence.num_computed
+        self.num_prefix_hits += found > 0
+        self.num_cached_tokens += found
 
     def _victim(self) -> Sequence:
         """Who gives its blocks up: of the worst level the latest arrival; or of those preempted least the one that

@@ -10,6 +10,7 @@ from wootz.engine.output import TextStream
 from wootz.engine.protocol import SamplingParams
 
 if TYPE_CHECKING:
+    from wootz.engine.adapters import KnownAdapter
     from wootz.engine.answer import AnswerStream
     from wootz.engine.beam_search import BeamSearch
     from wootz.engine.grammar import Constraint
@@ -24,6 +25,7 @@ class Request:
 
     id: str
     prompt_token_ids: list[int]
+    """With a prefix, places for its tokens come first."""
     params: SamplingParams
     seed: int
     """Of every random choice made for this request; drawn by the engine when ``params.seed`` is None."""
@@ -39,6 +41,7 @@ class Request:
     """Whom its tokens are counted for, where users get equal shares."""
     plan: AnswerPlan | None = None
     """How its answers are constrained and read, where they are."""
+    adapter: KnownAdapter | None = None
     arrival: int = -1
     """Place in the order of arrival; set when the request is submitted."""
     submitted_at: int = 0
@@ -55,6 +58,16 @@ class Request:
     """Log-probabilities of the prompt's own tokens, if they are asked for."""
     beams: BeamSearch | None = None
     """If the answer is searched for: ``sequences`` are then the beams."""
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Tokens of a prefix, which are neither text nor computed."""
+        return self.adapter.num_virtual_tokens if self.adapter else 0
+
+    @property
+    def salt(self) -> str:
+        """What its numbers in the cache depend on beside its tokens."""
+        return self.adapter.salt if self.adapter else ""
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
 """The engine process: one model behind a Unix socket.
 
-    python -m wootz.engine.server --name NAME --path PATH --socket SOCKET [--config JSON]
+    python -m wootz.engine.server --name NAME --path PATH --socket SOCKET [--config JSON] [--prompts SOCKET]
 
 Two threads share the work. The *event loop* reads messages, has prompts tokenized (in a small pool of threads, so that
 a long one holds up nobody), and writes answers. The *step thread* owns the engine and does nothing but step; what it
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import queue
@@ -35,20 +36,27 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from pydantic import ValidationError
 
-from wootz.core import ConfigError, EngineConfig, UnsupportedError, WootzError
+from wootz.core import BadRequestError, ConfigError, EngineConfig, UnsupportedError, WootzError
 from wootz.engine import protocol
+from wootz.engine.client import EngineClient
 from wootz.engine.connection import Connection, failed
+from wootz.engine.handover import PromptAsker, read_prompt
+from wootz.engine.parallel.lost import RankLostError
 from wootz.engine.protocol import (
     Cancel,
     Done,
     Encode,
+    Failed,
     Finished,
     FromEngine,
     GetStats,
     Hello,
+    LoadAdapter,
     Order,
+    Prefill,
     Sleep,
     Submit,
+    UnloadAdapter,
     UpdateWeights,
     Wake,
 )
@@ -75,14 +83,17 @@ class Caller(Connection):
 class Server:
     """The event loop's side."""
 
-    def __init__(self, engine: Engine, hello: Hello) -> None:
+    def __init__(self, engine: Engine, hello: Hello, prompts: Path | None = None) -> None:
         self.engine, self.hello = engine, hello
         self.owners: dict[Request, Caller] = {}
+        self.changes = set[asyncio.Task[None]]()
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         if engine.tokenizer is not None:
             self.tokenizing.submit(engine.tokenizer.encode, "")  # A large vocabulary takes seconds to lay out.
         self.steps = StepThread(engine, asyncio.get_running_loop(), self.deliver, self.fail)
         self.steps.start()
+        self.prompts = None if prompts is None else PromptAsker(engine, self.steps, EngineClient(prompts))
+        """Where long prompts are computed, if that is another process."""
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection's life."""
@@ -100,9 +111,14 @@ class Server:
                     case Encode(request_id=id):
                         error = UnsupportedError("this model writes, it has no embeddings", param="model")
                         connection.send(failed(id, error))
+                    case Prefill(request_id=id) as prefill:
+                        connection.requests[id] = asyncio.create_task(read_prompt(self, connection, prefill))
                     case Cancel(request_id=id):
                         if request := connection.requests.pop(id, None):
                             self.drop(request)
+                    case LoadAdapter() | UnloadAdapter() as change:
+                        self.changes.add(task := asyncio.create_task(self.change_adapter(connection, change)))
+                        task.add_done_callback(self.changes.discard)
                     case GetStats():
                         connection.send(self.engine.stats())
         except (EOFError, OSError):
@@ -126,6 +142,7 @@ class Server:
             priority=submit.priority,
             user=submit.user,
             tools=submit.tools,
+            adapter=submit.adapter,
         )
         try:
             request = await loop.run_in_executor(self.tokenizing, make_request)
@@ -136,9 +153,35 @@ class Server:
             del connection.requests[id]
             connection.send(failed(id, error))
         else:
+            if self.prompts is not None:
+                await self.prompts.ask(request.prompt_token_ids)
             connection.requests[id] = request
             self.owners[request] = connection
             self.steps.call(partial(self.steps.submit, request))
+
+    async def change_adapter(self, connection: Caller, change: LoadAdapter | UnloadAdapter) -> None:
+        """Files are read here; the step thread puts the adapter in, or out, between two steps."""
+        adapters, loop = self.engine.adapters, asyncio.get_running_loop()
+        done = asyncio.Event()
+        try:
+            if isinstance(change, LoadAdapter):
+                read = await loop.run_in_executor(self.tokenizing, adapters.read, change.path)
+                make_change = partial(adapters.register, change.name, change.path, read)
+            else:
+                make_change = partial(adapters.forget, adapters.find(change.name).name)
+        except WootzError as error:
+            if isinstance(error, ConfigError):  # of the files, whose path came with the request
+                error = BadRequestError(str(error), param="lora_path")
+            connection.send(failed(change.request_id, error))
+            return
+
+        def change_between_steps() -> None:
+            make_change()
+            loop.call_soon_threadsafe(done.set)
+
+        self.steps.call(change_between_steps)
+        await done.wait()
+        connection.send(Done(change.request_id))
 
     def drop(self, request: asyncio.Task[None] | Request) -> None:
         """Nobody waits for it any more."""
@@ -154,7 +197,7 @@ class Server:
         for request, event in events:
             if connection := self.owners.get(request):
                 messages.setdefault(connection, []).append(event)
-                if isinstance(event, Finished):
+                if isinstance(event, Finished | Failed):
                     self.forget(request)
         for connection, batch in messages.items():
             connection.send(*batch)
@@ -225,6 +268,8 @@ class StepThread(threading.Thread):
     def step(self) -> None:
         try:
             events = self.engine.step()
+        except RankLostError:
+            raise
         except Exception:
             self.num_failed_steps += 1
             if self.num_failed_steps == MOST_FAILED_STEPS:
@@ -246,11 +291,17 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="what users call the model; for messages")
     parser.add_argument("--path", required=True, type=Path, help="model folder or GGUF file")
     parser.add_argument("--socket", required=True, type=Path, help="Unix socket to listen on")
+    parser.add_argument("--adapters", default="{}", help="JSON of names and folders of adapters in PEFT's format")
     parser.add_argument("--config", default="{}", help="JSON of the engine section of the configuration")
+    parser.add_argument("--prompts", type=Path, help="socket of the engine that computes prompts for this one")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        server = _load(arguments.path, arguments.config)
+        if os.environ.get("RANK", "0") != "0":  # torchrun gives every rank of an engine the same command
+            from wootz.engine.parallel.worker import work
+
+            return work(arguments.path, _read_config(arguments.config))
+        server = _load(arguments.path, arguments.config, json.loads(arguments.adapters), arguments.prompts)
         listener = _listen(arguments.socket)
     except WootzError as error:
         print(f'model "{arguments.name}": {error}'.replace("\n", " "), file=sys.stderr)
@@ -264,24 +315,33 @@ class Talks(Protocol):
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None: ...
 
 
-def _load(path: Path, config_json: str) -> Callable[[], Talks]:
+def _read_config(config_json: str) -> EngineConfig:
+    try:
+        return EngineConfig.model_validate_json(config_json)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"engine.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _load(path: Path, config_json: str, adapters: dict[str, str], prompts: Path | None) -> Callable[[], Talks]:
     # How long OpenMP's threads wait for each other awake, read when PyTorch is first imported. The default is so long
     # that one busy process beside us costs a multiple of its share; this short, it costs its share.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from wootz.engine import setup
     from wootz.engine.encoding import EncoderServer
     from wootz.engine.engine import Engine
+    from wootz.engine.parallel.model import ParallelModel
     from wootz.models.encoder import Encoder
 
-    try:
-        config = EngineConfig.model_validate_json(config_json)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(f"engine.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    config = _read_config(config_json)
     model, tokenizer = setup.load(path, None, config)
+    if isinstance(model, Encoder) and adapters:
+        raise ConfigError("an encoder takes no adapters")
     if isinstance(model, Encoder):
         return partial(EncoderServer, model, tokenizer)
-    engine = Engine(model, config=config, tokenizer=tokenizer, path=path)
+    engine = Engine(model, config=config, tokenizer=tokenizer, path=path, adapters=adapters)
+    if isinstance(model, ParallelModel):
+        model.ranks.watch(_end)
     hello = Hello(
         family=model.config.family,
         num_parameters=model.num_parameters,
@@ -293,7 +353,13 @@ def _load(path: Path, config_json: str) -> Callable[[], Talks]:
         defaults=setup.sampling_defaults(path),
         tool_format=engine.planner.format.name if engine.planner else None,
     )
-    return partial(Server, engine, hello)
+    return partial(Server, engine, hello, prompts)
+
+
+def _end(reason: str) -> NoReturn:
+    """What is in flight ends in a retryable error, because the connections end."""
+    log.critical("%s; so does the engine", reason)
+    os._exit(BROKEN_EXIT_CODE)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -13,10 +13,14 @@ from wootz import kernels
 from wootz.core import ConfigError, EngineConfig, UnsupportedError
 from wootz.engine.attention import PagedCache
 from wootz.engine.cache import BlockPool
+from wootz.engine.kv_store import CacheFormat
+from wootz.engine.parallel.model import ParallelModel, lead
 from wootz.engine.runner import Model
 from wootz.engine.swap import SwapSpace, mover
 from wootz.models import load as load_model
-from wootz.models.context import CacheSpec, WholeText
+from wootz.models.context import CacheSpec, LatentKV, PagedKV, WholeText
+from wootz.models.linear import Linear
+from wootz.models.packed_weight import PackedWeight
 from wootz.tokenization import load_tokenizer
 from wootz.tokenization.fingerprint import check_fingerprint
 
@@ -43,13 +47,14 @@ def load(
         if path.is_dir():
             check_fingerprint(path, tokenizer)
         device = pick_device(config.device)
-        packed = config.activations == "int8" or (config.activations == "auto" and kernels.MULTIPLIES_BYTES)
-        model = load_model(
-            path,
-            dtype=pick_dtype(config.dtype, device),
-            device=device,
-            keep_quantized="packed" if packed else "exact",
-        )
+        dtype = pick_dtype(config.dtype, device)
+        if config.num_ranks > 1:
+            model = lead(path, config, dtype, device)
+        else:
+            packed = config.activations == "int8" or (config.activations == "auto" and kernels.MULTIPLIES_BYTES)
+            model = load_model(path, dtype=dtype, device=device, keep_quantized="packed" if packed else "exact")
+    elif config.num_ranks > 1 and not isinstance(model, ParallelModel):
+        raise ConfigError("an engine on several processes loads its model from a path, on each of them")
     model.prepare_for_inference()
     return model, tokenizer
 
@@ -83,8 +88,8 @@ def size_cache(model: Model, specs: list[CacheSpec], config: EngineConfig) -> tu
         raise ConfigError(f"engine.max_model_len: {config.max_model_len} is more than the model's own {longest}")
     max_model_len = config.max_model_len or longest
 
-    block_bytes = PagedCache.block_bytes(specs, config.block_size, model.dtype)
-    budget = config.cache_bytes or _default_cache_bytes(model.device)
+    block_bytes = PagedCache.block_bytes(specs, config.block_size, cache_format(model, config))
+    budget = config.cache_bytes or _default_cache_bytes(model.device, config.num_ranks)
     budget -= config.max_running * PagedCache.state_bytes(model.cache_specs, model.dtype)
     useful = config.max_running * -(-max_model_len // config.block_size)
     num_blocks = min(budget // block_bytes, useful) if block_bytes else useful  # a purely recurrent model needs none
@@ -98,11 +103,34 @@ def size_cache(model: Model, specs: list[CacheSpec], config: EngineConfig) -> tu
     return num_blocks, min(max_model_len, room)
 
 
-def _default_cache_bytes(device: torch.device) -> int:
+def cache_format(model: Model, config: EngineConfig) -> CacheFormat:
+    """How blocks keep their numbers. "auto" is as the model computes them, or in 16 bits where activations are rounded
+    to 8 anyway and the kernels read the cache."""
+    match config.cache_dtype:
+        case "auto":
+            rounds = any(
+                isinstance(module, Linear) and isinstance(module.blocks, PackedWeight) for module in model.modules()
+            )
+            heads = [spec.head_dim for spec in model.cache_specs if isinstance(spec, PagedKV)]
+            reads = all(dim % kernels.HEAD_MULTIPLE == 0 for dim in heads)
+            return torch.float16 if rounds and reads else model.dtype
+        case "int8" | "fp8" | "int4" as codes:
+            kept = [spec for spec in model.cache_specs if isinstance(spec, PagedKV | LatentKV)]
+            dims = [spec.head_dim if isinstance(spec, PagedKV) else spec.dim for spec in kept]
+            if codes == "int4" and (odd := [dim for dim in dims if dim % 2]):
+                raise ConfigError(
+                    f'engine.cache_dtype: "int4" packs pairs, and this model keeps {odd[0]} numbers a head'
+                )
+            return codes
+        case name:
+            return getattr(torch, name)
+
+
+def _default_cache_bytes(device: torch.device, num_ranks: int) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(GPU_SHARE * free)
-    return min(int(CPU_SHARE * psutil.virtual_memory().available), MOST_CPU_CACHE_BYTES)
+    return min(int(CPU_SHARE * psutil.virtual_memory().available), MOST_CPU_CACHE_BYTES) // num_ranks
 
 
 def make_swap_space(cache: PagedCache, pool: BlockPool, config: EngineConfig) -> SwapSpace:
@@ -112,13 +140,19 @@ def make_swap_space(cache: PagedCache, pool: BlockPool, config: EngineConfig) ->
     if budget is None:
         budget = min(int(CPU_SHARE * psutil.virtual_memory().available), MOST_SWAP_BYTES) if device.type != "cpu" else 0
     state_bytes = PagedCache.state_bytes(cache.specs, cache.dtype)
-    block_bytes = PagedCache.block_bytes(cache.specs, size, cache.dtype)
+    block_bytes = PagedCache.block_bytes(cache.specs, size, cache.format)
     num_states = min(pool.num_states or 0, budget // (2 * state_bytes)) if state_bytes else 0
     num_blocks = (budget - num_states * state_bytes) // block_bytes if block_bytes else pool.num_blocks
     if config.preemption == "recompute" or not num_blocks or (pool.num_states and not num_states):
         return SwapSpace(0, size)
     host = PagedCache(
-        cache.specs, num_blocks, size, num_states=num_states, dtype=cache.dtype, device=torch.device("cpu")
+        cache.specs,
+        num_blocks,
+        size,
+        num_states=num_states,
+        dtype=cache.dtype,
+        device=torch.device("cpu"),
+        format=cache.format,
     )
     return SwapSpace(
         num_blocks,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
 
@@ -56,7 +56,7 @@ class Gateway:
     def __init__(
         self,
         config: Config,
-        models: Mapping[str, LanguageModel],
+        models: dict[str, LanguageModel],
         keys: KeyStore | None,
         telemetry: Telemetry,
         *,
@@ -102,8 +102,18 @@ class Gateway:
 
     async def unready(self) -> list[str]:
         """The names of the models that would not work on a request now."""
-        ready = await asyncio.gather(*(model.ready() for model in self.models.values()))
-        return [name for name, is_ready in zip(self.models, ready, strict=True) if not is_ready]
+        models = dict(self.models)
+        ready = await asyncio.gather(*(model.ready() for model in models.values()))
+        return [name for name, is_ready in zip(models, ready, strict=True) if not is_ready]
+
+    def add_model(self, model: LanguageModel, *, price_of: str) -> None:
+        """A model more, at the price of one that is there."""
+        self.models[model.name] = model
+        if (price := self.telemetry.prices.get(price_of)) is not None:
+            self.telemetry.prices[model.name] = price
+
+    def remove_model(self, name: str) -> None:
+        del self.models[name]
 
     # --- what -----------------------------------------------------------------------------------------------------
 

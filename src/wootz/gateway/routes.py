@@ -24,7 +24,7 @@ from wootz.core.wire import (
     RerankResponse,
     SamplingFields,
 )
-from wootz.gateway import engines, errors
+from wootz.gateway import adapters, engines, errors
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import KeyStore
@@ -67,6 +67,8 @@ def routes(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     router.include_router(_inference(gateway))
     router.include_router(_operations(gateway))
+    adapters.add_routes(changes := _router_with_key(gateway, "admin", tags=["adapters"]), gateway)
+    router.include_router(changes)
     if gateway.keys is not None:
         router.include_router(_admin(gateway, gateway.keys))
         administration = _router_with_key(gateway, "admin", tags=["engines"])
@@ -107,7 +109,7 @@ def _inference(gateway: Gateway) -> APIRouter:
         return WholeAnswer(gateway.rerank(request.state.key, body, request_id=request.state.request_id))
 
     def model_info(name: str) -> ModelInfo:
-        return ModelInfo(id=name, created=gateway.started, owned_by=gateway.models[name].provider)
+        return ModelInfo.of(gateway.models[name], gateway.started)
 
     return router
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from wootz.core import LanguageModel
 from wootz.gateway.keys import MAX_NAME_CHARS, Key
 
 
@@ -26,6 +27,12 @@ class ModelInfo(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    parent: str | None = Field(default=None, description="Of an adapter: the model that it is on.")
+
+    @classmethod
+    def of(cls, model: LanguageModel, created: int) -> ModelInfo:
+        parent = model.parent.name if model.parent else None
+        return cls(id=model.name, created=created, owned_by=model.provider, parent=parent)
 
 
 class ModelList(BaseModel):

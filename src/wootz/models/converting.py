@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from wootz.core.errors import ConfigError
 from wootz.core.gguf import GGUFFile
 from wootz.core.gguf_writer import write_gguf
 from wootz.core.progress import SILENT, Progress
+from wootz.models.adapters.merge import merge
 from wootz.models.decoder import Decoder, DecoderConfig
 from wootz.models.distributed_checkpoint import is_distributed, load_distributed
 from wootz.models.gguf_export import gguf_tensors
 from wootz.models.gguf_metadata import FILE_TYPES, gguf_metadata
-from wootz.models.loading import check_names, open_checkpoint, read_as
+from wootz.models.loading import check_names, load, open_checkpoint, read_as
 from wootz.models.model_folder import FolderCheckpoint
 from wootz.models.names import checkpoint_views
 from wootz.models.positions.guards import refuse_swap, scheme_of
@@ -40,6 +42,7 @@ def convert(
     *,
     type: str | None = None,
     config: Path | str | None = None,
+    adapter: Path | str | None = None,
     vocabulary: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -51,7 +54,8 @@ def convert(
 
     ``type`` is F32, F16 or BF16, and for GGUF also a block format (`FILE_TYPES`), in any case; by default the type of
     the source, which is F32 for what was quantised. ``config`` names the folder with a distributed checkpoint's
-    ``config.json``. The tokenizer comes along where source and target are of one kind; from one kind into the other it
+    ``config.json``. ``adapter`` names a LoRA folder in PEFT's format that is merged into the source, which then has to
+    fit into memory. The tokenizer comes along where source and target are of one kind; from one kind into the other it
     is the caller's (`wootz.tokenization.export`): ``vocabulary`` for a GGUF file, ``files`` for a folder.
 
     Raises `ModelFileError` for what is wrong with the source, `ConfigError` for what cannot be written.
@@ -61,6 +65,8 @@ def convert(
     if target.exists() and (to_gguf or target.is_file()) and not replace:
         raise ConfigError(f"{target}: exists already", hint="remove it first or allow it to be replaced")
     model = _open(source, config)
+    if adapter is not None:
+        model = _with_adapter(source, adapter, model)
     type = _type(type, model, to_gguf=to_gguf)
     if to_gguf:
         tensors = gguf_tensors(model.config, model.shapes, model.read, type)
@@ -129,6 +135,14 @@ def _open_model(model: Decoder, folder: Path | None = None) -> _Source:
     check_complete(model, views)
     shapes = {name: tuple(view.shape) for name, view in views.items()}
     return _Source(model.config, shapes, lambda name: views[name].cpu(), folder=folder)
+
+
+def _with_adapter(source: Path | str | Decoder, adapter: Path | str, opened: _Source) -> _Source:
+    if isinstance(source, Decoder):
+        raise ConfigError("merge the adapter into the model first (wootz.models.adapters.merge)")
+    model = load(source, dtype=opened.dtype)
+    merge(model, adapter)
+    return replace_fields(_open_model(model, opened.folder), gguf=opened.gguf)
 
 
 def _own_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,6 +126,12 @@ class Decoder(nn.Module):
 
     def start(self, token_ids_T: Tensor, positions_T: Tensor, context: Context) -> tuple[Tensor, Run]:
         """What the first layer is called with."""
+        x_TD, run = self.embed(token_ids_T, positions_T), Run(positions_T, context)
+        run.shared["embeddings"] = x_TD
+        return x_TD, run
+
+    def embed(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        """Tokens as vectors, ``(T, D)``."""
         x_TD = self.embedding(token_ids_T)
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' dtype first, as those models were trained.
@@ -134,9 +140,7 @@ class Decoder(nn.Module):
             x_TD = self.embedding_positions(x_TD, positions_T)
         if self.embedding_norm is not None:
             x_TD = self.embedding_norm(x_TD)
-        run = Run(positions_T, context)
-        run.shared["embeddings"] = x_TD
-        return x_TD, run
+        return x_TD
 
     def unembed(self, hidden_TD: Tensor) -> Tensor:
         """Logits ``(T, V)``, in float32 at least."""

@@ -44,7 +44,7 @@ class Exchange:
 
     def counts(self, counts: Sequence[int]) -> list[list[int]]:
         """From how many rows each expert gets of us (E), how many each of ours gets of each rank ``[R][E/R]``."""
-        ours = torch.tensor(counts)
+        ours = torch.tensor(counts)  # on the CPU: the counts are needed there
         theirs = self._move(ours, None, None)
         return theirs.view(self.num_ranks, -1).tolist()
 
@@ -70,19 +70,12 @@ class _AllToAll(torch.autograd.Function):
 
 
 class ShardedExperts(nn.Module):
-    """Called like the `Experts` it was made of, on every rank at once; has only this rank's."""
+    """Called like the `Experts` of all ranks, on every rank at once; ``local`` are this rank's."""
 
-    def __init__(self, experts: Experts, exchange: Exchange) -> None:
+    def __init__(self, local: Experts, exchange: Exchange) -> None:
         super().__init__()
-        num_experts = len(experts.gate_up.weight)
-        if num_experts % exchange.num_ranks:
-            raise ValueError(f"{num_experts} experts do not divide among {exchange.num_ranks} ranks")
-        self.num_local = num_experts // exchange.num_ranks
-        mine = slice(exchange.rank * self.num_local, (exchange.rank + 1) * self.num_local)
-        for projection in (experts.gate_up, experts.down):
-            for name, parameter in list(projection.named_parameters()):
-                setattr(projection, name, nn.Parameter(parameter.detach()[mine].clone()))
-        self.local, self.exchange = experts, exchange
+        self.num_local = len(local.down.weight)
+        self.local, self.exchange = local, exchange
 
     def forward(self, x_ND: Tensor, counts: Sequence[int]) -> Tensor:
         counts_Re = self.exchange.counts(counts)
@@ -104,8 +97,20 @@ def shard_experts(model: nn.Module, exchange: Exchange) -> nn.Module:
     for module in model.modules():
         if isinstance(module, MoE):
             assert isinstance(module.experts, Experts), "already sharded"
+            _keep_own(module.experts, exchange)
             module.experts = ShardedExperts(module.experts, exchange)
     return model
+
+
+def _keep_own(experts: Experts, exchange: Exchange) -> None:
+    num_experts = len(experts.down.weight)
+    if num_experts % exchange.num_ranks:
+        raise ValueError(f"{num_experts} experts do not divide among {exchange.num_ranks} ranks")
+    each = num_experts // exchange.num_ranks
+    mine = slice(exchange.rank * each, (exchange.rank + 1) * each)
+    for projection in (experts.gate_up, experts.down):
+        for name, parameter in list(projection.named_parameters()):
+            setattr(projection, name, nn.Parameter(parameter.detach()[mine].clone()))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from wootz.core.errors import ModelFileError
 from wootz.core.gguf import GGUFFile
 from wootz.models import families
 from wootz.models.block_weight import BlockWeight
+from wootz.models.cut import Cut
 from wootz.models.dequantize import dequantize
 from wootz.models.families import ModelConfig
 from wootz.models.gguf_architectures import ARCHITECTURES, ROPE_TENSORS, Made
@@ -57,6 +58,14 @@ class GGUFCheckpoint:
     def linears(self) -> tuple[str, ...]:
         """None: GGUF is for architectures whose order is the usual one."""
         return ()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self._made:
+            return tuple(self.tensor(name).shape)
+        return self._file.tensors[self._whole[name]].shape
+
+    def part(self, name: str, cut: Cut) -> Tensor:
+        return cut.of(self.tensor(name))
 
     def blocks(self, name: str) -> BlockWeight | None:
         if name not in self._whole:

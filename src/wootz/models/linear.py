@@ -1,7 +1,7 @@
 """`Linear`, the one seam for weights.
 
 Every projection of every model goes through this class, so how a weight is kept (dense, packed for the CPU, in the
-blocks of a GGUF file, and later sharded or with an adapter on top) is decided here and nowhere else.
+blocks of a GGUF file, sharded, with adapters on top) is decided here and nowhere else.
 
 On a CPU, plain ``F.linear`` slows down when there are several tokens, but not many.
 `Linear.prepare_for_inference` lays the weight out once in oneDNN's blocked order (the same primitive TorchInductor
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from wootz import kernels
 from wootz.core.errors import UnsupportedError
 from wootz.kernels.packing import PackedMatrix
+from wootz.models.adapters.low_rank import LinearAdapters
 from wootz.models.quantized_weight import Multiplies
 
 
@@ -42,8 +43,14 @@ class Linear(nn.Module):
             nn.init.normal_(self.weight, std=0.02)
         self._packed: Tensor | None = None
         self.blocks: Multiplies | None = None
+        self.adapters: LinearAdapters | None = None
+        """What adapters add to the product, for the rows that have one; see `wootz.models.adapters`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._product(x)
+        return y if self.adapters is None else self.adapters(x, y)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.blocks is not None:
             y = self.blocks.multiply(x)
             return y if self.bias is None else y + self.bias

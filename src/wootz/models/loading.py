@@ -20,6 +20,7 @@ from wootz.core.errors import ConfigError, ModelFileError, NotFoundError
 from wootz.kernels.packing import arena
 from wootz.models.block_weight import BlockWeight
 from wootz.models.blocks.experts import GroupedLinear
+from wootz.models.cut import Cut
 from wootz.models.decoder import Decoder
 from wootz.models.encoder import Encoder
 from wootz.models.families import ModelConfig, family_of
@@ -188,6 +189,12 @@ class Checkpoint(Protocol):
         ...
 
     def tensor(self, name: str) -> Tensor: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def part(self, name: str, cut: Cut) -> Tensor:
+        """What is kept of a tensor, read without the rest where the file allows that."""
+        ...
 
     @property
     def linears(self) -> Collection[str]:

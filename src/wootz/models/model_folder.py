@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wootz.core.errors import ModelFileError
 from wootz.models import families, mxfp4
+from wootz.models.cut import Cut
 from wootz.models.families import ModelConfig
 from wootz.models.pickled import PickledShard
 from wootz.models.pooling import read_pooling
@@ -103,6 +104,22 @@ class FolderCheckpoint:
         marker = self._layout.marker if self._layout else None
         modules = (name.removesuffix(marker) for name in self._shard_of if marker and name.endswith(marker))
         return {f"{module}.weight": module for module in modules}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        slices = self._slices(name)
+        return tuple(self.tensor(name).shape if slices is None else slices.get_shape())
+
+    def part(self, name: str, cut: Cut) -> Tensor:
+        slices = self._slices(name)
+        return cut.of(self.tensor(name)) if slices is None else cut.read(slices)
+
+    def _slices(self, name: str) -> Any:
+        """The tensor as safetensors reads parts of it; None where it has to be read as a whole."""
+        if name in self._packed or name in self._quantized:
+            return None
+        theirs, _, shard = self._shard_of[name]
+        slices = None if isinstance(shard, PickledShard) else shard.get_slice(theirs)
+        return None if slices is None or slices.get_dtype().endswith("8") or "F8" in slices.get_dtype() else slices
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -8,8 +8,10 @@ checkpoint has them. They are views: copying into them loads a model, writing th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from wootz.models.families import Names, family_of
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
     from wootz.models.decoder import Decoder
 
 
-def checkpoint_pieces(model: Decoder) -> dict[str, dict[str, Tensor]]:
+def checkpoint_pieces(model: Decoder, instead: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
     """Of each of the model's parameters (and buffers that are kept), the views of its pieces under their checkpoint
-    names, in order from the top. A tied head is not a parameter of its own."""
+    names, in order from the top. A tied head is not a parameter of its own. Of those named in ``instead``, the views
+    are taken of the tensors given there."""
     names = family_of(model.config.family).names
     parts = {
         f"{name}.{leaf}": module.parts
@@ -34,13 +37,32 @@ def checkpoint_pieces(model: Decoder) -> dict[str, dict[str, Tensor]]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            pieces[name] = _pieces(names, name, tensor.detach(), parts.get(name, ()))
+            own: Tensor = tensor.detach()
+            pieces[name] = _pieces(names, name, (instead or {}).get(name, own), parts.get(name, ()))
     return pieces
 
 
 def checkpoint_views(model: Decoder) -> dict[str, Tensor]:
     """The model's weights under their checkpoint names, in order."""
     return {name: view for pieces in checkpoint_pieces(model).values() for name, view in pieces.items()}
+
+
+def checkpoint_rows(model: Decoder) -> dict[str, tuple[Linear, Tensor]]:
+    """Of each projection in a checkpoint, by its module's name: the `Linear` that computes it here, and its rows there.
+
+    No weight is read, so it does not matter how they are kept. Numbers of rows take the weight's place, and come out
+    where its rows would, down the columns of a weight that the checkpoint keeps transposed.
+    """
+    names = family_of(model.config.family).names
+    rows: dict[str, tuple[Linear, Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            numbers = torch.arange(module.out_features)[:, None].expand(-1, module.in_features)
+            for theirs, piece in _pieces(names, f"{name}.weight", numbers, module.parts).items():
+                if piece.ndim == 2 and 0 in piece.stride():
+                    down = piece.stride(1) == 0
+                    rows[theirs.removesuffix(".weight")] = module, piece[:, 0] if down else piece[0]
+    return rows
 
 
 def _pieces(names: Names, name: str, tensor: Tensor, parts: tuple[int, ...]) -> dict[str, Tensor]:

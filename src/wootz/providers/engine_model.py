@@ -64,12 +64,29 @@ REFUSED_PREFIX = "guided_"
 
 
 class EngineModel(LanguageModel):
-    """``sampling`` overrides the model's own defaults, field by field."""
+    """``sampling`` overrides the model's own defaults, field by field.
 
-    def __init__(self, name: str, client: EngineClient, sampling: SamplingConfig | None = None) -> None:
+    An adapter is a model too, with its ``parent``'s engine and under its own name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        client: EngineClient,
+        sampling: SamplingConfig | None = None,
+        *,
+        parent: EngineModel | None = None,
+    ) -> None:
         self.name = name
         self.client = client
+        self.parent = parent
         self._sampling = sampling.model_dump(exclude_none=True) if sampling else {}
+
+    def adapter(self, name: str) -> EngineModel:
+        """The adapter that the engine knows by this name."""
+        adapted = EngineModel(name, self.client, parent=self)
+        adapted._sampling = self._sampling
+        return adapted
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -88,7 +105,12 @@ class EngineModel(LanguageModel):
         id, created, opened = new_id("chatcmpl"), now(), set[int]()
         finished: list[Finished] = []
         stream = self.client.generate(
-            messages=messages, params=params, tools=tools, priority=request.priority or 0, user=request.caller
+            messages=messages,
+            params=params,
+            tools=tools,
+            priority=request.priority or 0,
+            user=request.caller,
+            adapter=self._adapter,
         )
         async with aclosing(stream) as outputs:
             async for output in outputs:
@@ -193,7 +215,12 @@ class EngineModel(LanguageModel):
         return self.client.ready
 
     async def close(self) -> None:
-        await self.client.close()
+        if self.parent is None:
+            await self.client.close()
+
+    @property
+    def _adapter(self) -> str | None:
+        return self.name if self.parent else None
 
     def _hello(self, *, writes: bool = True) -> Hello:
         """What the engine said about itself. Raises `UnsupportedError` if it does the other kind of work."""
@@ -212,8 +239,10 @@ class EngineModel(LanguageModel):
         self, prompt: str | list[int], params: SamplingParams, *, priority: int, user: str
     ) -> AsyncGenerator[Output | Finished, None]:
         if isinstance(prompt, str):
-            return self.client.generate(text=prompt, params=params, priority=priority, user=user)
-        return self.client.generate(token_ids=prompt, params=params, priority=priority, user=user)
+            return self.client.generate(text=prompt, params=params, priority=priority, user=user, adapter=self._adapter)
+        return self.client.generate(
+            token_ids=prompt, params=params, priority=priority, user=user, adapter=self._adapter
+        )
 
 
 def embedding_inputs(request: EmbeddingRequest) -> list[str | list[int]]:

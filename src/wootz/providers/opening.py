@@ -19,7 +19,12 @@ def open_models(config: Config, sockets: Mapping[str, Path]) -> dict[str, Langua
     names nothing and for an address that is none.
     """
     remote = {name: _open_remote(name, model) for name, model in config.models.items() if not model.is_local}
-    return {name: remote.get(name) or _open_local(name, model, sockets[name]) for name, model in config.models.items()}
+    models: dict[str, LanguageModel] = {}
+    for name, model in config.models.items():
+        models[name] = remote.get(name) or _open_local(name, model, sockets[name])
+        if isinstance(local := models[name], EngineModel):
+            models |= {adapter: local.adapter(adapter) for adapter in model.adapters}
+    return models
 
 
 def _open_local(name: str, model: ModelConfig, socket: Path) -> EngineModel:

@@ -47,7 +47,7 @@ class Telemetry:
         tracer_provider: TracerProvider | None = None,
     ) -> None:
         self.ledger = ledger
-        self.prices = prices
+        self.prices = dict(prices)
         self.metrics = Metrics()
         self._provider = otlp_provider(otlp_endpoint, service_name) if otlp_endpoint else tracer_provider
         self.tracer = tracer_of(self._provider)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from wootz.core import ConfigError
+from wootz.engine.adapters import AdapterCache
 from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.fused import fuse
 from wootz.engine.runner import Model, Runner
@@ -53,7 +54,7 @@ class DraftModel:
     def attach(self, model: Model, cache: PagedCache, first_slot: int) -> None:
         move_slots(self.model.modules(), first_slot)
         fuse(self.model, cache)
-        self.runner = Runner(self.model, cache)
+        self.runner = Runner(self.model, cache, AdapterCache(self.model, 1, lambda: ()))
         self.runner.scores_prompts = False
 
     def observe(self, chunks: list[Chunk], hidden_TD: Tensor, context: PagedContext) -> None:
@@ -62,6 +63,7 @@ class DraftModel:
             for chunk in chunks
             if (chunk.num_tokens > 1 or not chunk.samples or not chunk.sequence.num_output_tokens)
             and chunk.end <= self.longest
+            and chunk.sequence.request.adapter is None
         ]
         if prompts:
             self.runner.run(prompts)

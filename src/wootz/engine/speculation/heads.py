@@ -41,13 +41,14 @@ class Heads:
         move_slots(self.heads.modules(), first_slot + self.num_kept)
 
     def _keep(self, index: int, context: PagedContext, vectors_TD: Tensor) -> None:
-        self.cache.layers[self.first_slot + index].flatten(0, 1).index_copy_(0, context.slots_T, vectors_TD)
+        self.cache.store(self.first_slot + index).write(context.slots_T, vectors_TD)
 
     def _kept(self, index: int, sequences: list[Sequence], places: list[int]) -> Tensor:
         """One vector for each sequence, ``(S, D)``; zeros before its start."""
         size = self.cache.block_size
         blocks = [s.table.blocks[max(p, 0) // size] for s, p in zip(sequences, places, strict=True)]
-        vectors_SD = self.cache.layers[self.first_slot + index][blocks, [max(p, 0) % size for p in places]]
+        slots = [block * size + max(p, 0) % size for block, p in zip(blocks, places, strict=True)]
+        vectors_SD = self.cache.store(self.first_slot + index).read(slots)
         started_S1 = torch.tensor(places, device=self.cache.device)[:, None] >= 0
         return vectors_SD.where(started_S1, 0)
 

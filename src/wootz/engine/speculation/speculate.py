@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wootz.core import SpeculationConfig, UnsupportedError
 from wootz.engine.attention import PagedCache, PagedContext
+from wootz.engine.parallel.model import ParallelModel
 from wootz.engine.runner import Model, Runner
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.sequence import Sequence
@@ -78,6 +79,8 @@ class Speculation:
                 "speculation: a model with recurrent layers cannot take back a token that was wrong",
                 hint="leave speculation out for this model",
             )
+        if isinstance(runner.model, ParallelModel):
+            raise UnsupportedError("speculation: an engine of several processes does not draft")
         config = config or SpeculationConfig()
         row_cost = DEFAULT_ROW_COSTS.get(device.type, DEFAULT_ROW_COSTS["cpu"])
         pace = Pace(
@@ -101,6 +104,7 @@ class Speculation:
         last_tokens = [chunk.sequence for chunk in chunks if chunk.num_tokens == 1 and chunk.samples]
         writing = [s for s in last_tokens if s.num_output_tokens and s.request.beams is None]
         writing = [s for s in writing if s.constraint is None]  # masks are of one place in a grammar, not of a draft's
+        writing = [s for s in writing if s.request.adapter is None]  # who drafts knows the model alone
         budget = self.scheduler.budget_left
         limits: dict[Sequence, int] = {}
         for sequence in writing:
