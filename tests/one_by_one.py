@@ -12,6 +12,7 @@ from wootz.engine.output import NoText, TextStream
 from wootz.engine.sampler import sample
 from wootz.engine.sequence import Request, Sequence
 from wootz.engine.setup import cache_format
+from wootz.engine.speculation.speculate import Speculator
 from wootz.models import Decoder, read_config
 
 VOCAB_SIZE = 37
@@ -42,14 +43,17 @@ def tiny_model() -> Decoder:
     return model.eval().requires_grad_(False)
 
 
-def tiny_engine(num_blocks: int, model: Decoder | None = None, **config) -> Engine:
+def tiny_engine(
+    num_blocks: int, model: Decoder | None = None, speculator: Speculator | None = None, **config
+) -> Engine:
     """With room for ``num_blocks`` blocks, and for the states of a recurrent model's sequences."""
     config = {"block_size": 4, "max_running": 8} | config
     model = model or tiny_model()
+    specs = [*model.cache_specs, *(speculator.cache_specs if speculator else ())]
     format = cache_format(model, EngineConfig(**config))
-    cache_bytes = num_blocks * PagedCache.block_bytes(model.cache_specs, config["block_size"], format)
+    cache_bytes = num_blocks * PagedCache.block_bytes(specs, config["block_size"], format)
     cache_bytes += config["max_running"] * PagedCache.state_bytes(model.cache_specs, model.dtype)
-    return Engine(model, config=EngineConfig(cache_bytes=cache_bytes or 1, **config))
+    return Engine(model, config=EngineConfig(cache_bytes=cache_bytes or 1, **config), speculator=speculator)
 
 
 def one_at_a_time(

@@ -59,7 +59,7 @@ WRONG_ANYWHERE = [
     {"stop": ["a"] * 17},
     {"stop": [1]},
     {"stop_token_ids": ["1"]},
-    {"max_tokens": 0},
+    {"max_tokens": -1},
     {"max_tokens": 2**70},
     {"max_tokens": "16"},
     {"min_tokens": -1},
@@ -99,6 +99,7 @@ def test_wrong_sampling_fields_are_refused_by_name(make: Any, wrong: dict[str, A
         {"top_logprobs": 3},
         {"logprobs": True, "top_logprobs": 21},
         {"logprobs": 3},
+        {"max_tokens": 0},
         {"max_completion_tokens": 0},
         {"tools": {}},
     ],
@@ -142,7 +143,9 @@ def test_the_edges_of_what_is_allowed() -> None:
     assert chat(logprobs=True, top_logprobs=0).top_logprobs == 0
     assert chat(stream=True, stream_options={"include_usage": True}).stream_options is not None
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    assert chat(messages=[*HELLO, {"role": "assistant", "tool_calls": [call]}]).messages[1].text == ""
+    answered = {"role": "tool", "tool_call_id": "1", "content": "done"}
+    assert chat(messages=[*HELLO, {"role": "assistant", "tool_calls": [call]}, answered]).messages[1].text == ""
+    assert complete(max_tokens=0, echo=True).max_tokens == 0, "to score a prompt"
     EmbeddingRequest(model="m", input=[[1, 2], [3]])
 
 

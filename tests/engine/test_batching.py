@@ -11,7 +11,7 @@ from one_by_one import VOCAB_SIZE, one_at_a_time, tiny_engine, tiny_model
 
 from wootz.engine import SamplingParams
 from wootz.engine.attention import PagedCache
-from wootz.engine.engine import Event
+from wootz.engine.generation import Event
 from wootz.engine.protocol import Finished, Output
 
 
@@ -61,19 +61,20 @@ arrivals = st.builds(
 )
 
 
-scenarios = given(
-    requests=st.lists(arrivals, min_size=1, max_size=7),
-    block_size=st.sampled_from([1, 2, 4]),
-    spare_tokens=st.integers(0, 60),
-    max_running=st.integers(1, 6),
-    max_step_tokens=st.sampled_from([1, 2, 3, 7, 64]),
-    prefix_caching=st.booleans(),
-    preemption=st.sampled_from(["auto", "swap", "recompute"]),
-    preemption_victim=st.sampled_from(["latest", "longest", "fifo"]),
-    swap_blocks=st.sampled_from([0, 3, 100]),
-    max_inter_token_latency_ms=st.sampled_from([None, 0.1]),
-    user_weights=st.sampled_from([{}, {"ann": 3.0}]),
-)
+SCENARIO = {
+    "requests": st.lists(arrivals, min_size=1, max_size=7),
+    "block_size": st.sampled_from([1, 2, 4]),
+    "spare_tokens": st.integers(0, 60),
+    "max_running": st.integers(1, 6),
+    "max_step_tokens": st.sampled_from([1, 2, 3, 7, 64]),
+    "prefix_caching": st.booleans(),
+    "preemption": st.sampled_from(["auto", "swap", "recompute"]),
+    "preemption_victim": st.sampled_from(["latest", "longest", "fifo"]),
+    "swap_blocks": st.sampled_from([0, 3, 100]),
+    "max_inter_token_latency_ms": st.sampled_from([None, 0.1]),
+    "user_weights": st.sampled_from([{}, {"ann": 3.0}]),
+}
+scenarios = given(**SCENARIO)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -90,10 +91,11 @@ def test_tokens_do_not_depend_on_the_company_in_many_scenarios(**scenario):
     check_against_one_at_a_time(**scenario)
 
 
-def check_against_one_at_a_time(requests: list[Arrival], block_size, spare_tokens, swap_blocks, **config):
+def check_against_one_at_a_time(requests: list[Arrival], block_size, spare_tokens, swap_blocks, **options):
+    """Returns the engine, when all is done."""
     num_blocks = -(-(36 + spare_tokens) // block_size)
     swap_bytes = swap_blocks * block_bytes(block_size)
-    engine = tiny_engine(num_blocks, block_size=block_size, swap_bytes=swap_bytes, **config)
+    engine = tiny_engine(num_blocks, block_size=block_size, swap_bytes=swap_bytes, **options)
     live, answers, finished = {}, {}, set()
     todo = dict(enumerate(requests))
     step = 0
@@ -125,6 +127,7 @@ def check_against_one_at_a_time(requests: list[Arrival], block_size, spare_token
             assert answers[number] == alone
         else:
             assert all(whole[: len(part)] == part for part, whole in zip(answers[number], alone, strict=True))
+    return engine
 
 
 def block_bytes(block_size: int) -> int:

@@ -145,7 +145,7 @@ def prove_rounded(model: Decoder, format) -> None:
 def test_smaller_numbers_mean_more_blocks():
     def blocks(cache_dtype: str) -> int:
         config = EngineConfig(cache_bytes=20_480, block_size=4, max_running=1000, cache_dtype=cache_dtype)
-        return size_cache(model, config)[0]
+        return size_cache(model, model.cache_specs, config)[0]
 
     model = copy.deepcopy(tiny_model()).float()
     sizes = {name: blocks(name) for name in ("auto", "float16", "int8", "fp8", "int4")}

@@ -16,7 +16,7 @@ from one_by_one import tiny_engine
 
 from wootz.core import BadRequestError
 from wootz.engine import Engine, SamplingParams
-from wootz.engine.engine import Generation
+from wootz.engine.generation import Generation
 from wootz.models import Decoder, PackedContext, read_config
 
 SIZES = {

@@ -211,7 +211,7 @@ def test_an_engine_refuses_an_encoder_with_one_clear_error(tmp_path: Path) -> No
 
     ours, _ = saved(tmp_path, "bert", transformers.AutoModel)
     with pytest.raises(UnsupportedError, match="cannot write any"):
-        size_cache(ours, EngineConfig())
+        size_cache(ours, ours.cache_specs, EngineConfig())
 
 
 def test_what_needs_an_encoder_refuses_a_decoder(tmp_path: Path) -> None:

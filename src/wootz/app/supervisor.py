@@ -73,11 +73,13 @@ class Supervisor:
         self.clients = {name: EngineClient(path) for name, path in sockets.items()}
         self.clients |= {_prompts_of(name): EngineClient(path) for name, path in prompts.items()}
         self.engines = [
-            engine_process(name, path, sockets[name], config.engine, config.models[name].adapters, prompts.get(name))
+            engine_process(
+                name, path, sockets[name], config.engine_of(name), config.models[name].adapters, prompts.get(name)
+            )
             for name, path in prepared.model_paths.items()
         ]
         self.engines += [
-            engine_process(_prompts_of(name), prepared.model_paths[name], path, config.engine)
+            engine_process(_prompts_of(name), prepared.model_paths[name], path, config.engine_of(name))
             for name, path in prompts.items()
         ]
         setup = HttpSetup(config=config, engine_sockets=sockets, accounts=accounts, listener=prepared.listener.fileno())

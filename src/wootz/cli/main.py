@@ -30,6 +30,7 @@ from wootz.cli import (
     quantize,
     rope,
     serve,
+    spec,
     tokenizer,
 )
 from wootz.cli.common import PLAIN_HELP
@@ -98,6 +99,7 @@ app.add_typer(rope.app, name="rope")
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
+app.add_typer(spec.app, name="spec")
 
 
 def main() -> None:

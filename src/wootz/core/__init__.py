@@ -8,6 +8,7 @@ from wootz.core.config import (
     LoadedConfig,
     ModelConfig,
     PriceConfig,
+    SpeculationConfig,
     load_config,
     resolve_secret,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "PriceConfig",
     "Progress",
     "RateLimitError",
+    "SpeculationConfig",
     "UnavailableError",
     "UnsupportedError",
     "UpstreamError",

@@ -45,6 +45,31 @@ class DatabaseConfig(Section):
     )
 
 
+class SpeculationConfig(Section):
+    """Guess some tokens cheaply and have the model check them in one pass. What is written does not change."""
+
+    method: Literal["prompt-lookup", "draft-model", "heads"] = Field(
+        default="prompt-lookup",
+        description="What drafts: the text's own repetitions, a small model, or heads trained on this model.",
+    )
+    path: Path | None = Field(default=None, description="The draft model, or the folder of heads.")
+    num_tokens: int | None = Field(
+        default=None, ge=1, description="Most tokens drafted per step. Default: 4; 12 where drafts branch."
+    )
+    row_cost: float | None = Field(
+        default=None,
+        ge=0,
+        description="What one more row takes in a step, as a part of what reading the weights takes: decides from "
+        "which batch on nothing is drafted. Default: 1/6 on a CPU, 1/128 on a GPU.",
+    )
+
+    @model_validator(mode="after")
+    def _has_what_its_method_needs(self) -> SpeculationConfig:
+        if (self.path is None) != (self.method == "prompt-lookup"):
+            raise ValueError(f'"{self.method}" takes {"no" if self.path else "a"} "path"')
+        return self
+
+
 class EngineConfig(Section):
     device: str = Field(default="auto", description='"auto", "cpu", "cuda", "cuda:1", "mps".')
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -87,6 +112,10 @@ class EngineConfig(Section):
     )
     user_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="Shares of users (or key ids) who are to get more, or less, than others' 1."
+    )
+    speculation: SpeculationConfig | None = Field(default=None, description="Drafts, off by default.")
+    tool_format: str | None = Field(
+        default=None, description="How the model writes tool calls (hermes, llama3, …). Default: as its template shows."
     )
     max_adapters: int = Field(default=8, ge=1, description="Adapters loaded at a time.")
     tensor_parallel: int = Field(default=1, ge=1, description="Processes that share every layer.")
@@ -155,6 +184,10 @@ class ModelConfig(Section):
     )
     price: PriceConfig = Field(default_factory=PriceConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Defaults of a local model.")
+    speculation: SpeculationConfig | None = Field(
+        default=None, description="Of a local model; instead of engine.speculation."
+    )
+    tool_format: str | None = Field(default=None, description="As engine.tool_format, of this model.")
     adapters: dict[str, Path] = Field(
         default_factory=dict, description="Folders in PEFT's format on a local model, by the names users call them."
     )
@@ -201,6 +234,12 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
+
+    def engine_of(self, name: str) -> EngineConfig:
+        """The engine's settings for this local model, with what its own entry says."""
+        model = self.models.get(name)
+        own = {"speculation": model.speculation, "tool_format": model.tool_format} if model else {}
+        return self.engine.model_copy(update={key: value for key, value in own.items() if value is not None})
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Config:

@@ -99,10 +99,12 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
                 choice.logprobs = choice.logprobs or ChoiceLogprobs(content=[])
                 choice.logprobs.content = (choice.logprobs.content or []) + part.logprobs.content
             choice.finish_reason = part.finish_reason or choice.finish_reason
+            choice.guarantee = part.guarantee or choice.guarantee
     if answer is None or answer.usage is None:
         raise UpstreamError("the answer broke off before its end", hint="try again")
     answer.choices = [choices[index] for index in sorted(choices)]
     for choice in answer.choices:
+        _set_incomplete_calls_apart(choice.message)
         if choice.message.tool_calls and not choice.message.content:
             choice.message.content = None
     return answer
@@ -112,8 +114,19 @@ def _extend_tool_call(call: dict[str, Any], fragment: dict[str, Any]) -> None:
     """Tool calls stream in fragments: the first of an index names the function, later ones extend its arguments."""
     function = fragment.get("function") or {}
     call["id"] = fragment.get("id") or call["id"]
+    if fragment.get("incomplete"):
+        call["incomplete"] = True
     call["function"]["name"] += function.get("name") or ""
     call["function"]["arguments"] += function.get("arguments") or ""
+
+
+def _set_incomplete_calls_apart(message: AnswerMessage) -> None:
+    """A call that the answer broke off in is never handed out as one."""
+    calls = message.tool_calls or []
+    incomplete = [call for call in calls if call.pop("incomplete", False)]
+    if incomplete:
+        message.incomplete_tool_calls = incomplete
+        message.tool_calls = [call for call in calls if call not in incomplete] or None
 
 
 async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
@@ -129,6 +142,7 @@ async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
             choice = choices.setdefault(part.index, CompletionChoice(index=part.index, text=""))
             choice.text += part.text
             choice.finish_reason = part.finish_reason or choice.finish_reason
+            choice.guarantee = part.guarantee or choice.guarantee
             if part.logprobs is not None:
                 whole = choice.logprobs = choice.logprobs or CompletionLogprobs()
                 whole.tokens += part.logprobs.tokens

@@ -17,8 +17,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from wootz.core.tool_wire import Request, StructuredFields, ToolChoice, ToolDefinition, check_tool_history, check_tools
+
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 """At least one, and small enough for every integer type on the way to an engine or a remote endpoint."""
+
+Guarantee = Literal["schema", "json", "prompted"]
+"""What is certain of an answer that was to have a structure. ``schema``: it is what was asked for, by construction;
+``json``: it is JSON, its schema was not enforced; ``prompted``: the model was asked, and what it wrote was read."""
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
@@ -30,10 +36,6 @@ def new_id(prefix: str) -> str:
 
 def now() -> int:
     return int(time.time())
-
-
-class Request(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
 
 class Answer(BaseModel):
@@ -96,7 +98,7 @@ class StreamOptions(Request):
     include_usage: bool = False
 
 
-class SamplingFields(Request):
+class SamplingFields(StructuredFields):
     """What chat and plain completion requests have in common. ``None`` means the model's own default."""
 
     model: str = Field(min_length=1, max_length=256)
@@ -160,15 +162,20 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _logprobs_fit_together(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError('"top_logprobs" needs "logprobs": true')
+        return self
+
+    @model_validator(mode="after")
+    def _tools_fit_together(self) -> ChatRequest:
+        check_tools(self.tools or (), self.tool_choice)
+        check_tool_history(self.messages)
         return self
 
 
@@ -271,6 +278,7 @@ class ChunkChoice(Answer):
     delta: Delta
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
+    guarantee: Guarantee | None = OMIT_NONE
 
 
 class ChatChunk(Answer):
@@ -289,6 +297,8 @@ class AnswerMessage(Answer):
     content: str | None = None
     reasoning_content: str | None = OMIT_NONE
     tool_calls: list[dict[str, Any]] | None = OMIT_NONE
+    incomplete_tool_calls: list[dict[str, Any]] | None = OMIT_NONE
+    """Calls that the answer broke off in, which are none; only to be looked at."""
 
 
 class ChatChoice(Answer):
@@ -296,6 +306,7 @@ class ChatChoice(Answer):
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
+    guarantee: Guarantee | None = OMIT_NONE
 
 
 class ChatCompletion(Answer):
@@ -321,6 +332,7 @@ class CompletionChoice(Answer):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    guarantee: Guarantee | None = OMIT_NONE
 
 
 class Completion(Answer):

@@ -18,7 +18,8 @@ from wootz.engine.client import EngineClient
 from wootz.engine.protocol import SamplingParams, TokenLogprob, Watermark
 
 if TYPE_CHECKING:
-    from wootz.engine.engine import Choice, Engine, Generation
+    from wootz.engine.engine import Engine
+    from wootz.engine.generation import Choice, Generation
 
 __all__ = [
     "Choice",

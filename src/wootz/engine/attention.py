@@ -6,7 +6,8 @@ layer keeps a state per sequence instead. A step has two kinds of rows:
 
 - *decodes*, one token per sequence, are attended to together, padded to the longest. To bound the padding they are put
   in groups, in each of which the shortest is at least half as long as the longest;
-- *prefill chunks*, one by one: a prompt's first chunk over itself, a later one over its gathered blocks.
+- *prefill chunks*, one by one: a prompt's first chunk over itself, a later one over its gathered blocks. A token with
+  a draft behind it is such a chunk; in a draft that branches, each token sees the way to it, not the other branches.
 
 On a CPU in float32 a kernel reads the blocks of both where they lie, if it was built (`wootz.kernels.attend`).
 
@@ -30,6 +31,7 @@ from torch import Tensor
 from wootz import kernels
 from wootz.engine.kv_store import CacheFormat, KVStore, allocate, bytes_per_token
 from wootz.engine.scheduler import Chunk
+from wootz.engine.speculation.draft import Draft
 from wootz.models.attention.dense import attend
 from wootz.models.context import (
     Advance,
@@ -81,6 +83,12 @@ class PagedCache:
         for slot, spec in enumerate(self.specs):
             if not isinstance(spec, RecurrentState):
                 self.store(slot).copy(source, target)
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy what is kept of single tokens, by their slots, all at once."""
+        for slot, spec in enumerate(self.specs):
+            if not isinstance(spec, RecurrentState):
+                self.store(slot).move(sources, targets)
 
     def copy_state(self, source: int, target: int) -> None:
         """Copy one sequence's running state in every layer."""
@@ -154,9 +162,11 @@ class PagedContext:
         size = cache.block_size
         for chunk in chunks:
             row, blocks = len(slots), chunk.sequence.table.blocks
-            slots += [blocks[p // size] * size + p % size for p in range(chunk.start, chunk.end)]
-            (self.decoding if chunk.num_tokens == 1 else self.prefilling).append((row, chunk))
+            slots += [blocks[p // size] * size + p % size for p in range(chunk.start, chunk.start + chunk.num_rows)]
+            (self.decoding if chunk.num_rows == 1 else self.prefilling).append((row, chunk))
         self._slots = slots
+        self.branches = any(chunk.draft is not None and not chunk.draft.is_chain for chunk in chunks)
+        """Whether some chunk's tokens are not each behind the one before, so that no kernel knows who sees whom."""
         self._decodes: dict[int | None, list[Decodes]] = {}
         self._prefills: dict[int | None, list[Prefill]] = {}
         if starting := [chunk.sequence.table.state for chunk in chunks if chunk.start == 0]:
@@ -184,7 +194,7 @@ class PagedContext:
         kv_T2Kd = store.write(self.slots_T, torch.stack((k_TKd, v_TKe), dim=1))
         scoring = _Scoring(scale, window, softcap, sinks_H, bias)
         out_THd = q_THd.new_empty(q_THd.shape)
-        dense = store.dense if q_THd.dtype == torch.float32 else None
+        dense = store.dense if q_THd.dtype == torch.float32 and not self.branches else None
         if scoring.is_plain and dense is not None and kernels.can_attend(dense):
             kernels.attend(dense, q_THd, out_THd, self.kernel_chunks, scale=scale, window=window)
             return out_THd
@@ -264,7 +274,7 @@ class PagedContext:
             rows_B = torch.tensor([row for row, _ in self.decoding], device=self.device)
             groups.append((rows_B, owners(self.decoding), 1))
         for row, chunk in self.prefilling:
-            groups.append((slice(row, row + chunk.num_tokens), owners([(row, chunk)]), chunk.num_tokens))
+            groups.append((slice(row, row + chunk.num_rows), owners([(row, chunk)]), chunk.num_rows))
         return groups
 
     @cached_property
@@ -280,7 +290,7 @@ class PagedContext:
         chunks = sorted((*self.decoding, *self.prefilling), key=lambda pair: pair[0])
         longest = max(len(chunk.sequence.table.blocks) for _, chunk in chunks)
         tables = [(chunk.sequence.table.blocks + [0] * longest)[:longest] for _, chunk in chunks]
-        rows = [(row, chunk.num_tokens, chunk.start) for row, chunk in chunks]
+        rows = [(row, chunk.num_rows, chunk.start) for row, chunk in chunks]
         return kernels.Chunks.of(rows, torch.tensor(tables, dtype=torch.int32))
 
     def _decodes_of(self, window: int | None) -> list[Decodes]:
@@ -331,17 +341,31 @@ def _first_block(end: int, num_tokens: int, window: int | None, block_size: int)
 
 
 def _prefill(chunk: Chunk, row: int, cache: PagedCache, window: int | None) -> Prefill:
-    rows, num_tokens = slice(row, row + chunk.num_tokens), chunk.num_tokens
-    first = _first_block(chunk.end, num_tokens, window, cache.block_size) if chunk.start else 0
-    num_keys = chunk.end - first * cache.block_size
-    relative_QL = relative_places(num_tokens, num_keys, cache.device)
+    rows, num_rows, end = slice(row, row + chunk.num_rows), chunk.num_rows, chunk.start + chunk.num_rows
+    first = _first_block(end, num_rows, window, cache.block_size) if chunk.start else 0
+    num_keys = end - first * cache.block_size
+    relative_QL = relative_places(num_rows, num_keys, cache.device)
     blocks = mask_QL = None
     if chunk.start:
-        own = chunk.sequence.table.blocks[first : -(-chunk.end // cache.block_size)]
+        own = chunk.sequence.table.blocks[first : -(-end // cache.block_size)]
         blocks = torch.tensor(own, device=cache.device)
-    if chunk.start or (window is not None and chunk.end > window):
+    if chunk.draft is not None and not chunk.draft.is_chain:
+        relative_QL, mask_QL = _branching(chunk, chunk.draft, first * cache.block_size, window, cache.device)
+    elif chunk.start or (window is not None and end > window):
         mask_QL = visible(relative_QL, True, window)
     return Prefill(rows, blocks, num_keys, relative_QL, mask_QL)
+
+
+def _branching(
+    chunk: Chunk, draft: Draft, first_key: int, window: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Key place minus query place, and who sees whom ``(Q, L)``, where the branches of a draft stand side by side."""
+    queries_Q = torch.tensor(chunk.positions, device=device)
+    keys_L = torch.cat((torch.arange(first_key, chunk.end, device=device), queries_Q[chunk.num_tokens :]))
+    relative_QL = keys_L - queries_Q[:, None]
+    mask_QL = visible(relative_QL, True, window)
+    mask_QL[-len(draft) :, -len(draft) :] &= draft.ancestry_NN.to(device)
+    return relative_QL, mask_QL
 
 
 def _similar_in_length(decodes: list[tuple[int, Chunk]], window: int | None) -> list[list[tuple[int, Chunk]]]:

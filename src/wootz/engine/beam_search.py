@@ -14,13 +14,15 @@ Selection, the finished list and the three kinds of ``early_stopping`` are those
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
 from wootz.engine.cache import BlockTable
+from wootz.engine.output import TextStream
+from wootz.engine.protocol import Output
 from wootz.engine.sampler import adjust
 from wootz.engine.scheduler import Scheduler
 from wootz.engine.sequence import Request, Sequence
@@ -93,6 +95,26 @@ class BeamSearch:
         going = [continuation for continuation in ranked if not ends(continuation)][: params.num_beams]
         return going if going and self._may_improve(going[0].total, num_output) else []
 
+    def outputs(self, new_text: Callable[[], TextStream]) -> list[Output]:
+        """The best answers of a search that is over, as they are given out."""
+        request, params, outputs = self.request, self.request.params, list[Output]()
+        for index, answer in enumerate(self.finished[: params.n]):
+            text, last = new_text(), answer.token_ids[-1]
+            ended = last in request.end_token_ids
+            shown = "".join([text.push(token) for token in answer.token_ids[: -1 if ended else None]]) + text.finish()
+            outputs.append(
+                Output(
+                    request_id=request.id,
+                    index=index,
+                    text=shown,
+                    token_ids=answer.token_ids,
+                    finish_reason="stop" if ended else "length",
+                    stop_reason=last if ended and last in params.stop_token_ids else None,
+                    score=answer.score,
+                )
+            )
+        return outputs
+
     def _may_improve(self, best_total: float, num_output: int) -> bool:
         """Whether to look on: what the best running beam might score is more than the worst that is finished. What it
         might score is judged at its present length; "never" judges it at the length that would favour it most."""
@@ -138,6 +160,11 @@ def _branch(scheduler: Scheduler, parent: Sequence, child: Sequence) -> None:
         scheduler.add(child)
 
 
-def searches(sequences: Iterable[Sequence]) -> list[BeamSearch]:
-    """Those that these sequences are beams of, each once."""
-    return [search for search in dict.fromkeys(sequence.request.beams for sequence in sequences) if search is not None]
+def hear(beams: Iterable[Sequence], logits_SV: Tensor) -> list[BeamSearch]:
+    """Beams were computed, a row for each. Returns the searches that now know all of theirs."""
+    heard: dict[BeamSearch, None] = {}
+    for beam, logits_V in zip(beams, logits_SV, strict=True):
+        if (search := beam.request.beams) is not None:
+            search.hear(beam, logits_V)
+            heard[search] = None
+    return [search for search in heard if search.is_complete]

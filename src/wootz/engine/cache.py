@@ -129,17 +129,21 @@ class BlockPool:
 
     def release(self, table: BlockTable) -> None:
         """Give up every block of the table, which must not be used again."""
-        for block in reversed(table.blocks):
+        self.truncate(table, 0)
+        if table.state is not None:
+            self.free_states.append(table.state)
+            table.state = None
+
+    def truncate(self, table: BlockTable, num_tokens: int) -> None:
+        """Give up the blocks that lie wholly behind the first ``num_tokens`` tokens."""
+        while len(table.blocks) > -(-num_tokens // self.block_size):
+            block = table.blocks.pop()
             self.references[block] -= 1
             if self.references[block] == 0:
                 if block in self.published:
                     self.idle[block] = None
                 else:
                     self.free.append(block)
-        table.blocks = []
-        if table.state is not None:
-            self.free_states.append(table.state)
-            table.state = None
 
     # --- sharing ----------------------------------------------------------------------------------------------
 

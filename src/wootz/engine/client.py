@@ -42,6 +42,7 @@ from wootz.engine.protocol import (
     Stats,
     Submit,
     ToEngine,
+    ToolUse,
     UnloadAdapter,
     UpdateWeights,
     Wake,
@@ -91,6 +92,7 @@ class EngineClient:
         text: str | None = None,
         token_ids: list[int] | None = None,
         params: SamplingParams | None = None,
+        tools: ToolUse | None = None,
         adapter: str | None = None,
         request_id: str | None = None,
         priority: int = 0,
@@ -112,6 +114,7 @@ class EngineClient:
             token_ids=token_ids,
             priority=priority,
             user=user,
+            tools=tools,
             adapter=adapter,
         )
         async with contextlib.aclosing(self._ask(submit)) as events:

@@ -15,7 +15,6 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,23 +23,30 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, WootzError, progress_bar
+from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, progress_bar
 from wootz.engine import setup
 from wootz.engine.adapters import AdapterCache
+from wootz.engine.answer import Parts
 from wootz.engine.attention import PagedCache
-from wootz.engine.beam_search import BeamSearch, go_on, searches
+from wootz.engine.beam_search import BeamSearch, go_on, hear
 from wootz.engine.cache import BlockPool
 from wootz.engine.connection import failed
 from wootz.engine.fused import fuse, unfuse
+from wootz.engine.generation import Choice, Event, Generation, Prompt
+from wootz.engine.grammar import Masks
 from wootz.engine.output import NoText, TextStream
 from wootz.engine.pace import Pace
 from wootz.engine.parallel.model import ParallelModel
-from wootz.engine.protocol import Failed, Finished, Output, SamplingParams, Stats, TokenLogprob
+from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob, ToolUse
 from wootz.engine.runner import Model, Runner
-from wootz.engine.sampler import Sampled, sample
+from wootz.engine.sampler import Sampled
 from wootz.engine.scheduler import Chunk, Scheduler
 from wootz.engine.scoring import PromptScores
 from wootz.engine.sequence import Request, Sequence
+from wootz.engine.speculation.methods import load_speculator
+from wootz.engine.speculation.speculate import Speculation, Speculator
+from wootz.engine.speculation.verify import choose, choosing, walks_of
+from wootz.engine.structure import Planner
 from wootz.engine.timeline import Timeline, Unwatched
 from wootz.engine.validation import check_params, check_priority
 from wootz.engine.weights import Weights
@@ -52,77 +58,13 @@ from wootz.tokenization import StreamDecoder
 if TYPE_CHECKING:
     from wootz.tokenization import Tokenizer
 
-Prompt = str | Many[int] | Many[dict[str, Any]]
-"""Text, token ids, or chat messages (rendered by the model's chat template)."""
-
-Event = tuple[Request, Output | Finished | Failed]
-
-
-@dataclass
-class Choice:
-    """One answer. ``token_ids`` and ``logprobs`` hold every sampled token, also the one that ended it."""
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] | None = None
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-    score: float | None = None
-    """Of beam search."""
-
-
-@dataclass
-class Generation:
-    """All choices of one prompt; the first one's fields can be read off directly."""
-
-    prompt_token_ids: list[int]
-    choices: list[Choice]
-    cached_tokens: int = 0
-    """Of the prompt, found in the cache."""
-    prompt_logprobs: list[TokenLogprob] | None = None
-    """Of every prompt token after those before it; the first is given, and has 0."""
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].text
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.choices[0].token_ids
-
-    @property
-    def logprobs(self) -> list[TokenLogprob] | None:
-        return self.choices[0].logprobs
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self.choices[0].finish_reason
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.prompt_token_ids)
-
-    def _add(self, event: Output | Finished | Failed) -> None:
-        if isinstance(event, Failed):
-            raise WootzError(event.message)
-        if isinstance(event, Finished):
-            self.cached_tokens = event.cached_tokens
-            return
-        choice = self.choices[event.index]
-        choice.text += event.text
-        choice.token_ids += event.token_ids
-        choice.finish_reason, choice.stop_reason = event.finish_reason, event.stop_reason
-        choice.score, self.prompt_logprobs = event.score, event.prompt_logprobs or self.prompt_logprobs
-        if event.logprobs is not None:
-            choice.logprobs = (choice.logprobs or []) + event.logprobs
-
 
 class Engine:
     """One model, its cache, and the requests being worked on.
 
     ``model`` is a path (a folder in Hugging Face layout, or a GGUF file) or a model that is loaded already; the
     tokenizer is read from the path, and may be missing for a loaded model, which then takes and gives token ids only.
+    ``speculator`` drafts for it; if None, what ``config.speculation`` says.
     ``adapters`` are folders in PEFT's format, by the names that requests will call them.
     """
 
@@ -133,18 +75,21 @@ class Engine:
         config: EngineConfig | None = None,
         tokenizer: Tokenizer | None = None,
         path: Path | None = None,
+        speculator: Speculator | None = None,
         adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         config = config or EngineConfig()
         self.model, self.tokenizer = setup.load(model, tokenizer, config)
         path = Path(model) if isinstance(model, str | Path) else path
         self.weights = Weights(self.model, path and (lambda: setup.load(path, self.tokenizer, config)[0]))
-        num_blocks, self.max_model_len = setup.size_cache(self.model, config)
+        if speculator is None and config.speculation is not None:
+            speculator = load_speculator(config, self.model, self.tokenizer)
+        specs = [*self.model.cache_specs, *(speculator.cache_specs if speculator else ())]
+        num_blocks, self.max_model_len = setup.size_cache(self.model, specs, config)
         if isinstance(self.model, ParallelModel):
             num_blocks = self.model.agree(num_blocks)
             self.max_model_len = min(self.max_model_len, num_blocks * config.block_size)
         fix_length(self.model.modules(), self.max_model_len)
-        specs = self.model.cache_specs
         recurrent = any(isinstance(spec, RecurrentState) for spec in specs)
         num_states = config.max_running if recurrent else None
         self._make_cache = partial(
@@ -186,17 +131,25 @@ class Engine:
         fuse(self.model, cache)
         self.runner = Runner(self.model, cache, self.adapters)
         self.timeline: Unwatched = self.runner.timeline
+        self.speculation: Speculation | None = None
+        if speculator is not None:
+            self.speculation = Speculation.begin(speculator, config.speculation, self.scheduler, self.runner)
         self.max_waiting = config.max_waiting
         self.eos_token_ids = frozenset(self.model.config.eos_token_ids)
         if self.tokenizer is not None:
             self.eos_token_ids |= self.tokenizer.eos_token_ids
         self.num_parameters = self.model.num_parameters
+        self.masks, self.planner = Masks(), None
+        if self.tokenizer is not None:
+            vocab_size = self.model.config.vocab_size
+            self.planner = Planner(self.tokenizer, vocab_size, self.eos_token_ids, config.tool_format)
         self._arrivals = itertools.count()
         self._chunks: list[Chunk] = []
         self.asleep = 0
         """The level of its sleep (see `sleep`); 0 while it is awake."""
         self._started = time.monotonic()
         self.num_steps = self.num_prompt_tokens = self.num_generated = self.num_finished = self.num_cancelled = 0
+        self.num_forced = 0
 
     # --- one step ---------------------------------------------------------------------------------------------
 
@@ -211,47 +164,39 @@ class Engine:
         lost = self._without_adapter() if self.adapters.failed else []
         if not chunks:
             return lost
+        if self.speculation is not None:
+            chunks = self.speculation.extend(chunks)
+        masks = self.masks.begin({row: chunk.sequence.constraint for row, chunk in choosing(chunks).items()})
         self.timeline.mark("schedule")
         logits_SV = self.runner.run(chunks)
         self.scheduler.computed(chunks)
         self._count(chunks)
-        ready = [chunk.sequence for chunk in chunks if chunk.samples]
-        found = self._search(ready, logits_SV)
-        choosing = [
-            (row, choice)
-            for row, sequence in enumerate(ready)
-            if sequence.request.beams is None
-            for choice in (sequence, *self._fork(sequence))
-        ]
-        if len(choosing) != len(logits_SV):
-            logits_SV = logits_SV[[row for row, _ in choosing]]
-        sequences = [sequence for _, sequence in choosing]
+        walks = walks_of(chunks, self._fork)
+        beams = [walk for walk in walks if walk.sequence.request.beams is not None]
+        events = lost + self._search([walk.sequence for walk in beams], logits_SV[[walk.row for walk in beams]])
+        walks = going = [walk for walk in walks if walk.sequence.request.beams is None]
         self.timeline.mark("schedule")
-        chosen = sample(logits_SV, sequences) if sequences else []
-        self.timeline.mark("sample")
-        events = (
-            lost
-            + found
-            + [
-                event
-                for sequence, sampled in zip(sequences, chosen, strict=True)
-                for event in self._extend(sequence, sampled)
-            ]
-        )
-        self.timeline.mark("detokenise")
-        self.timeline.end(tokens=sum(chunk.num_tokens for chunk in chunks), running=len(self.scheduler.running))
+        while going:  # one round, and one more for each token of a draft that was right
+            chosen = choose(logits_SV, going, masks)
+            self.timeline.mark("sample")
+            for walk, sampled in zip(going, chosen, strict=True):
+                outputs = self._extend(walk.sequence, sampled)
+                walk.follow(outputs[-1])
+                events += [(walk.sequence.request, output) for output in outputs]
+            going = [walk for walk in going if walk.goes_on]
+            self.timeline.mark("detokenise")
+        if self.speculation is not None:
+            self.speculation.settle(walks)
+        events += [event for walk in walks if walk.has_ended for event in self._end(walk.sequence)]
+        self.timeline.mark("schedule")
+        self.timeline.end(tokens=sum(chunk.num_rows for chunk in chunks), running=len(self.scheduler.running))
         self.pace.observe(chunks, time.perf_counter() - started)
         return events
 
-    def _search(self, ready: list[Sequence], logits_SV: Tensor) -> list[Event]:
+    def _search(self, beams: list[Sequence], logits_SV: Tensor) -> list[Event]:
         """What was computed of beams; searches whose beams are all there go on or end."""
-        for row, sequence in enumerate(ready):
-            if sequence.request.beams is not None:
-                sequence.request.beams.hear(sequence, logits_SV[row])
         events: list[Event] = []
-        for search in searches(ready):
-            if not search.is_complete:
-                continue
+        for search in hear(beams, logits_SV):
             request = search.request
             if going := search.select():
                 for index in range(len(request.sequences), len(going)):
@@ -262,31 +207,15 @@ class Engine:
         return events
 
     def _end_search(self, search: BeamSearch) -> list[Event]:
-        request, params = search.request, search.request.params
+        request = search.request
         for sequence in request.sequences:
             self.scheduler.remove(sequence)
         request.num_open = 0
         self.num_finished += 1
-        answers, outputs = search.finished[: params.n], []
-        for index, answer in enumerate(answers):
-            ended = answer.token_ids[-1] in request.end_token_ids
-            text = self._text(request)
-            shown = "".join([text.push(token) for token in answer.token_ids[: -1 if ended else None]]) + text.finish()
-            last = answer.token_ids[-1]
-            outputs.append(
-                Output(
-                    request_id=request.id,
-                    index=index,
-                    text=shown,
-                    token_ids=answer.token_ids,
-                    finish_reason="stop" if ended else "length",
-                    stop_reason=last if ended and last in params.stop_token_ids else None,
-                    score=answer.score,
-                )
-            )
-        num_tokens = sum(len(answer.token_ids) for answer in answers)
+        outputs = search.outputs(lambda: self._text(request))
+        num_tokens = sum(len(output.token_ids) for output in outputs)
         self.num_generated += num_tokens
-        return [(request, output) for output in outputs] + [(request, self._finished(request, num_tokens))]
+        return [*((request, output) for output in outputs), (request, self._finished(request, num_tokens))]
 
     def _without_adapter(self) -> list[Event]:
         """End the requests whose adapter cannot be loaded any more."""
@@ -300,43 +229,76 @@ class Engine:
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         """When a prompt is computed, its other choices begin, over the same blocks and from the same logits."""
         request = sequence.request
-        if len(request.sequences) == request.params.n:
+        if request.beams is not None or len(request.sequences) == request.params.n:
             return []
         children = [self._new_sequence(request, index) for index in range(1, request.params.n)]
         for child in children:
             self.scheduler.fork(sequence, child)
         return children
 
-    def _extend(self, sequence: Sequence, sampled: Sampled) -> list[Event]:
-        """Append the token; say what text it brings, and end the choice if it is to end here."""
+    def _extend(self, sequence: Sequence, sampled: Sampled) -> list[Output]:
+        """Append the token, and after it those that a grammar leaves no choice about, as far as they find room."""
+        constraint = sequence.constraint
+        if constraint is None:
+            return [self._append(sequence, sampled)]
+        if constraint.forced:
+            sampled = Sampled(constraint.forced.popleft())
+        outputs = [self._append(sequence, sampled)]
+        if sequence.request.params.logprobs is None:
+            while not outputs[-1].finish_reason and constraint.next_forced() and self._has_room(sequence):
+                outputs.append(self._append(sequence, Sampled(constraint.forced.popleft())))
+                self.num_forced += 1
+        return outputs
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether one more token can follow the last, which is not computed yet either."""
+        last = len(sequence.token_ids) - 1
+        return not sequence.table.blocks or all(
+            self.pool.make_writable(sequence.table, position) for position in (last, last + 1)
+        )
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> Output:
+        """Append the token; say what text it brings, and whether the choice ends here."""
         request, params, token = sequence.request, sequence.request.params, sampled.token_id
         if params.max_tokens == 0:  # the prompt was to be scored, and that is all
             output = Output(request.id, sequence.index, "", [], finish_reason="length")
-            return [(request, self._with_prompt_logprobs(output, sequence)), *self._end(sequence)]
+            return self._with_prompt_logprobs(output, sequence)
+        constraint, answer = sequence.constraint, sequence.answer
+        ends = token in request.end_token_ids and (constraint is None or constraint.is_whole)
+        if constraint is not None:
+            constraint.accept(token)
         sequence.token_ids.append(token)
         self.num_generated += 1
         text, finish_reason, stop_reason = "", None, None
-        if token in request.end_token_ids:
+        if ends:
             finish_reason, stop_reason = "stop", token if token in params.stop_token_ids else None
         else:
-            text = sequence.text.push(token, may_stop=sequence.num_output_tokens >= params.min_tokens)
-            if len(sequence.token_ids) == request.max_len:
+            may_stop = constraint is None or constraint.may_stop
+            text = sequence.text.push(token, may_stop=may_stop and sequence.num_output_tokens >= params.min_tokens)
+            if constraint is not None and constraint.is_over:
+                finish_reason = "stop" if constraint.is_whole else "length"
+            elif len(sequence.token_ids) == request.max_len:
                 finish_reason = "length"
         if finish_reason:
             text += sequence.text.finish()
         if sequence.text.stopped_by is not None:
             finish_reason, stop_reason = "stop", sequence.text.stopped_by
+        parts = answer.parts(text, over=finish_reason is not None) if answer is not None else Parts(text)
+        if finish_reason == "stop" and answer is not None and answer.has_called:
+            finish_reason = "tool_calls"
         output = Output(
             request_id=request.id,
             index=sequence.index,
-            text=text,
+            text=parts.text,
             token_ids=[token],
             logprobs=self._logprobs(sampled),
             finish_reason=finish_reason,
             stop_reason=stop_reason,
+            reasoning=parts.reasoning,
+            tool_calls=parts.tool_calls,
+            guarantee=constraint.guarantee(finish_reason) if constraint is not None else None,
         )
-        output = self._with_prompt_logprobs(output, sequence)
-        return [(request, output), *(self._end(sequence) if finish_reason else [])]
+        return self._with_prompt_logprobs(output, sequence)
 
     def _end(self, sequence: Sequence) -> list[Event]:
         request = sequence.request
@@ -365,6 +327,7 @@ class Engine:
         id: str = "",
         priority: int = 0,
         user: str = "",
+        tools: ToolUse | None = None,
         adapter: str | None = None,
     ) -> Request:
         """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served, `NotFoundError`
@@ -373,7 +336,7 @@ class Engine:
         vocab_size = self.model.config.vocab_size
         check_params(params, vocab_size)
         check_priority(priority)
-        token_ids, param = self._encode(prompt)
+        token_ids, param = self._encode(prompt, tools)
         if not token_ids:
             raise BadRequestError("the prompt is empty", param=param)
         if not all(0 <= token < vocab_size for token in token_ids):
@@ -387,7 +350,15 @@ class Engine:
                 param=param,
             )
         max_tokens = self.max_model_len if params.max_tokens is None else params.max_tokens
+        if params.structured is not None and self.planner is None:
+            raise BadRequestError("this engine has no tokenizer; it can't follow a grammar", param="structured")
+        plan = self.planner and self.planner.plan(
+            params.structured, tools, chat=param == "messages", prompt_ids=token_ids
+        )
+        if plan is not None and plan.grammar is not None and params.num_beams > 1:
+            raise BadRequestError("a beam search follows no grammar; ask for one of the two", param="num_beams")
         request = Request(
+            plan=plan,
             id=id,
             prompt_token_ids=token_ids,
             continues_text=param == "prompt",
@@ -459,6 +430,8 @@ class Engine:
             fix_length(self.model.modules(), self.max_model_len)
             self.runner.cache.layers += self._make_cache().layers
             fuse(self.model, self.runner.cache)
+            if self.speculation is not None:
+                self.speculation.attach(self.model)
             self.asleep = 0
 
     def update_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -476,6 +449,7 @@ class Engine:
         self.update_weights(read_weights(path))
 
     def stats(self) -> Stats:
+        speculation = self.speculation
         return Stats(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
@@ -488,6 +462,9 @@ class Engine:
             requests_finished=self.num_finished,
             requests_cancelled=self.num_cancelled,
             preemptions=self.scheduler.num_preemptions,
+            grammars_compiled=self.planner.compiler.num_compiled if self.planner else 0,
+            grammars_reused=self.planner.compiler.num_reused if self.planner else 0,
+            tokens_forced=self.num_forced,
             uptime_seconds=time.monotonic() - self._started,
             requests_admitted=self.scheduler.num_admitted,
             prefix_hits=self.scheduler.num_prefix_hits,
@@ -498,6 +475,9 @@ class Engine:
             asleep=self.asleep,
             parameters=self.num_parameters,
             wait_seconds=self.scheduler.wait_seconds,
+            drafts=speculation.num_drafts if speculation else 0,
+            draft_tokens=speculation.num_drafted if speculation else 0,
+            draft_tokens_accepted=speculation.num_accepted if speculation else 0,
         )
 
     # --- many at once -----------------------------------------------------------------------------------------
@@ -507,6 +487,7 @@ class Engine:
         prompts: str | Many[Prompt],
         params: SamplingParams | Many[SamplingParams] | None = None,
         *,
+        tools: ToolUse | None = None,
         adapters: str | Many[str | None] | None = None,
         progress: bool = False,
     ) -> list[Generation]:
@@ -524,7 +505,7 @@ class Engine:
         if adapters is None or isinstance(adapters, str):
             adapters = [adapters] * len(prompts)
         requests = [
-            self.make_request(prompt, each, adapter=adapter)
+            self.make_request(prompt, each, tools=tools, adapter=adapter)
             for prompt, each, adapter in zip(prompts, params, adapters, strict=True)
         ]
         answers = {
@@ -543,7 +524,7 @@ class Engine:
                         self.submit(request)
                     for request, event in self.step():
                         if request in answers:
-                            answers[request]._add(event)
+                            answers[request].add(event)
                             if isinstance(event, Finished):
                                 num_left -= 1
                                 bar.advance()
@@ -554,7 +535,7 @@ class Engine:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _encode(self, prompt: Prompt) -> tuple[list[int], str]:
+    def _encode(self, prompt: Prompt, tools: ToolUse | None) -> tuple[list[int], str]:
         """The prompt's token ids, and what a user calls it."""
         if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], dict)):
             return list(cast(Many[int], prompt)), "prompt"
@@ -562,7 +543,8 @@ class Engine:
             raise BadRequestError("this engine has no tokenizer; give token ids", param="prompt")
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt), "prompt"
-        return self.tokenizer.encode_chat(cast(Many[dict[str, Any]], prompt)), "messages"
+        messages, shown_tools = cast(Planner, self.planner).prompt(cast(Many[dict[str, Any]], prompt), tools)
+        return self.tokenizer.encode_chat(messages, tools=shown_tools), "messages"
 
     def _check_beams_fit(self, request: Request) -> None:
         """All beams of a search must find a place together, for none goes on before the others."""
@@ -579,13 +561,16 @@ class Engine:
 
     def _new_sequence(self, request: Request, index: int) -> Sequence:
         sequence = Sequence(request, index, list(request.prompt_token_ids), self._text(request))
+        if request.plan is not None:
+            sequence.constraint, sequence.answer = request.plan.begin(), request.plan.new_answer()
         request.sequences.append(sequence)
         return sequence
 
     def _text(self, request: Request) -> TextStream:
         decoder = NoText()
         if self.tokenizer is not None:
-            decoder = StreamDecoder(self.tokenizer, continues_text=request.continues_text)
+            shown_ids = request.plan.shown_ids if request.plan else frozenset()
+            decoder = StreamDecoder(self.tokenizer, continues_text=request.continues_text, shown_ids=shown_ids)
         return TextStream(decoder, request.params.stop)
 
     def _logprobs(self, sampled: Sampled) -> list[TokenLogprob] | None:

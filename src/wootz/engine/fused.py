@@ -79,7 +79,7 @@ class FusedLayers:
 
     def __call__(self, x_TD: Tensor, run: Run) -> Tensor:
         context = run.context
-        if not isinstance(context, PagedContext):
+        if not isinstance(context, PagedContext) or context.branches:
             for layer in self.layers:
                 x_TD = layer(x_TD, run)
             return self.norm(x_TD)

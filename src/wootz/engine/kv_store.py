@@ -54,9 +54,20 @@ class KVStore:
         parts = [part.index_select(0, blocks).flatten(0, 1) for part in self.parts]
         return decode(parts, self.format, self.dtype)
 
+    def read(self, slots: list[int]) -> Tensor:
+        """Single tokens, ``(len(slots), *shape)``."""
+        return decode([part.flatten(0, 1)[slots] for part in self.parts], self.format, self.dtype)
+
     def copy(self, source: int, target: int) -> None:
+        """A block."""
         for part in self.parts:
             part[target] = part[source]
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Copy single tokens, all at once."""
+        for part in self.parts:
+            tokens = part.flatten(0, 1)
+            tokens[targets] = tokens[sources]
 
 
 def allocate(

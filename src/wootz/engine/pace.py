@@ -44,8 +44,8 @@ class Pace:
     def observe(self, chunks: Many[Chunk], seconds: float) -> None:
         """A step took so long."""
         answering = [chunk for chunk in chunks if chunk.start >= len(chunk.sequence.request.prompt_token_ids)]
-        num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        prefill_tokens = num_tokens - sum(chunk.num_tokens for chunk in answering)
+        num_tokens = sum(chunk.num_rows for chunk in chunks)  # drafted ones take their time too
+        prefill_tokens = num_tokens - sum(chunk.num_rows for chunk in answering)
         if 2 * prefill_tokens > num_tokens:
             each = seconds / num_tokens
             before = each if self.seconds_per_token is None else self.seconds_per_token

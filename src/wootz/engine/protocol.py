@@ -29,6 +29,19 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
     hashing_key: int = 15485863
 
 
+class StructuredOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer has to be: exactly one of these is given. ``choice`` is one of some texts; ``grammar`` is Lark,
+    in llguidance's dialect, or GBNF; ``regex`` is Rust's and matches the whole answer."""
+
+    json_schema: dict[str, Any] | bool | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    param: str = "structured"
+    """What the caller knows it by, for errors."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose the next token, and when to stop. Names and meanings are vLLM's.
 
@@ -65,6 +78,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     early_stopping: bool | str = False
     """True ends with ``num_beams`` finished beams; False when no running one looks better; "never" when none can be."""
     watermark: Watermark | None = None
+    structured: StructuredOutput | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -75,6 +89,27 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     logprob: float
     top: list[tuple[int, bytes, float]] = []
     """``(token id, bytes, logprob)``, likeliest first."""
+
+
+class ToolUse(msgspec.Struct, frozen=True, kw_only=True):
+    """The tools a chat may call, as OpenAI's wire has them (functions only). ``choice`` is "auto" (the model decides),
+    "required" (at least one call), or "none"; ``name`` makes it that one. ``parallel`` allows several calls."""
+
+    tools: list[dict[str, Any]]
+    choice: str = "auto"
+    name: str | None = None
+    parallel: bool = True
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of call number ``index``: first its id and name, then pieces of its arguments' JSON text."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    incomplete: bool = False
+    """The answer ended inside this call, which is none."""
 
 
 # --- caller to engine -----------------------------------------------------------------------------------------
@@ -92,6 +127,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     """The lowest goes first, as in vLLM."""
     user: str = ""
     """Users get equal shares of the engine while several of them wait."""
+    tools: ToolUse | None = None
+    """With ``messages`` only."""
     adapter: str | None = None
     """By the name it was loaded under; None for the model alone."""
 
@@ -177,6 +214,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Sampling defaults from the model's ``generation_config.json`` (temperature, top_p, …), where it has them."""
     embedding_size: int | None = None
     """Of an encoder, which answers `Encode` and nothing else; None of a model that writes."""
+    tool_format: str | None = None
+    """How the model writes tool calls (`wootz.tokenization.tool_formats`)."""
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):
@@ -188,13 +227,19 @@ class Output(msgspec.Struct, frozen=True, tag="output"):
     token_ids: list[int]
     logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
-    """``stop`` (end token, stop string or stop id) or ``length``."""
+    """``stop`` (end token, end of the grammar, stop string or stop id), ``length``, or ``tool_calls``."""
     stop_reason: str | int | None = None
     """The stop string or stop token id that matched; None for the end token."""
     prompt_logprobs: list[TokenLogprob] | None = None
     """Of every prompt token, with the first output of choice 0. The first token is given: 0, without alternatives."""
     score: float | None = None
     """Of a choice of beam search: the sum of its log-probabilities, by its length to the power of the penalty."""
+    reasoning: str = ""
+    """New text of the model's thoughts, which is no part of ``text``."""
+    tool_calls: list[ToolCallDelta] = []
+    guarantee: str | None = None
+    """With the ``finish_reason``, what is certain of a whole answer: ``schema`` (it is what the schema, expression or
+    grammar says), ``json`` (it is JSON). None: nothing was asked for, or the answer is not whole."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
@@ -268,6 +313,14 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     """The model's."""
     wait_seconds: float = 0.0
     """Of all admitted requests together, from being submitted to being admitted."""
+    drafts: int = 0
+    """Speculation: drafts that were checked, the tokens they had, and how many of those were right."""
+    draft_tokens: int = 0
+    draft_tokens_accepted: int = 0
+    grammars_compiled: int = 0
+    grammars_reused: int = 0
+    tokens_forced: int = 0
+    """Of those generated: appended without sampling, because a grammar left no choice."""
 
 
 Order = Sleep | Wake | UpdateWeights | LoadAdapter | UnloadAdapter

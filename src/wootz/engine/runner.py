@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -54,27 +54,35 @@ class Runner:
     def __init__(self, model: Model, cache: PagedCache, adapters: AdapterCache) -> None:
         self.model, self.cache, self.adapters = model, cache, adapters
         self.timeline = Unwatched()
+        self.scores_prompts = True
+        """Whether prompts get the log-probabilities that they ask for here; not from a model that drafts."""
+        self.observe: Callable[[list[Chunk], Tensor, PagedContext], None] | None = None
+        """Called with what was computed: the chunks, their hidden states, their context."""
 
     def run(self, chunks: list[Chunk]) -> Tensor:
-        """Logits ``(S, V)``, one row for each chunk that `samples`, in their order."""
+        """Logits ``(S, V)``: for each chunk that `samples`, in their order, a row for its last token and one for each
+        token of its draft."""
         passes = self.adapters.passes(chunks)
         if len(passes) == 1:
             return self._run(chunks)
         logits_SV = torch.cat([self._run(part) for part in passes])
-        rows = {id(chunk): row for row, chunk in enumerate(c for part in passes for c in part if c.samples)}
-        return logits_SV[[rows[id(chunk)] for chunk in chunks if chunk.samples]]
+        rows: dict[int, list[int]] = {}
+        first = 0
+        for chunk in (chunk for part in passes for chunk in part if chunk.samples):
+            rows[id(chunk)] = list(range(first, first := first + 1 + chunk.num_drafted))
+        return logits_SV[[row for chunk in chunks if chunk.samples for row in rows[id(chunk)]]]
 
     def _run(self, chunks: list[Chunk]) -> Tensor:
         token_ids: list[int] = []
         positions: list[int] = []
-        last_rows: list[int] = []
+        choosing_rows: list[int] = []
         owners: list[KnownAdapter | None] = []
         for chunk in chunks:
-            token_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
-            positions += range(chunk.start, chunk.end)
-            owners += [chunk.sequence.request.adapter] * chunk.num_tokens
+            token_ids += chunk.token_ids
+            positions += chunk.positions
+            owners += [chunk.sequence.request.adapter] * chunk.num_rows
             if chunk.samples:
-                last_rows.append(len(token_ids) - 1)
+                choosing_rows += range(len(token_ids) - 1 - chunk.num_drafted, len(token_ids))
         context = PagedContext(self.cache, chunks)
         device = self.model.device
         token_ids_T, positions_T = torch.tensor(token_ids, device=device), torch.tensor(positions, device=device)
@@ -82,8 +90,11 @@ class Runner:
         self.adapters.seed(self.cache, chunks)
         with self.adapters.rows(owners):
             hidden_TD = self.model(token_ids_T, positions_T, context)
-            score_prompts(chunks, hidden_TD, self.model.unembed)
-        with self.adapters.rows([owners[row] for row in last_rows]):
-            logits_SV = self.model.unembed(hidden_TD[torch.tensor(last_rows, dtype=torch.int64, device=device)])
+            if self.scores_prompts:
+                score_prompts(chunks, hidden_TD, self.model.unembed)
+        if self.observe is not None:
+            self.observe(chunks, hidden_TD, context)
+        with self.adapters.rows([owners[row] for row in choosing_rows]):
+            logits_SV = self.model.unembed(hidden_TD[torch.tensor(choosing_rows, dtype=torch.int64, device=device)])
         self.timeline.mark("forward")
         return logits_SV

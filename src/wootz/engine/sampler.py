@@ -10,7 +10,7 @@ Two ideas carry this file:
   at that place of the cumulative distribution. There is no generator to share and so nothing to disturb: the same
   seed gives the same token whatever else is in the batch, and a recomputed sequence repeats itself.
 
-Order of operations: log-probabilities are taken from the model's own logits; then logit bias, penalties,
+Order of operations: log-probabilities are taken from the model's own logits; then grammars, logit bias, penalties,
 ``min_tokens``, watermark; then greedy rows are done; then temperature, top-k, top-p of what top-k left, min-p.
 Rows pay only for what they use.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
@@ -31,6 +32,9 @@ from wootz.engine.watermark import add_bias
 
 NUM_CANDIDATES = 256
 
+Draw = Callable[[Tensor, Rows[Sequence]], Tensor]
+"""From adjusted logits ``(S, V)`` a token for each row, ``(S,)``."""
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -41,11 +45,20 @@ class Sampled:
     top: list[tuple[int, float]] = field(default_factory=list)
 
 
-def sample(logits_SV: Tensor, sequences: Rows[Sequence]) -> list[Sampled]:
-    """The next token of each sequence. ``logits_SV`` is changed in place."""
+def sample(
+    logits_SV: Tensor,
+    sequences: Rows[Sequence],
+    draw: Draw | None = None,
+    forbid: Callable[[Tensor], None] | None = None,
+) -> list[Sampled]:
+    """The next token of each sequence. ``logits_SV`` is changed in place. ``draw`` chooses for the rows that choose by
+    chance, `draw_tokens` if None; ``forbid`` does what grammars ask for."""
+    draw = draw or draw_tokens
     logprobs = {
         row: logits_SV[row].log_softmax(-1) for row, s in enumerate(sequences) if s.request.params.logprobs is not None
     }
+    if forbid is not None:
+        forbid(logits_SV)
     for row, sequence in enumerate(sequences):
         adjust(logits_SV[row], sequence)
     random_rows = [row for row, s in enumerate(sequences) if s.request.params.temperature > 0]
@@ -62,12 +75,17 @@ def sample(logits_SV: Tensor, sequences: Rows[Sequence]) -> list[Sampled]:
     ]
 
 
-def draw(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
+def draw_tokens(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
     """A random token for each row, from the distribution that its parameters leave. ``(S,)`` int64."""
     weights_SV = probability_weights(logits_SV, [s.request.params for s in sequences])
+    return pick(weights_SV, [uniform(s.request.seed, s.index, s.num_output_tokens) for s in sequences])
+
+
+def pick(weights_SV: Tensor, places: Rows[float]) -> Tensor:
+    """The token at each row's place, in [0, 1), of the cumulative distribution. ``(S,)`` int64."""
     cumulative_SV = weights_SV.cumsum(-1, dtype=torch.float64)
     total_S1 = cumulative_SV[:, -1:]
-    place_S1 = _column([uniform(s.request.seed, s.index, s.num_output_tokens) for s in sequences], total_S1) * total_S1
+    place_S1 = _column(places, total_S1) * total_S1
     place_S1 = torch.minimum(place_S1, torch.nextafter(total_S1, torch.zeros_like(total_S1)))  # rounded up to the end
     return torch.searchsorted(cumulative_SV, place_S1, right=True).squeeze(1)
 
@@ -134,7 +152,11 @@ def adjust(logits_V: Tensor, sequence: Sequence) -> None:
         ids, counts = output.unique(return_counts=True)
         logits_V[ids] -= params.presence_penalty + params.frequency_penalty * counts
     if sequence.num_output_tokens < params.min_tokens and request.end_token_ids:
-        logits_V[torch.tensor(list(request.end_token_ids), device=logits_V.device)] = float("-inf")
+        ids = torch.tensor(list(request.end_token_ids), device=logits_V.device)
+        ends = logits_V[ids]
+        logits_V[ids] = float("-inf")
+        if sequence.constraint is not None and logits_V.isneginf().all():  # the grammar allows nothing else
+            logits_V[ids] = ends
     if params.watermark is not None:
         add_bias(logits_V, sequence.token_ids[-1], params.watermark)
 

@@ -21,6 +21,7 @@ from wootz.engine.cache import BlockPool, BlockTable
 from wootz.engine.pace import Pace
 from wootz.engine.queue import Queue
 from wootz.engine.sequence import Request, Sequence
+from wootz.engine.speculation.draft import Draft
 from wootz.engine.swap import SwapSpace
 
 Victim = Literal["latest", "longest", "fifo"]
@@ -28,20 +29,36 @@ Victim = Literal["latest", "longest", "fifo"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next ``num_tokens`` tokens of a sequence, from ``start`` on."""
+    """The next ``num_tokens`` tokens of a sequence, from ``start`` on; and behind its last token perhaps a draft."""
 
     sequence: Sequence
     start: int
     num_tokens: int
+    draft: Draft | None = None
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
 
     @property
+    def num_drafted(self) -> int:
+        return 0 if self.draft is None else len(self.draft)
+
+    @property
     def num_rows(self) -> int:
-        """Of the flat run."""
-        return self.num_tokens
+        """Of the flat run. Row i's keys and values go to place ``start + i``, a draft's like any other."""
+        return self.num_tokens + self.num_drafted
+
+    @property
+    def token_ids(self) -> list[int]:
+        own = self.sequence.token_ids[self.start : self.end]
+        return own if self.draft is None else own + self.draft.token_ids
+
+    @property
+    def positions(self) -> list[int]:
+        """Where each row stands in its text: the branches of a draft stand side by side."""
+        own = list(range(self.start, self.end))
+        return own if self.draft is None else own + [self.end - 1 + depth for depth in self.draft.depths]
 
     @property
     def samples(self) -> bool:
@@ -68,6 +85,8 @@ class Scheduler:
         self.swap = swap or SwapSpace(0, pool.block_size)
         self.waiting = Queue(weights=user_weights, slack=pace.max_step_tokens, num_cached=self._num_cached)
         self.running: list[Sequence] = []
+        self.budget_left = 0
+        """Tokens that the step just scheduled may compute besides: drafts."""
         self.num_steps = self.num_preemptions = 0
         self.num_admitted = self.num_prefix_hits = self.num_cached_tokens = 0
         self.wait_seconds = 0.0
@@ -94,6 +113,7 @@ class Scheduler:
         if self.running and not chunks:  # beams only, that wait for others which find no place: the youngest makes one
             self.preempt(self.running[-1], chunks)
             return self.schedule()
+        self.budget_left = budget
         return list(chunks.values())
 
     def add(self, sequence: Sequence) -> None:
@@ -153,6 +173,25 @@ class Scheduler:
         self.waiting.put(sequence)
         chunk = (chunks or {}).pop(sequence, None)
         return chunk.num_tokens if chunk else 0
+
+    # --- drafts -----------------------------------------------------------------------------------------------
+
+    def make_room(self, sequence: Sequence, num_tokens: int) -> int:
+        """How many of ``num_tokens`` drafted tokens can be written behind a sequence's last one: nobody gives way."""
+        end = len(sequence.token_ids)
+        for place in range(end, end + num_tokens):
+            if not self.pool.make_writable(sequence.table, place):
+                return place - end
+        return num_tokens
+
+    def roll_back(self, sequence: Sequence, num_accepted: int) -> None:
+        """Of a draft that was computed, the first ``num_accepted`` tokens stay; the others' room is free again.
+
+        The user is charged for those that stay, with the next chunk; what was wrong is at the engine's own expense.
+        """
+        sequence.num_computed += num_accepted
+        self.pool.truncate(sequence.table, sequence.num_computed)
+        self.pool.publish(sequence.table, sequence.token_ids, sequence.num_computed)
 
     # --- mechanism --------------------------------------------------------------------------------------------
 

@@ -11,8 +11,11 @@ from wootz.engine.protocol import SamplingParams
 
 if TYPE_CHECKING:
     from wootz.engine.adapters import KnownAdapter
+    from wootz.engine.answer import AnswerStream
     from wootz.engine.beam_search import BeamSearch
+    from wootz.engine.grammar import Constraint
     from wootz.engine.scoring import PromptScores
+    from wootz.engine.structure import AnswerPlan
     from wootz.engine.swap import Saved
 
 
@@ -36,6 +39,8 @@ class Request:
     """The lowest goes first."""
     user: str = ""
     """Whom its tokens are counted for, where users get equal shares."""
+    plan: AnswerPlan | None = None
+    """How its answers are constrained and read, where they are."""
     adapter: KnownAdapter | None = None
     arrival: int = -1
     """Place in the order of arrival; set when the request is submitted."""
@@ -90,6 +95,10 @@ class Sequence:
     num_preemptions: int = 0
     saved: Saved | None = None
     """Its part of the cache, if that was swapped out."""
+    constraint: Constraint | None = None
+    """Its place in the grammar that it has to follow."""
+    answer: AnswerStream | None = None
+    """Parts its text into what is said, thought and called."""
 
     @property
     def num_remaining(self) -> int:

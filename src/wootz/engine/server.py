@@ -62,7 +62,8 @@ from wootz.engine.protocol import (
 )
 
 if TYPE_CHECKING:
-    from wootz.engine.engine import Engine, Event
+    from wootz.engine.engine import Engine
+    from wootz.engine.generation import Event
     from wootz.engine.sequence import Request
 
 MOST_FAILED_STEPS = 3
@@ -140,6 +141,7 @@ class Server:
             id=id,
             priority=submit.priority,
             user=submit.user,
+            tools=submit.tools,
             adapter=submit.adapter,
         )
         try:
@@ -349,6 +351,7 @@ def _load(path: Path, config_json: str, adapters: dict[str, str], prompts: Path 
         device=str(model.device),
         has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         defaults=setup.sampling_defaults(path),
+        tool_format=engine.planner.format.name if engine.planner else None,
     )
     return partial(Server, engine, hello, prompts)
 

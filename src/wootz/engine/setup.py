@@ -18,7 +18,7 @@ from wootz.engine.parallel.model import ParallelModel, lead
 from wootz.engine.runner import Model
 from wootz.engine.swap import SwapSpace, mover
 from wootz.models import load as load_model
-from wootz.models.context import LatentKV, PagedKV, WholeText
+from wootz.models.context import CacheSpec, LatentKV, PagedKV, WholeText
 from wootz.models.linear import Linear
 from wootz.models.packed_weight import PackedWeight
 from wootz.tokenization import load_tokenizer
@@ -78,9 +78,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
-    """``(num_blocks, max_model_len)``: as many blocks as memory allows and ``max_running`` sequences could ever use,
-    and the longest sequence that both model and cache can hold."""
+def size_cache(model: Model, specs: list[CacheSpec], config: EngineConfig) -> tuple[int, int]:
+    """``(num_blocks, max_model_len)``: as many blocks of ``specs`` as memory allows and ``max_running`` sequences could
+    ever use, and the longest sequence that both model and cache can hold."""
     if any(isinstance(spec, WholeText) for spec in model.cache_specs):
         raise UnsupportedError(WholeText.REASON)
     longest = model.config.max_position_embeddings
@@ -88,7 +88,7 @@ def size_cache(model: Model, config: EngineConfig) -> tuple[int, int]:
         raise ConfigError(f"engine.max_model_len: {config.max_model_len} is more than the model's own {longest}")
     max_model_len = config.max_model_len or longest
 
-    block_bytes = PagedCache.block_bytes(model.cache_specs, config.block_size, cache_format(model, config))
+    block_bytes = PagedCache.block_bytes(specs, config.block_size, cache_format(model, config))
     budget = config.cache_bytes or _default_cache_bytes(model.device, config.num_ranks)
     budget -= config.max_running * PagedCache.state_bytes(model.cache_specs, model.dtype)
     useful = config.max_running * -(-max_model_len // config.block_size)

@@ -140,7 +140,7 @@ def _explain(errors: Sequence[Mapping[str, Any]], param: str) -> BadRequestError
         return BadRequestError(f"{field} must not be empty", code=code, param=param)
     message = _lower(error["msg"].removeprefix("Value error, "))
     if kind == "value_error":  # Ours, from `wootz.core.wire`: a sentence that names the field first, in quotes.
-        named = re.match(r'"(\w+)"', message)
+        named = re.match(r'"([\w.\[\]]+)"', message)
         param = ".".join(filter(None, (param, named[1]))) if named else param
         return BadRequestError(message, param=param or None)
     return BadRequestError(f"invalid value for {field}: {message}", param=param or None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,3 +47,9 @@ def assign_slots(model: nn.Module) -> list[CacheSpec]:
     for slot, layer in enumerate(layers):
         layer.slot = slot
     return [layer.cache_spec for layer in layers]
+
+
+def move_slots(modules: Iterable[nn.Module], first: int) -> None:
+    """Number a model's remembering layers from ``first`` on: another model's come before them in the same cache."""
+    for slot, layer in enumerate(module for module in modules if isinstance(module, Remembering)):
+        layer.slot = first + slot

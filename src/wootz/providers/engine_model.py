@@ -9,6 +9,7 @@ What the engine cannot do yet is refused with the parameter's name; it is never 
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -33,6 +34,7 @@ from wootz.core.wire import (
     EmbeddingRequest,
     EmbeddingResponse,
     FinishReason,
+    Guarantee,
     PromptTokensDetails,
     RerankDocument,
     RerankRequest,
@@ -47,6 +49,7 @@ from wootz.engine.client import EngineClient
 from wootz.engine.protocol import Encoded, Finished, Hello, Output, SamplingParams, TokenLogprob
 from wootz.providers.logprobs import CompletionLogprobsWriter, chat_logprobs
 from wootz.providers.merge import merge
+from wootz.providers.structure import call_fragment, structured_output, tool_use
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for ``/v1/completions``; a chat answer may fill the model's context."""
@@ -55,7 +58,7 @@ MAX_PROMPTS = 1024
 MAX_INPUTS = 2048
 """Of one embedding request; OpenAI's limit."""
 
-REFUSED = ("functions", "function_call", "audio", "web_search_options", "structured_outputs")
+REFUSED = ("functions", "function_call", "audio", "web_search_options")
 REFUSED_PREFIX = "guided_"
 """Fields that `ChatRequest` does not know but that would change the answer if they were heeded."""
 
@@ -97,12 +100,14 @@ class EngineModel(LanguageModel):
         max_tokens = request.max_completion_tokens or request.max_tokens
         params = sampling_params(request, hello, self.defaults, max_tokens=max_tokens, logprobs=top_logprobs)
         messages = [_template_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)]
+        tools = tool_use(request)
 
         id, created, opened = new_id("chatcmpl"), now(), set[int]()
         finished: list[Finished] = []
         stream = self.client.generate(
             messages=messages,
             params=params,
+            tools=tools,
             priority=request.priority or 0,
             user=request.caller,
             adapter=self._adapter,
@@ -114,14 +119,22 @@ class EngineModel(LanguageModel):
                     continue
                 role = None if output.index in opened else "assistant"
                 logprobs = None if top_logprobs is None else chat_logprobs(output.logprobs, top_logprobs)
-                if not (output.text or role or logprobs or output.finish_reason):
+                parts = output.text or output.reasoning or output.tool_calls
+                if not (parts or role or logprobs or output.finish_reason):
                     continue  # A token that is a part of a character: its text comes with a later one.
                 opened.add(output.index)
+                delta = Delta(
+                    role=role,
+                    content=output.text,
+                    reasoning_content=output.reasoning or None,
+                    tool_calls=[call_fragment(call) for call in output.tool_calls] or None,
+                )
                 choice = ChunkChoice(
                     index=output.index,
-                    delta=Delta(role=role, content=output.text),
+                    delta=delta,
                     logprobs=logprobs,
                     finish_reason=cast("FinishReason | None", output.finish_reason),
+                    guarantee=cast("Guarantee | None", output.guarantee),
                 )
                 yield ChatChunk(id=id, created=created, model=self.name, choices=[choice])
         yield ChatChunk(id=id, created=created, model=self.name, choices=[], usage=_usage(finished))
@@ -158,7 +171,9 @@ class EngineModel(LanguageModel):
                     text = prompt + text
                 seen.add(index)
                 reason = cast("FinishReason | None", output.finish_reason)
-                choice = CompletionChoice(index=index, text=text, finish_reason=reason)
+                choice = CompletionChoice(
+                    index=index, text=text, finish_reason=reason, guarantee=cast("Guarantee | None", output.guarantee)
+                )
                 if request.logprobs is not None:
                     writer = writers.setdefault(index, CompletionLogprobsWriter(request.logprobs))
                     choice.logprobs = CompletionLogprobs()
@@ -282,6 +297,7 @@ def sampling_params(
         stop_token_ids=tuple(_token_id(token, hello, "stop_token_ids") for token in request.stop_token_ids or ()),
         ignore_eos=request.ignore_eos or False,
         logprobs=logprobs,
+        structured=structured_output(request),
     )
     return _with_beams(params, request.model_extra or {})
 
@@ -323,6 +339,8 @@ def _template_message(message: ChatMessage, where: str) -> dict[str, Any]:
                     param=f"{where}.content[{position}]",
                 )
     told = message.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+    for call in told.get("tool_calls", ()):  # templates write them as JSON themselves
+        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
     return {"role": "system" if message.role == "developer" else message.role, "content": message.text, **told}
 
 
@@ -331,12 +349,6 @@ def _refuse_what_chat_lacks(request: ChatRequest, hello: Hello) -> None:
         raise UnsupportedError(
             f'model "{request.model}" has no chat template', param="model", hint="use /v1/completions"
         )
-    if request.tools:
-        raise UnsupportedError("tools are not supported by this model yet", param="tools")
-    if request.tool_choice not in (None, "none", "auto"):
-        raise UnsupportedError("tools are not supported by this model yet", param="tool_choice")
-    if (request.response_format or {}).get("type", "text") != "text":
-        raise UnsupportedError('only {"type": "text"} is supported by this model yet', param="response_format")
     _refuse_unknown(request)
 
 

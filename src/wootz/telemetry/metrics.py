@@ -103,6 +103,9 @@ ENGINE_COUNTERS = {
     "prefix_hits": "Those that found a part of their prompt in the cache.",
     "swapped_out": "Preempted sequences copied to host memory.",
     "swapped_in": "Sequences copied back.",
+    "drafts": "Drafts that were checked (speculative decoding).",
+    "draft_tokens": "Tokens drafted.",
+    "draft_tokens_accepted": "Drafted tokens that were right.",
 }
 
 

@@ -15,12 +15,20 @@ class StreamDecoder:
     bytes of a character that is not complete yet.
 
     SentencePiece puts a space before a text, and decoding drops it. With ``continues_text`` the tokens go on from a
-    text that came before (a prompt to complete), so a space in front is the model's own and stays.
+    text that came before (a prompt to complete), so a space in front is the model's own and stays. ``shown_ids`` are
+    special tokens that are not skipped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, continues_text: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        continues_text: bool = False,
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skip = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._drops_space = tokenizer.strips_leading_space and not continues_text
 

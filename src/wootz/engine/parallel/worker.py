@@ -32,7 +32,7 @@ def work(path: Path, config: EngineConfig) -> None:
     share_of_model = load_share(path, rank, config, setup.pick_dtype(config.dtype, device), device)
     loaded(rank, config.num_ranks)
     share = Share(share_of_model, rank, config)
-    agree(setup.size_cache(share.model, config)[0])
+    agree(setup.size_cache(share.model, share.model.cache_specs, config)[0])
     with torch.inference_mode():
         obey(share)
     dist.destroy_process_group()
