@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.real
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-PARIS = [{"role": "user", "content": "What is the capital of France?"}]
+PARIS = [{"role": "user", "content": "Name the capital of France."}]
 
 
 def wootz(platform, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

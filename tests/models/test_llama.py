@@ -21,9 +21,11 @@ def test_logits_equal_transformers(tmp_path: Path, family: str, tied: bool) -> N
     expected = reference_logits(reference)
     model = load(tmp_path)
     assert model.num_parameters == reference.num_parameters()
-    torch.testing.assert_close(model.logits(TOKENS), expected, atol=1e-4, rtol=0)
+    # Gemma 3's embeddings are scaled up and its norms have weights of any size: sums in another order show earlier.
+    atol = 2e-4 if family.startswith("gemma3") else 1e-4
+    torch.testing.assert_close(model.logits(TOKENS), expected, atol=atol, rtol=0)
     model.prepare_for_inference()
-    torch.testing.assert_close(model.logits(TOKENS), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.logits(TOKENS), expected, atol=atol, rtol=0)
 
 
 @torch.inference_mode()

@@ -131,7 +131,7 @@ def test_running_states_are_swapped_with_the_blocks(mixers):
                 answers[request.id] += event.token_ids
         if engine.num_steps % 3 == 0:
             for sequence in list(engine.scheduler.running):  # they come back in each other's places
-                engine.scheduler._preempt(sequence, {})
+                engine.scheduler.preempt(sequence, {})
         engine.scheduler.check_integrity()
     assert engine.stats().swapped_in == engine.stats().preemptions > 2
     assert engine.stats().prompt_tokens_computed == 9
