@@ -106,6 +106,9 @@ ENGINE_COUNTERS = {
     "drafts": "Drafts that were checked (speculative decoding).",
     "draft_tokens": "Tokens drafted.",
     "draft_tokens_accepted": "Drafted tokens that were right.",
+    "grammars_compiled": "Grammars compiled (structured output).",
+    "grammars_reused": "Grammars found compiled already.",
+    "tokens_forced": "Generated tokens that a grammar left no choice about.",
 }
 
 
