@@ -12,7 +12,7 @@ import torch
 import transformers
 from one_by_one import one_at_a_time, tiny_engine
 
-from wootz.core import NotFoundError, WootzError
+from wootz.core import EngineConfig, NotFoundError, WootzError
 from wootz.engine import Engine, SamplingParams
 from wootz.engine.protocol import Failed
 from wootz.models import Decoder, load
@@ -194,3 +194,17 @@ def test_an_adapter_that_is_gone_fails_its_request_alone(folder, tmp_path):
     engine.adapters.forget("lora1")
     with pytest.raises(NotFoundError):
         engine.generate([[1, 2]], GREEDY, adapters="lora1")
+
+
+def test_adapters_join_weights_that_were_read_again(folder):
+    """A deep sleep ends with another model object; the old one's adapters would be the old one's alone."""
+    config = EngineConfig(dtype="float32", block_size=4, cache_bytes=2**20)
+    engine = Engine(load(folder / "base"), config=config, path=folder / "base")
+    engine.weights.reload = lambda: load(folder / "base")  # this folder has no tokenizer
+    engine.adapters.register("lora0", folder / "lora0")
+    before = [answer.token_ids for answer in engine.generate([[3, 5, 7]] * 2, GREEDY, adapters=["lora0", None])]
+    assert before[0] != before[1]
+    engine.sleep(2)
+    engine.wake()
+    after = engine.generate([[3, 5, 7]] * 2, GREEDY, adapters=["lora0", None])
+    assert [answer.token_ids for answer in after] == before

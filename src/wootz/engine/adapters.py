@@ -56,6 +56,11 @@ class AdapterCache:
         self._numbers = itertools.count(1)
         self._attached: Adapters | None = None
 
+    def move_to(self, model: Model) -> None:
+        """The weights were read anew, into another model: what is loaded was joined to the old one's projections."""
+        self.model, self._attached = model, None
+        self.loaded.clear()
+
     def read(self, path: Path | str) -> Lora | Prefix:
         """An adapter's tensors, laid out for this model. Changes nothing, so any thread may call it."""
         if not isinstance(self.model, Decoder):

@@ -426,7 +426,9 @@ class Engine:
     def wake(self) -> None:
         """Go on. Raises `UnavailableError` if the weights are gone, and came from no file."""
         if self.asleep:
-            self.model = self.runner.model = self.weights.take_back()
+            if (model := self.weights.take_back()) is not self.model:
+                self.model = self.runner.model = model
+                self.adapters.move_to(model)
             fix_length(self.model.modules(), self.max_model_len)
             self.runner.cache.layers += self._make_cache().layers
             fuse(self.model, self.runner.cache)
