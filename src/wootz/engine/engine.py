@@ -11,22 +11,19 @@ the server's thread calls it for as long as the process lives. One thread at a t
 from __future__ import annotations
 
 import itertools
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
-from msgspec import structs
 from torch import Tensor
 
 from wootz.core import BadRequestError, EngineConfig, RateLimitError, UnavailableError, progress_bar
 from wootz.engine import setup
 from wootz.engine.adapters import AdapterCache
-from wootz.engine.answer import Parts
 from wootz.engine.attention import PagedCache
 from wootz.engine.beam_search import BeamSearch, go_on, hear
 from wootz.engine.cache import BlockPool
@@ -34,26 +31,24 @@ from wootz.engine.connection import failed
 from wootz.engine.fused import fuse, unfuse
 from wootz.engine.generation import Choice, Event, Generation, Prompt
 from wootz.engine.grammar import Masks
-from wootz.engine.output import NoText, TextStream
+from wootz.engine.intake import Intake
 from wootz.engine.pace import Pace
 from wootz.engine.parallel.model import ParallelModel
-from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, TokenLogprob, ToolUse
+from wootz.engine.protocol import Finished, Output, SamplingParams, Stats, ToolUse
 from wootz.engine.runner import Model, Runner
 from wootz.engine.sampler import Sampled
 from wootz.engine.scheduler import Chunk, Scheduler
-from wootz.engine.scoring import PromptScores
 from wootz.engine.sequence import Request, Sequence
 from wootz.engine.speculation.methods import load_speculator
 from wootz.engine.speculation.speculate import Speculation, Speculator
 from wootz.engine.speculation.verify import choose, choosing, walks_of
 from wootz.engine.structure import Planner
 from wootz.engine.timeline import Timeline, Unwatched
-from wootz.engine.validation import check_params, check_priority
 from wootz.engine.weights import Weights
+from wootz.engine.writer import Writer
 from wootz.models import RecurrentState
 from wootz.models.positions.rotary import fix_length
 from wootz.models.replacing import read_weights
-from wootz.tokenization import StreamDecoder
 
 if TYPE_CHECKING:
     from wootz.tokenization import Tokenizer
@@ -128,7 +123,7 @@ class Engine:
             user_weights=config.user_weights,
             may_start=self.adapters.may_start,
         )
-        fuse(self.model, cache)
+        fuse(self.model, cache, self.max_model_len)
         self.runner = Runner(self.model, cache, self.adapters)
         self.timeline: Unwatched = self.runner.timeline
         self.speculation: Speculation | None = None
@@ -143,6 +138,18 @@ class Engine:
         if self.tokenizer is not None:
             vocab_size = self.model.config.vocab_size
             self.planner = Planner(self.tokenizer, vocab_size, self.eos_token_ids, config.tool_format)
+        self.writer = Writer(self.tokenizer)
+        self.make_request = Intake(
+            self.tokenizer,
+            self.planner,
+            self.adapters,
+            self.pool,
+            vocab_size=self.model.config.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            max_model_len=self.max_model_len,
+            max_running=config.max_running,
+        ).make_request
+        """Tokenize and check; see `Intake.make_request`. Any thread may."""
         self._arrivals = itertools.count()
         self._chunks: list[Chunk] = []
         self.asleep = 0
@@ -182,6 +189,7 @@ class Engine:
             for walk, sampled in zip(going, chosen, strict=True):
                 outputs = self._extend(walk.sequence, sampled)
                 walk.follow(outputs[-1])
+                self.num_generated += sum(len(output.token_ids) for output in outputs)
                 events += [(walk.sequence.request, output) for output in outputs]
             going = [walk for walk in going if walk.goes_on]
             self.timeline.mark("detokenise")
@@ -212,7 +220,7 @@ class Engine:
             self.scheduler.remove(sequence)
         request.num_open = 0
         self.num_finished += 1
-        outputs = search.outputs(lambda: self._text(request))
+        outputs = search.outputs(lambda: self.writer.text(request))
         num_tokens = sum(len(output.token_ids) for output in outputs)
         self.num_generated += num_tokens
         return [*((request, output) for output in outputs), (request, self._finished(request, num_tokens))]
@@ -240,13 +248,13 @@ class Engine:
         """Append the token, and after it those that a grammar leaves no choice about, as far as they find room."""
         constraint = sequence.constraint
         if constraint is None:
-            return [self._append(sequence, sampled)]
+            return [self.writer.append(sequence, sampled)]
         if constraint.forced:
             sampled = Sampled(constraint.forced.popleft())
-        outputs = [self._append(sequence, sampled)]
+        outputs = [self.writer.append(sequence, sampled)]
         if sequence.request.params.logprobs is None:
             while not outputs[-1].finish_reason and constraint.next_forced() and self._has_room(sequence):
-                outputs.append(self._append(sequence, Sampled(constraint.forced.popleft())))
+                outputs.append(self.writer.append(sequence, Sampled(constraint.forced.popleft())))
                 self.num_forced += 1
         return outputs
 
@@ -256,49 +264,6 @@ class Engine:
         return not sequence.table.blocks or all(
             self.pool.make_writable(sequence.table, position) for position in (last, last + 1)
         )
-
-    def _append(self, sequence: Sequence, sampled: Sampled) -> Output:
-        """Append the token; say what text it brings, and whether the choice ends here."""
-        request, params, token = sequence.request, sequence.request.params, sampled.token_id
-        if params.max_tokens == 0:  # the prompt was to be scored, and that is all
-            output = Output(request.id, sequence.index, "", [], finish_reason="length")
-            return self._with_prompt_logprobs(output, sequence)
-        constraint, answer = sequence.constraint, sequence.answer
-        ends = token in request.end_token_ids and (constraint is None or constraint.is_whole)
-        if constraint is not None:
-            constraint.accept(token)
-        sequence.token_ids.append(token)
-        self.num_generated += 1
-        text, finish_reason, stop_reason = "", None, None
-        if ends:
-            finish_reason, stop_reason = "stop", token if token in params.stop_token_ids else None
-        else:
-            may_stop = constraint is None or constraint.may_stop
-            text = sequence.text.push(token, may_stop=may_stop and sequence.num_output_tokens >= params.min_tokens)
-            if constraint is not None and constraint.is_over:
-                finish_reason = "stop" if constraint.is_whole else "length"
-            elif len(sequence.token_ids) == request.max_len:
-                finish_reason = "length"
-        if finish_reason:
-            text += sequence.text.finish()
-        if sequence.text.stopped_by is not None:
-            finish_reason, stop_reason = "stop", sequence.text.stopped_by
-        parts = answer.parts(text, over=finish_reason is not None) if answer is not None else Parts(text)
-        if finish_reason == "stop" and answer is not None and answer.has_called:
-            finish_reason = "tool_calls"
-        output = Output(
-            request_id=request.id,
-            index=sequence.index,
-            text=parts.text,
-            token_ids=[token],
-            logprobs=self._logprobs(sampled),
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            reasoning=parts.reasoning,
-            tool_calls=parts.tool_calls,
-            guarantee=constraint.guarantee(finish_reason) if constraint is not None else None,
-        )
-        return self._with_prompt_logprobs(output, sequence)
 
     def _end(self, sequence: Sequence) -> list[Event]:
         request = sequence.request
@@ -318,64 +283,6 @@ class Engine:
         )
 
     # --- requests ---------------------------------------------------------------------------------------------
-
-    def make_request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        *,
-        id: str = "",
-        priority: int = 0,
-        user: str = "",
-        tools: ToolUse | None = None,
-        adapter: str | None = None,
-    ) -> Request:
-        """Tokenize and check; nothing is begun. Raises `BadRequestError` for what can never be served, `NotFoundError`
-        for an adapter that is not known."""
-        known = None if adapter is None else self.adapters.find(adapter)
-        vocab_size = self.model.config.vocab_size
-        check_params(params, vocab_size)
-        check_priority(priority)
-        token_ids, param = self._encode(prompt, tools)
-        if not token_ids:
-            raise BadRequestError("the prompt is empty", param=param)
-        if not all(0 <= token < vocab_size for token in token_ids):
-            raise BadRequestError(f"the prompt's token ids must be at least 0 and below {vocab_size}", param=param)
-        if known is not None:
-            token_ids = [0] * known.num_virtual_tokens + token_ids
-        if len(token_ids) + (params.max_tokens != 0) > self.max_model_len:
-            raise BadRequestError(
-                f"the prompt has {len(token_ids)} tokens; prompt and answer together may have {self.max_model_len}",
-                code="context_length_exceeded",
-                param=param,
-            )
-        max_tokens = self.max_model_len if params.max_tokens is None else params.max_tokens
-        if params.structured is not None and self.planner is None:
-            raise BadRequestError("this engine has no tokenizer; it can't follow a grammar", param="structured")
-        plan = self.planner and self.planner.plan(
-            params.structured, tools, chat=param == "messages", prompt_ids=token_ids
-        )
-        if plan is not None and plan.grammar is not None and params.num_beams > 1:
-            raise BadRequestError("a beam search follows no grammar; ask for one of the two", param="num_beams")
-        request = Request(
-            plan=plan,
-            id=id,
-            prompt_token_ids=token_ids,
-            continues_text=param == "prompt",
-            adapter=known,
-            params=params,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids),
-            max_len=min(len(token_ids) + max_tokens, self.max_model_len),
-            priority=priority,
-            user=user,
-        )
-        if params.prompt_logprobs is not None:
-            request.prompt_scores = PromptScores(token_ids, params.prompt_logprobs)
-        if params.num_beams > 1:
-            self._check_beams_fit(request)
-            request.beams = BeamSearch(request)
-        return request
 
     def submit(self, request: Request) -> None:
         """Put the request into the queue. Raises `RateLimitError` when the queue is full."""
@@ -431,7 +338,7 @@ class Engine:
                 self.adapters.move_to(model)
             fix_length(self.model.modules(), self.max_model_len)
             self.runner.cache.layers += self._make_cache().layers
-            fuse(self.model, self.runner.cache)
+            fuse(self.model, self.runner.cache, self.max_model_len)
             if self.speculation is not None:
                 self.speculation.attach(self.model)
             self.asleep = 0
@@ -537,61 +444,12 @@ class Engine:
 
     # --- parts ------------------------------------------------------------------------------------------------
 
-    def _encode(self, prompt: Prompt, tools: ToolUse | None) -> tuple[list[int], str]:
-        """The prompt's token ids, and what a user calls it."""
-        if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], dict)):
-            return list(cast(Many[int], prompt)), "prompt"
-        if self.tokenizer is None:
-            raise BadRequestError("this engine has no tokenizer; give token ids", param="prompt")
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt), "prompt"
-        messages, shown_tools = cast(Planner, self.planner).prompt(cast(Many[dict[str, Any]], prompt), tools)
-        return self.tokenizer.encode_chat(messages, tools=shown_tools), "messages"
-
-    def _check_beams_fit(self, request: Request) -> None:
-        """All beams of a search must find a place together, for none goes on before the others."""
-        num_beams = request.params.num_beams
-        blocks = num_beams * (-(-request.max_len // self.pool.block_size) + 1)
-        if num_beams > self.scheduler.max_running or blocks > self.pool.num_blocks:
-            raise BadRequestError(
-                f"{num_beams} beams of {request.max_len} tokens do not fit: there is room for "
-                f"{self.scheduler.max_running} answers at a time and {self.pool.num_blocks} blocks, of which they may "
-                f"need {blocks}",
-                param="num_beams",
-                hint="ask for fewer beams or a smaller max_tokens",
-            )
-
     def _new_sequence(self, request: Request, index: int) -> Sequence:
-        sequence = Sequence(request, index, list(request.prompt_token_ids), self._text(request))
+        sequence = Sequence(request, index, list(request.prompt_token_ids), self.writer.text(request))
         if request.plan is not None:
             sequence.constraint, sequence.answer = request.plan.begin(), request.plan.new_answer()
         request.sequences.append(sequence)
         return sequence
-
-    def _text(self, request: Request) -> TextStream:
-        decoder = NoText()
-        if self.tokenizer is not None:
-            shown_ids = request.plan.shown_ids if request.plan else frozenset()
-            decoder = StreamDecoder(self.tokenizer, continues_text=request.continues_text, shown_ids=shown_ids)
-        return TextStream(decoder, request.params.stop)
-
-    def _logprobs(self, sampled: Sampled) -> list[TokenLogprob] | None:
-        if sampled.logprob is None:
-            return None
-        return [self._spelt(sampled.token_id, sampled.logprob, sampled.top)]
-
-    def _with_prompt_logprobs(self, output: Output, sequence: Sequence) -> Output:
-        """The request's first output brings what was found out about the prompt."""
-        scores = sequence.request.prompt_scores
-        if scores is None or sequence.index or sequence.num_output_tokens > 1:
-            return output
-        (first, *others), found = scores.token_ids, [score for score in scores.found if score is not None]
-        of_others = (self._spelt(token, *score) for token, score in zip(others, found, strict=True))
-        return structs.replace(output, prompt_logprobs=[self._spelt(first, 0.0, []), *of_others])
-
-    def _spelt(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenLogprob:
-        spell = self.tokenizer.token_bytes if self.tokenizer else lambda _: b""
-        return TokenLogprob(token, spell(token), logprob, [(id, spell(id), value) for id, value in top])
 
     def _count(self, chunks: list[Chunk]) -> None:
         self.num_steps += 1

@@ -27,8 +27,9 @@ from wootz.models.positions.rotary import Rotary, RotaryConfig
 from wootz.models.run import Run
 
 
-def fuse(model: object, cache: PagedCache) -> bool:
-    """Let ``model`` run its layers in one call over ``cache``, if all of them can. Returns whether."""
+def fuse(model: object, cache: PagedCache, num_positions: int) -> bool:
+    """Let ``model`` run its layers in one call over ``cache``, if all of them can. Returns whether. No text will be
+    longer than ``num_positions`` tokens."""
     if not isinstance(model, Decoder) or not kernels.AVAILABLE or model.dtype != torch.float32:
         return False
     layers = [cast(Layer, layer) for layer in model.layers]
@@ -36,7 +37,7 @@ def fuse(model: object, cache: PagedCache) -> bool:
         return False
     if type(model.norm) is not RMSNorm:
         return False
-    model.layer_loop = FusedLayers(layers, model.norm, cache, model.config.max_position_embeddings)
+    model.layer_loop = FusedLayers(layers, model.norm, cache, num_positions)
     return True
 
 

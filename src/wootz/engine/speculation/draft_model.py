@@ -53,7 +53,7 @@ class DraftModel:
 
     def attach(self, model: Model, cache: PagedCache, first_slot: int) -> None:
         move_slots(self.model.modules(), first_slot)
-        fuse(self.model, cache)
+        fuse(self.model, cache, self.model.config.max_position_embeddings)
         self.runner = Runner(self.model, cache, AdapterCache(self.model, 1, lambda: ()))
         self.runner.scores_prompts = False
 
