@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import rustbpe
 import tokenizers
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, trainers
@@ -141,7 +142,9 @@ def _unigram(texts: Iterable[str], room: int, special: list[str], nfkc: bool) ->
     counts = Counter(chain.from_iterable(texts))
     rare = {ord(character): " " for character, _ in counts.most_common()[_alphabet(room) :]}
     trained.train_from_iterator((text.translate(rare) for text in texts), trainer)
-    pieces = [(text, score) for text, score in json.loads(trained.to_str())["model"]["vocab"] if text != "<unk>"]
+    learned = [(text, score) for text, score in json.loads(trained.to_str())["model"]["vocab"] if text != "<unk>"]
+    # In 32 bits, as SentencePiece and GGUF keep them: sums in 64 are then exact, and equal readings stay equal.
+    pieces = [(text, float(np.float32(score))) for text, score in learned]
     known = [(text, 0.0) for text in special] + [(text, UNSEEN) for text in _BYTE_PIECES]
     backend = tokenizers.Tokenizer(Unigram([*known, *pieces], special.index("<unk>"), byte_fallback=True))
     return _with_spaces(backend, special, nfkc)
