@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from wootz.core import Config, LanguageModel, ModelConfig
-from wootz.core.config import ServerConfig
+from wootz.core.sections import ServerConfig
 from wootz.core.wire import (
     ChatChunk,
     ChatRequest,

@@ -7,8 +7,7 @@ import asyncio
 import pytest
 from tiny_model import write_tiny_model
 
-from wootz.core import BadRequestError, Config, ModelConfig, collect_chat
-from wootz.core.config import EngineConfig
+from wootz.core import BadRequestError, Config, EngineConfig, ModelConfig, collect_chat
 from wootz.core.wire import ChatRequest
 
 ray = pytest.importorskip("ray")

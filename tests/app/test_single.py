@@ -8,7 +8,7 @@ import pytest
 
 from wootz.app.single import single_model
 from wootz.core import Config, ModelConfig, NotFoundError
-from wootz.core.config import SamplingConfig
+from wootz.core.sections import SamplingConfig
 from wootz.store import ModelStore
 
 

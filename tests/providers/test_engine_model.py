@@ -14,7 +14,7 @@ import torch
 from serving import until
 
 from wootz.core import BadRequestError, UnavailableError, UnsupportedError, WootzError, collect_chat, collect_completion
-from wootz.core.config import SamplingConfig
+from wootz.core.sections import SamplingConfig
 from wootz.core.wire import ChatRequest, CompletionLogprobs, CompletionRequest
 from wootz.engine import Engine, EngineClient, SamplingParams
 from wootz.engine.protocol import TokenLogprob

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wootz.core import Config, ConfigError, ModelConfig, NotFoundError, progress_bar
-from wootz.core.config import SamplingConfig
+from wootz.core.sections import SamplingConfig
 from wootz.store import ModelStore
 
 SOURCES = ("pypi:", "hf:", "ms:", "file:")

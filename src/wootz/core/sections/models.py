@@ -1,0 +1,79 @@
+"""``[models.NAME]``: what can be asked, local or remote, and what it costs."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from wootz.core.secrets import SECRET_SCHEMES
+from wootz.core.sections.engine import SpeculationConfig
+from wootz.core.sections.section import Section
+
+
+class PriceConfig(Section):
+    """USD per million tokens, as decimal strings."""
+
+    input: Decimal = Decimal(0)
+    cached_input: Decimal | None = Field(default=None, description="Default: the input price.")
+    output: Decimal = Decimal(0)
+
+    @field_validator("input", "cached_input", "output", mode="before")
+    @classmethod
+    def _no_binary_floats(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, float) else value
+
+
+class SamplingConfig(Section):
+    """What a request that says nothing gets. What is not set here is the model's own default, then OpenAI's."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0)
+
+
+class ModelConfig(Section):
+    """One entry of ``[models.NAME]``: a local model (``path`` or ``source``) or a remote one (``base_url``)."""
+
+    path: Path | None = Field(default=None, description="A model folder or GGUF file to serve with the local engine.")
+    source: str | None = Field(default=None, description="Where `wootz pull` gets it: pypi:…, hf:…, ms:…, file:…")
+    base_url: str | None = Field(
+        default=None, description="An OpenAI-compatible endpoint, e.g. https://api.openai.com/v1"
+    )
+    api_key: str | None = Field(default=None, description="A reference: env:NAME or file:PATH. Never the key itself.")
+    upstream_model: str | None = Field(
+        default=None, description="The name the remote endpoint knows it by. Default: NAME."
+    )
+    price: PriceConfig = Field(default_factory=PriceConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Defaults of a local model.")
+    speculation: SpeculationConfig | None = Field(
+        default=None, description="Of a local model; instead of engine.speculation."
+    )
+    tool_format: str | None = Field(default=None, description="As engine.tool_format, of this model.")
+    adapters: dict[str, Path] = Field(
+        default_factory=dict, description="Folders in PEFT's format on a local model, by the names users call them."
+    )
+    timeout_seconds: float = Field(default=600.0, gt=0)
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_a_reference(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(SECRET_SCHEMES):
+            raise ValueError(f"must be a reference ({', '.join(s + '…' for s in SECRET_SCHEMES)}), not the key itself")
+        return value
+
+    @model_validator(mode="after")
+    def _is_local_or_remote(self) -> ModelConfig:
+        if bool(self.base_url) == bool(self.path or self.source):
+            raise ValueError('give either "base_url" (remote) or one of "path" and "source" (local)')
+        if self.base_url and self.adapters:
+            raise ValueError("adapters need a local model")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        return self.base_url is None

@@ -1,0 +1,31 @@
+"""``[server]``, ``[database]`` and ``[telemetry]``: the HTTP process, and where it keeps its records."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from wootz.core.sections.section import Section
+
+
+class ServerConfig(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="Larger request bodies are refused with 413.")
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    drain_seconds: float = Field(default=10.0, ge=0, description="How long running answers may go on after Ctrl-C.")
+
+
+class DatabaseConfig(Section):
+    url: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL, or a reference to one (env:NAME, file:PATH). Default: SQLite in WOOTZ_HOME.",
+    )
+
+
+class TelemetryConfig(Section):
+    otlp_endpoint: str | None = Field(
+        default=None, description="OTLP/HTTP traces endpoint, e.g. http://localhost:4318/v1/traces"
+    )
+    service_name: str = "wootz"
