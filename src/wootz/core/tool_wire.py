@@ -13,7 +13,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from wootz.core.journey import Journey
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
@@ -22,6 +24,18 @@ class Request(BaseModel):
     """Base of every request type: strict on what we know, and keeping fields that we don't."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class ModelRequest(Request):
+    """Base of what is asked of a model: it has a journey, which no client writes and no endpoint is told."""
+
+    model: str = Field(min_length=1, max_length=256)
+    user: str | None = None
+    _journey: Journey = PrivateAttr(default_factory=Journey)
+
+    @property
+    def journey(self) -> Journey:
+        return self._journey
 
 
 class FunctionDefinition(Request):
@@ -109,7 +123,7 @@ class StructuredOutputs(Request):
         return self
 
 
-class StructuredFields(Request):
+class StructuredFields(ModelRequest):
     """What the answer has to be, in OpenAI's words or in vLLM's; at most one of them."""
 
     response_format: ResponseFormat | None = None

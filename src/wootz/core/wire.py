@@ -15,9 +15,17 @@ import time
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from wootz.core.tool_wire import Request, StructuredFields, ToolChoice, ToolDefinition, check_tool_history, check_tools
+from wootz.core.tool_wire import (
+    ModelRequest,
+    Request,
+    StructuredFields,
+    ToolChoice,
+    ToolDefinition,
+    check_tool_history,
+    check_tools,
+)
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 """At least one, and small enough for every integer type on the way to an engine or a remote endpoint."""
@@ -101,7 +109,6 @@ class StreamOptions(Request):
 class SamplingFields(StructuredFields):
     """What chat and plain completion requests have in common. ``None`` means the model's own default."""
 
-    model: str = Field(min_length=1, max_length=256)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(
@@ -121,21 +128,15 @@ class SamplingFields(StructuredFields):
     min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
     safety_identifier: str | None = None
     priority: int | None = Field(
         default=None, ge=-100, le=100, description="Lower goes first, as in vLLM. Below 0 is for administrators' keys."
     )
-    _caller: str = PrivateAttr(default="")
 
     @property
     def caller(self) -> str:
         """Whom the work is counted for: the key, where there is one, else what the request says of its user."""
-        return self._caller or self.safety_identifier or self.user or ""
-
-    def count_for(self, caller: str) -> None:
-        """Not a field, so that nobody can ask in another's name, and no remote provider is told."""
-        self._caller = caller
+        return self.journey.caller or self.safety_identifier or self.user or ""
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> SamplingFields:
@@ -205,29 +206,25 @@ class CompletionRequest(SamplingFields):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class EmbeddingRequest(Request):
+class EmbeddingRequest(ModelRequest):
     """``POST /v1/embeddings``."""
 
-    model: str = Field(min_length=1, max_length=256)
     input: str | list[str] | list[int] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
-    user: str | None = None
 
 
 class RerankDocument(Request):
     text: str
 
 
-class RerankRequest(Request):
+class RerankRequest(ModelRequest):
     """``POST /v1/rerank``, as Cohere and Jina have it: how relevant is each document to the query?"""
 
-    model: str = Field(min_length=1, max_length=256)
     query: str = Field(min_length=1)
     documents: list[str | RerankDocument] = Field(min_length=1)
     top_n: Count | None = None
     return_documents: bool | None = None
-    user: str | None = None
 
     @property
     def texts(self) -> list[str]:

@@ -26,6 +26,7 @@ from wootz.core import (
     UpstreamError,
     WootzError,
 )
+from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
     ChatChunk,
     ChatRequest,
@@ -47,7 +48,6 @@ from wootz.telemetry import Observation, Telemetry
 log = logging.getLogger(__name__)
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
-AnyRequest = SamplingFields | EmbeddingRequest | RerankRequest
 
 
 class Gateway:
@@ -175,19 +175,19 @@ class Gateway:
             if not complete:
                 raise UpstreamError("the model's answer broke off", code="incomplete_answer")
 
-    def _admit(self, key: Key | None, request: AnyRequest) -> LanguageModel:
+    def _admit(self, key: Key | None, request: ModelRequest) -> LanguageModel:
         model = self.model(key, request.model)
         if key is not None and key.requests_per_minute is not None:
             self._limiter.take(key.id, key.requests_per_minute)
-        if key is not None and isinstance(request, SamplingFields):
-            if (request.priority or 0) < 0 and not key.is_admin:
+        if key is not None:
+            if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
-            request.count_for(key.id)
+            request.journey.caller = request.journey.tenant = key.id
         return model
 
     @asynccontextmanager
     async def _recorded(
-        self, key: Key | None, request: AnyRequest, request_id: str, route: str
+        self, key: Key | None, request: ModelRequest, request_id: str, route: str
     ) -> AsyncGenerator[Observation, None]:
         """Whatever way the block ends, one record is left when it has. Unforeseen exceptions become a bare 500."""
         model = self.models.get(request.model)

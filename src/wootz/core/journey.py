@@ -1,0 +1,92 @@
+"""What happens to one request on its way, told by whoever does it: a cache, a route, each attempt at a model.
+
+A `Journey` travels with its request (``request.journey``; no field, so no client can write it and no endpoint is told).
+The gateway begins it, the layers below add to it, and at the end the record, the span tree, the answer's headers and
+``wootz trace explain`` are made from it. Whoever uses a `LanguageModel` without a gateway may ignore it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+CacheStatus = Literal["off", "bypass", "miss", "exact", "semantic", "shared"]
+"""``off``: none is switched on; ``bypass``: the request or its kind opted out; ``shared``: another request that was
+under way already got the answer (single flight)."""
+
+Lane = Literal["interactive", "batch"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Span:
+    """A stretch of the way; seconds since the journey began. ``end`` is None while it lasts."""
+
+    name: str
+    start: float
+    end: float | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """One call to one model behind a name, also one that failed; failed attempts may have cost something too."""
+
+    deployment: str
+    """The model's name in the config."""
+    provider: str
+    start: float
+    end: float | None = None
+    first_token: float | None = None
+    error_code: str | None = None
+    """None when it answered."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Journey:
+    caller: str = ""
+    """Whom the work is counted for: the key's id, where there are accounts."""
+    tenant: str = ""
+    """What may share cached answers: the key's team, else the key. Empty without accounts."""
+    tags: dict[str, str] = field(default_factory=dict)
+    lane: Lane = "interactive"
+    cache: CacheStatus = "off"
+    attempts: list[Attempt] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Why it went as it went, a sentence each: "route chat: cheapest of 3 is qwen-flash". No content, no secrets."""
+    begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def now(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self.begun
+
+    @contextmanager
+    def span(self, name: str, **attributes: Any) -> Iterator[Span]:
+        """A stretch that lasts as long as the block."""
+        span = Span(name=name, start=self.now, attributes=attributes)
+        self.spans.append(span)
+        try:
+            yield span
+        finally:
+            span.end = self.now
+
+    def attempt(self, deployment: str, provider: str) -> Attempt:
+        """A call begins."""
+        attempt = Attempt(deployment=deployment, provider=provider, start=self.now)
+        self.attempts.append(attempt)
+        return attempt
+
+    @property
+    def answered_by(self) -> Attempt | None:
+        """The attempt that answered, or the last one."""
+        return next((one for one in reversed(self.attempts) if one.error_code is None), None) or (
+            self.attempts[-1] if self.attempts else None
+        )
