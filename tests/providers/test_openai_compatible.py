@@ -28,7 +28,7 @@ from wootz.core import (
     collect_completion,
 )
 from wootz.core.wire import ChatChunk, ChatRequest, CompletionRequest, EmbeddingRequest
-from wootz.providers import OpenAICompatibleModel, open_models
+from wootz.providers import Endpoint, OpenAICompatibleModel, Timeouts, open_models
 
 SECRET = "sk-upstream-secret-0123456789"
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -85,9 +85,9 @@ def far_end(far_end_server: Server) -> FarEnd:
 
 @pytest.fixture
 async def model(far_end_server: Server, far_end: FarEnd) -> AsyncGenerator[OpenAICompatibleModel, None]:
-    model = OpenAICompatibleModel(
-        "ours", base_url=f"{far_end_server.url}/v1", api_key=SECRET, upstream_model="theirs", timeout=20
-    )
+    timeouts = Timeouts(silence=20)
+    endpoint = Endpoint("ours", f"{far_end_server.url}/v1", SECRET, upstream_model="theirs", timeouts=timeouts)
+    model = OpenAICompatibleModel(endpoint)
     yield model
     await model.close()
 
@@ -278,7 +278,7 @@ async def test_what_the_user_got_wrong_comes_back_in_the_endpoints_words(
 
 async def test_a_silent_endpoint_times_out(far_end_server: Server, far_end: FarEnd) -> None:
     far_end.answer = [event("one"), HANG]
-    model = OpenAICompatibleModel("ours", base_url=f"{far_end_server.url}/v1", timeout=0.2)
+    model = OpenAICompatibleModel(Endpoint("ours", f"{far_end_server.url}/v1", timeouts=Timeouts(silence=0.2)))
     with pytest.raises(UpstreamError) as failure:
         await chunks_of(model)
     assert failure.value.code == "upstream_timeout"
@@ -286,7 +286,7 @@ async def test_a_silent_endpoint_times_out(far_end_server: Server, far_end: FarE
 
 
 async def test_an_endpoint_that_is_not_there() -> None:
-    model = OpenAICompatibleModel("ours", base_url="http://127.0.0.1:9/v1")
+    model = OpenAICompatibleModel(Endpoint("ours", "http://127.0.0.1:9/v1"))
     with pytest.raises(UpstreamError) as failure:
         await chunks_of(model)
     assert failure.value.code == "upstream_unreachable"
@@ -304,7 +304,7 @@ def inner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
 
 
 async def test_wootz_behind_wootz(inner: GatewayServer) -> None:
-    model = OpenAICompatibleModel("ours", base_url=f"{inner.url}/v1", api_key=inner.key, upstream_model="inner-name")
+    model = OpenAICompatibleModel(Endpoint("ours", f"{inner.url}/v1", inner.key, upstream_model="inner-name"))
     chunks = await chunks_of(model)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Hello, wörld"
     assert chunks[-1].usage is not None
@@ -320,7 +320,7 @@ async def test_our_own_mid_stream_error_is_understood(inner: GatewayServer) -> N
     scripted = inner.gateway.models["inner-name"]
     assert isinstance(scripted, ScriptedModel)
     scripted.script = ["one", UpstreamError("the far end broke")]
-    model = OpenAICompatibleModel("ours", base_url=f"{inner.url}/v1", api_key=inner.key, upstream_model="inner-name")
+    model = OpenAICompatibleModel(Endpoint("ours", f"{inner.url}/v1", inner.key, upstream_model="inner-name"))
     with pytest.raises(UpstreamError, match="the far end broke"):
         await chunks_of(model)
     await model.close()

@@ -32,35 +32,24 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
+from wootz.providers.endpoint import Endpoint
 from wootz.providers.sse import event_data
 from wootz.providers.upstream_errors import error_from_event, error_from_response
-
-CONNECT_SECONDS = 10.0
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
 Whole = TypeVar("Whole", EmbeddingResponse, RerankResponse)
 
 
 class OpenAICompatibleModel(LanguageModel):
-    """``upstream_model`` is the endpoint's name for the model (default: ours); ``timeout`` is the longest silence,
-    in seconds. ``api_key`` is the key itself; it is never logged and never part of an error."""
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        base_url: str,
-        api_key: str | None = None,
-        upstream_model: str | None = None,
-        timeout: float = 600.0,
-    ) -> None:
-        self.name = name
-        self.upstream_model = upstream_model or name
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.name = endpoint.name
+        self.upstream_model = endpoint.upstream_model
+        api_key, timeouts = endpoint.api_key, endpoint.timeouts
         self._api_key = api_key
         self._http = httpx.AsyncClient(
-            base_url=base_url.rstrip("/") + "/",
-            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+            base_url=endpoint.base_url + "/",
+            headers={**endpoint.headers} | ({"authorization": f"Bearer {api_key}"} if api_key else {}),
+            timeout=httpx.Timeout(timeouts.silence, connect=timeouts.connect),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
         )
         self.provider = self._http.base_url.host
