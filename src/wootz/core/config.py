@@ -69,7 +69,7 @@ class Config(Section):
     def _providers_are_there(self) -> Config:
         for name, model in self.models.items():
             if model.provider is not None and model.provider not in self.providers:
-                raise ValueError(f'models.{name}.provider: there is no [providers.{model.provider}]')
+                raise ValueError(f"models.{name}.provider: there is no [providers.{model.provider}]")
         return self
 
     @property

@@ -25,7 +25,7 @@ class Endpoint:
     name: str
     """The name users call the model by."""
     base_url: str
-    """http:// or https://, without a final slash. Only operators set it: a tenant who could would reach into our network."""
+    """http:// or https://. Only operators set it: a tenant who could would reach into our network."""
     api_key: str | None = field(default=None, repr=False)
     upstream_model: str = ""
     """The endpoint's own name for the model; empty means `name`."""

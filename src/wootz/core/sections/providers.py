@@ -9,7 +9,9 @@ from pydantic import AfterValidator, Field
 from wootz.core.secrets import SECRET_SCHEMES
 from wootz.core.sections.section import Section
 
-ProviderKind = Literal["openai", "anthropic", "gemini", "dashscope", "dashscope-compatible", "deepseek", "ollama", "vllm", "wootz"]
+ProviderKind = Literal[
+    "openai", "anthropic", "gemini", "dashscope", "dashscope-compatible", "deepseek", "ollama", "vllm", "wootz"
+]
 
 
 def _is_reference(value: str) -> str:
