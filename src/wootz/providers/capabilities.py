@@ -22,7 +22,7 @@ from wootz.core.wire import ChatRequest
 
 Ability = Literal[
     "chat", "tools", "parallel_tools", "forced_tools", "json_object", "json_schema",
-    "images", "audio", "video", "files", "embeddings",
+    "late_system", "images", "audio", "video", "files", "embeddings",
 ]  # fmt: skip
 Thinking = Literal["off", "budget", "effort", "adaptive", "level", "switch"]
 

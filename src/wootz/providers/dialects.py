@@ -105,9 +105,7 @@ def read_usage(said: Mapping[str, Any]) -> Usage:
     return Usage.count(
         count("prompt_tokens"),
         count("completion_tokens"),
-        cached=count("prompt_tokens_details", "cached_tokens")
-        or count("prompt_cache_hit_tokens")
-        or count("cached_tokens"),
+        cached=cached,
         cache_write=count("prompt_tokens_details", "cache_write_tokens")
         or count("prompt_tokens_details", "cache_creation_input_tokens"),
         reasoning=count("completion_tokens_details", "reasoning_tokens"),

@@ -1,9 +1,9 @@
 """Asking a remote endpoint over HTTP: one connection pool a model, and one clear error for each way it can go wrong.
 
 What comes back is hostile until it is read: an endpoint may be misconfigured, taken over, or a captive portal. So
-redirects are not followed (they could lead the key, or us, anywhere), cookies are not kept (they would join one tenant's
-requests to another's), an answer must have the content type that was asked for and must not be compressed (a kilobyte
-can unpack to a gigabyte), and no line or body is read beyond a limit.
+redirects are not followed (they could lead the key, or us, anywhere), cookies are not kept (they would tie one
+tenant's requests to another's), an answer must have the content type that was asked for and must not be compressed (a
+kilobyte can unpack to a gigabyte), and no line or body is read beyond a limit.
 
 aiohttp, not httpx: 0.4 to 0.5 ms of CPU for a streamed answer of 20 chunks where httpx took 1.7 on the same core.
 """
@@ -49,9 +49,11 @@ class Http:
         if self._session is not None:
             await self._session.close()
 
-    async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:
+    async def events(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[str, None]:
         """The data of each server-sent event of the answer."""
-        async with self.response("POST", path, body, accept=EVENTS) as response:
+        async with self.response("POST", path, body, accept=EVENTS, headers=headers) as response:
             try:
                 async with aclosing(event_data(response.content.iter_any())) as events:
                     async for data in events:

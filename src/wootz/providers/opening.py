@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from wootz.core import Config, ConfigError, LanguageModel, ModelConfig, resolve_secret
 from wootz.core.sections import ProviderConfig, ProviderKind
 from wootz.engine.client import EngineClient
+from wootz.providers.anthropic import AnthropicModel
 from wootz.providers.dialects import DIALECTS
 from wootz.providers.endpoint import Endpoint, Timeouts
 from wootz.providers.engine_model import EngineModel
@@ -16,6 +17,7 @@ from wootz.providers.openai_compatible import OpenAICompatibleModel
 
 PROVIDERS: dict[ProviderKind, Callable[[Endpoint], LanguageModel]] = {
     **dict.fromkeys(DIALECTS, OpenAICompatibleModel),
+    "anthropic": AnthropicModel,
 }
 """What makes a model of each kind of provider. A new kind is a file, a line here and one in `ProviderKind`."""
 
