@@ -157,7 +157,9 @@ class _Answer:
 
     def _count(self, usage: Mapping[str, Any]) -> None:
         """Later events repeat the counts, cumulated, with null for what they don't know."""
-        self._usage |= {name: value for name, value in usage.items() if isinstance(value, int | dict)}
+        for name, value in usage.items():
+            if isinstance(value, dict if name == "output_tokens_details" else int):
+                self._usage[name] = value
 
     def _total(self) -> Usage:
         said = self._usage

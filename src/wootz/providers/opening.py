@@ -13,11 +13,13 @@ from wootz.providers.anthropic import AnthropicModel
 from wootz.providers.dialects import DIALECTS
 from wootz.providers.endpoint import Endpoint, Timeouts
 from wootz.providers.engine_model import EngineModel
+from wootz.providers.gemini import GeminiModel
 from wootz.providers.openai_compatible import OpenAICompatibleModel
 
 PROVIDERS: dict[ProviderKind, Callable[[Endpoint], LanguageModel]] = {
     **dict.fromkeys(DIALECTS, OpenAICompatibleModel),
     "anthropic": AnthropicModel,
+    "gemini": GeminiModel,
 }
 """What makes a model of each kind of provider. A new kind is a file, a line here and one in `ProviderKind`."""
 
