@@ -76,7 +76,8 @@ HELLO = [said(role="assistant", content=""), said(content="Hello"), said(content
          chunk(usage=USAGE), "[DONE]"]  # fmt: skip
 
 PARALLEL_TOOLS = [
-    said(role="assistant", content=None, tool_calls=tool_call(0, id="call_1", type="function", name="get_weather", arguments="")),
+    said(role="assistant", content=None,
+         tool_calls=tool_call(0, id="call_1", type="function", name="get_weather", arguments="")),
     said(tool_calls=tool_call(0, arguments='{"location":')),
     said(tool_calls=tool_call(1, id="call_2", type="function", name="get_time", arguments="")),
     said(tool_calls=tool_call(0, arguments=' "Paris"}')),

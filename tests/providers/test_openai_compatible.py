@@ -250,18 +250,6 @@ async def test_failures_are_ours_to_explain_and_tell_no_secret(
     assert SECRET not in repr(failure.value) + str(failure.value) + caplog.text
 
 
-@pytest.mark.parametrize(
-    ("header", "seconds"), [("7", 7), ("2.5", 2.5), ("soon", 1), ("Wed, 21 Oct 2015 07:28:00 GMT", 1)]
-)
-async def test_a_rate_limit_says_when_to_come_back(
-    model: OpenAICompatibleModel, far_end: FarEnd, header: str, seconds: float
-) -> None:
-    far_end.answer = refusal(429, headers={"retry-after": header})
-    with pytest.raises(RateLimitError) as failure:
-        await chunks_of(model)
-    assert failure.value.retry_after == seconds
-
-
 async def test_what_the_user_got_wrong_comes_back_in_the_endpoints_words(
     model: OpenAICompatibleModel, far_end: FarEnd
 ) -> None:
