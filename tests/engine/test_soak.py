@@ -34,7 +34,7 @@ def adapters(tiny_folder, tmp_path_factory) -> dict[str, Path]:
 
 
 def engine(folder, adapters, **config) -> Engine:
-    """In float64, so that the company cannot tip a tie between two tokens. Of the two adapters one has room at a time."""
+    """In float64, so that company cannot tip a tie between two tokens. Of the two adapters one has room at a time."""
     options = EngineConfig(max_adapters=1, **config)
     model, tokenizer = load(folder, dtype="float64"), load_tokenizer(folder)
     return Engine(model, config=options, tokenizer=tokenizer, adapters=adapters)
