@@ -48,7 +48,9 @@ def route_over(
     options = {"targets": [model.name for model in models], "fallbacks": [model.name for model in fallbacks]}
     settings = RouteConfig.model_validate(options | config)
     targets = [
-        Target(deployment=Deployment(model, clock), weight=target.weight, region=target.region, capacity=target.capacity)
+        Target(
+            deployment=Deployment(model, clock), weight=target.weight, region=target.region, capacity=target.capacity
+        )
         for model, target in zip(models, settings.targets, strict=True)
     ]
     others = [Deployment(model, clock) for model in fallbacks]

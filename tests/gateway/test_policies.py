@@ -37,9 +37,7 @@ def named(order: list[Candidate]) -> str:
 def candidates(**fields: list[Any]) -> list[Candidate]:
     """Candidates a, b, …; each keyword lists a field's values."""
     rows = zip(*fields.values(), strict=True)
-    return [
-        Candidate(name=chr(97 + number), **dict(zip(fields, row, strict=True))) for number, row in enumerate(rows)
-    ]
+    return [Candidate(name=chr(97 + number), **dict(zip(fields, row, strict=True))) for number, row in enumerate(rows)]
 
 
 def test_weights_are_shares_and_a_failing_share_is_divided_by_weight() -> None:
@@ -106,7 +104,8 @@ def test_cheapest_depends_on_the_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens"), [("The quick brown fox jumps over the lazy dog.", 10), ("敏捷的棕色狐狸跳过了懒狗。", 12), ("", 0)]
+    ("text", "tokens"),
+    [("The quick brown fox jumps over the lazy dog.", 10), ("敏捷的棕色狐狸跳过了懒狗。", 12), ("", 0)],
 )
 def test_a_prompts_size_is_about_right_in_any_script(text: str, tokens: int) -> None:
     assert prompt_tokens(question(text)) == pytest.approx(tokens, abs=3)
@@ -119,7 +118,10 @@ def test_a_b_is_stable_divides_by_weight_and_moves_nobody_back() -> None:
         return named(policy(some, question(user=user)))[0]
 
     users = [f"user-{number}" for number in range(2000)]
-    shares = {weight: {user: variant(user, candidates(weight=[100 - weight, weight])) for user in users} for weight in (1, 5, 25, 50)}  # fmt: skip
+    shares = {
+        weight: {user: variant(user, candidates(weight=[100 - weight, weight])) for user in users}
+        for weight in (1, 5, 25, 50)
+    }
     for weight, by_user in shares.items():
         count = sum(one == "b" for one in by_user.values())
         assert chisquare([count, len(users) - count], [weight * 20, (100 - weight) * 20]).pvalue > 0.001
@@ -231,7 +233,7 @@ def test_routes_of_routes_are_put_in_order_and_circles_refused() -> None:
         return RouteConfig.model_validate({"targets": list(names)})
 
     assert in_order({"x": to("y", "m"), "y": to("m")}, {"m"}) == ["y", "x"]
-    with pytest.raises(ValueError, match="circle: x → y → x|circle: y → x → y"):
+    with pytest.raises(ValueError, match=r"circle: (x → y → x|y → x → y)"):
         in_order({"x": to("y"), "y": to("x")}, {"m"})
     with pytest.raises(ValueError, match='names "m"'):
         in_order({"x": to("m")}, set())

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 from routing_house import HANG, Clock, Turns, question, route_over
+from serving import until
 
 from wootz.core import (
     BadRequestError,
@@ -35,6 +36,13 @@ def attempts(request: ChatRequest) -> list[tuple[str, str | None]]:
     return [(attempt.deployment, attempt.error_code) for attempt in request.journey.attempts]
 
 
+async def hangs(model: Turns) -> None:
+    async def is_hanging() -> bool:
+        return model.hanging.is_set()
+
+    await until(is_hanging)
+
+
 async def test_a_failure_before_any_content_moves_on_to_the_next_at_once() -> None:
     clock, request = Clock(), question()
     route = route_over(Turns("a", [DOWN]), Turns("b", ["", DOWN]), Turns("c"), clock=clock)
@@ -50,10 +58,14 @@ async def test_a_failure_before_any_content_moves_on_to_the_next_at_once() -> No
 async def test_after_content_there_is_no_other_model_and_no_second_beginning() -> None:
     other, request = Turns("b"), question()
     route = route_over(Turns("a", ["Hel", DOWN]), other)
-    texts = []
-    with pytest.raises(UpstreamError, match="down"):
+    texts: list[str | None] = []
+
+    async def listen() -> None:
         async for chunk in route.chat(request):
-            texts += [choice.delta.content for choice in chunk.choices]
+            texts.extend(choice.delta.content for choice in chunk.choices)
+
+    with pytest.raises(UpstreamError, match="down"):
+        await listen()
     assert texts == ["Hel"]
     assert other.asked == []
     assert attempts(request) == [("a", "upstream_error")]
@@ -180,8 +192,7 @@ async def test_who_goes_away_ends_the_work_and_leaves_no_trace_in_the_breaker() 
     assert route.deployments[0].in_flight == 0
 
     waiting = asyncio.create_task(said(route_over(silent := Turns("b", [HANG]))))
-    while not silent.hanging.is_set():
-        await asyncio.sleep(0)
+    await hangs(silent)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -234,8 +245,8 @@ async def test_a_cancelled_race_stops_both() -> None:
     route = route_over(first, second, hedge=True)
     warm(route)
     asking = asyncio.create_task(said(route))
-    while not (first.hanging.is_set() and second.hanging.is_set()):
-        await asyncio.sleep(0.002)
+    await hangs(first)
+    await hangs(second)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking

@@ -29,8 +29,8 @@ from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import KeyStore
 from wootz.gateway.middleware import BodyLimit, RequestId
-from wootz.gateway.schemas import ErrorBody, Health, KeyInfo, KeyList, KeyRequest, ModelInfo, ModelList, NewKeyInfo
 from wootz.gateway.routing import admin as route_states
+from wootz.gateway.schemas import ErrorBody, Health, KeyInfo, KeyList, KeyRequest, ModelInfo, ModelList, NewKeyInfo
 from wootz.gateway.strict_json import StrictJSONRequest
 from wootz.telemetry import CONTENT_TYPE
 
