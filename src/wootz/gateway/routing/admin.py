@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.route import Route
+from wootz.providers.cascade import Cascade
 
 
 class DeploymentState(BaseModel):
@@ -64,8 +65,16 @@ def _state(
     )
 
 
+def state_of_cascade(cascade: Cascade) -> RouteState:
+    stages = [stage for stage in cascade.models if isinstance(stage, Route)]
+    states = [state for stage in stages for state in state_of(stage).deployments]
+    return RouteState(name=cascade.name, policy="cascade", deployments=states)
+
+
 def add_routes(router: APIRouter, gateway: Gateway) -> None:
     @router.get("/admin/routes")
     async def list_routes() -> RouteList:
         """Each route, and how its models do."""
-        return RouteList(data=[state_of(model) for model in gateway.models.values() if isinstance(model, Route)])
+        models = gateway.models.values()
+        routes = [state_of(model) for model in models if isinstance(model, Route)]
+        return RouteList(data=routes + [state_of_cascade(model) for model in models if isinstance(model, Cascade)])

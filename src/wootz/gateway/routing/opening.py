@@ -10,6 +10,8 @@ from wootz.core.sections import RouteConfig
 from wootz.core.sections.routes import in_order
 from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.route import Route, Target
+from wootz.providers.cascade import Cascade
+from wootz.providers.confidence import signal_of
 
 
 def open_routes(
@@ -34,6 +36,14 @@ def _open(
     price_of: Callable[[str], PriceConfig | None],
     clock: Callable[[], float],
 ) -> LanguageModel:
+    if config.cascade is not None:
+        # Each model is a route of its own, so that its attempts are recorded, retried and kept from what is down.
+        alone = config.model_copy(update={"policy": "order", "cascade": None, "fallbacks": [], "rules": []})
+        stages = [
+            Route(name, alone, [Target(deployment=deployments[one.model])], clock=clock) for one in config.targets
+        ]
+        stages[-1].fallbacks = [deployments[fallback] for fallback in config.fallbacks]
+        return Cascade(name, stages, config.cascade.thresholds, signal_of(config.cascade))
     targets = [
         Target(
             deployment=deployments[target.model],
