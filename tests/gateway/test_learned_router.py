@@ -142,7 +142,7 @@ def test_the_commands(tmp_path: Path) -> None:
                         {"confidence": 1, "quality": 1, "cost": "0.1"},
                     ]
                 }
-            )  # noqa: E501
+            )
             for sure, good in rows
         )
     )
