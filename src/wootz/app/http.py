@@ -26,6 +26,7 @@ from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError
 from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
+from wootz.gateway.routing import open_routes
 from wootz.providers import EngineModel, open_models
 from wootz.store import Database
 from wootz.telemetry import Ledger, Telemetry
@@ -60,6 +61,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             await database.migrate()
             stack.push_async_callback(telemetry.close)
             models.update(open_models(config, engine_sockets))
+            models.update(open_routes(config, models, prices.get))
             for model in models.values():
                 stack.push_async_callback(model.close)
             watch = asyncio.create_task(_watch_engines(models, telemetry))

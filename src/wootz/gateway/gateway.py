@@ -43,6 +43,7 @@ from wootz.core.wire import (
 )
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits import RequestLimiter
+from wootz.gateway.routing import Route
 from wootz.telemetry import Observation, Telemetry
 
 log = logging.getLogger(__name__)
@@ -101,10 +102,16 @@ class Gateway:
         return self.models[name]
 
     async def unready(self) -> list[str]:
-        """The names of the models that would not work on a request now."""
+        """The names of the models that would not work on a request now, but for those that a route makes up for."""
         models = dict(self.models)
         ready = await asyncio.gather(*(model.ready() for model in models.values()))
-        return [name for name, is_ready in zip(models, ready, strict=True) if not is_ready]
+        replaced = {
+            deployment.name
+            for model, is_ready in zip(models.values(), ready, strict=True)
+            if is_ready and isinstance(model, Route)
+            for deployment in model.deployments
+        }
+        return [name for name, is_ready in zip(models, ready, strict=True) if not is_ready and name not in replaced]
 
     def add_model(self, model: LanguageModel, *, price_of: str) -> None:
         """A model more, at the price of one that is there."""

@@ -2,6 +2,7 @@
 
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
+from wootz.core.sections.routes import RouteConfig
 from wootz.core.sections.section import Section
 from wootz.core.sections.server import DatabaseConfig, ServerConfig, TelemetryConfig
 
@@ -10,6 +11,7 @@ __all__ = [
     "EngineConfig",
     "ModelConfig",
     "PriceConfig",
+    "RouteConfig",
     "SamplingConfig",
     "Section",
     "ServerConfig",
