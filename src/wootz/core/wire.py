@@ -236,6 +236,12 @@ class RerankRequest(ModelRequest):
 
 class PromptTokensDetails(Answer):
     cached_tokens: int = 0
+    cache_write_tokens: int | None = OMIT_NONE
+    """Put into the provider's cache, where it charges for that."""
+
+
+class CompletionTokensDetails(Answer):
+    reasoning_tokens: int = 0
 
 
 class Usage(Answer):
@@ -243,10 +249,19 @@ class Usage(Answer):
     completion_tokens: int = 0
     total_tokens: int = 0
     prompt_tokens_details: PromptTokensDetails | None = OMIT_NONE
+    completion_tokens_details: CompletionTokensDetails | None = OMIT_NONE
 
     @property
     def cached_tokens(self) -> int:
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else 0
+
+    @property
+    def cache_write_tokens(self) -> int:
+        return (self.prompt_tokens_details and self.prompt_tokens_details.cache_write_tokens) or 0
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self.completion_tokens_details.reasoning_tokens if self.completion_tokens_details else 0
 
 
 class TopLogprob(Answer):

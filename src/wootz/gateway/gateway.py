@@ -116,8 +116,7 @@ class Gateway:
     def add_model(self, model: LanguageModel, *, price_of: str) -> None:
         """A model more, at the price of one that is there."""
         self.models[model.name] = model
-        if (price := self.telemetry.prices.get(price_of)) is not None:
-            self.telemetry.prices[model.name] = price
+        self.telemetry.prices.share(model.name, price_of)
 
     def remove_model(self, name: str) -> None:
         del self.models[name]
@@ -170,6 +169,8 @@ class Gateway:
                             if _has_content(choice):
                                 num_parts += 1
                                 observation.chunk()
+                            if isinstance(choice, ChunkChoice) and choice.delta.tool_calls:
+                                observation.tool_calls(choice.delta.tool_calls)
                             observation.finish_reason = choice.finish_reason or observation.finish_reason
                         if chunk.usage is not None:
                             complete = True
@@ -206,6 +207,8 @@ class Gateway:
             provider=model.provider if model else None,
             stream=bool(getattr(request, "stream", False)),
             user=request.user,
+            journey=request.journey,
+            metadata=(request.model_extra or {}).get("metadata"),
         )
         try:
             yield observation

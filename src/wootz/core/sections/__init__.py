@@ -4,7 +4,8 @@ from wootz.core.sections.engine import EngineConfig, SpeculationConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
 from wootz.core.sections.routes import RouteConfig
 from wootz.core.sections.section import Section
-from wootz.core.sections.server import DatabaseConfig, ServerConfig, TelemetryConfig
+from wootz.core.sections.server import DatabaseConfig, ServerConfig
+from wootz.core.sections.telemetry import TelemetryConfig
 
 __all__ = [
     "DatabaseConfig",
