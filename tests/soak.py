@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from wootz.engine import Engine, SamplingParams
-from wootz.engine.protocol import Finished, Output
+from wootz.engine.protocol import Finished, Output, StructuredOutput
 from wootz.engine.sequence import Request
 
 TEXTS = ("the engine", "a request leaves one record", "You are a careful assistant. ", "the house of models", "x")
@@ -33,6 +33,7 @@ class Ask:
     params: dict[str, Any] = field(default_factory=dict)
     priority: int = 0
     patience: int | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ class Kind:
 
 def text(rng: random.Random) -> str:
     return " ".join(rng.choices(TEXTS, k=rng.randint(1, 4)))
+
+
+WORDS = ("yes", "no", "perhaps, but ask again")
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"enum": list(WORDS)}, "sure": {"type": "boolean"}},
+    "required": ["answer", "sure"],
+    "additionalProperties": False,
+}
+ADAPTERS = ("one", "another")
+
+
+def structured(rng: random.Random, structure: StructuredOutput) -> Ask:
+    return Ask(prompt=text(rng), params={"structured": structure, "max_tokens": 200})
 
 
 MIX = (
@@ -58,6 +73,9 @@ MIX = (
     Kind("impatient", 6, lambda rng: Ask(prompt=text(rng), params={"max_tokens": 40}, patience=rng.randint(0, 10))),
     Kind("urgent", 4, lambda rng: Ask(prompt=text(rng), params={"max_tokens": 6}, priority=-2)),
     Kind("background", 5, lambda rng: Ask(prompt=text(rng), params={"max_tokens": 10}, priority=3)),
+    Kind("JSON Schema", 4, lambda rng: structured(rng, StructuredOutput(json_schema=SCHEMA))),
+    Kind("one of some words", 3, lambda rng: structured(rng, StructuredOutput(choice=WORDS))),
+    Kind("adapter", 8, lambda rng: Ask(prompt=text(rng), params={"max_tokens": 8}, adapter=rng.choice(ADAPTERS))),
 )
 
 
@@ -94,22 +112,24 @@ class Live:
     tokens: list[list[int]]
 
 
-def soak(engine: Engine, num_requests: int, *, mix: tuple[Kind, ...] = MIX, one_user: bool = False) -> Result:
+def soak(engine: Engine, num_requests: int, *, one_user: bool = False, temperature: float = 1.0) -> Result:
     """Run ``num_requests`` through the engine. ``one_user`` hides from the engine who asks."""
     rng, result, process = random.Random(0), Result(), psutil.Process()
     waiting = dict.fromkeys(USERS, 0)
     live: dict[str, Live] = {}
     num_asked, memory = 0, 0
     files = process.num_fds()
-    kinds = rng.choices(mix, [kind.share for kind in mix], k=num_requests)
+    kinds = rng.choices(MIX, [kind.share for kind in MIX], k=num_requests)
 
     def submit(user: str) -> None:
         nonlocal num_asked
         kind = kinds[num_asked]
         ask = kind.make(rng)
-        params = SamplingParams(**{"temperature": 1.0, "seed": num_asked, **ask.params})
+        params = SamplingParams(**{"temperature": temperature, "seed": num_asked, **ask.params})
         name = "" if one_user else user
-        request = engine.make_request(ask.prompt, params, id=f"{user} {num_asked}", priority=ask.priority, user=name)
+        request = engine.make_request(
+            ask.prompt, params, id=f"{user} {num_asked}", priority=ask.priority, user=name, adapter=ask.adapter
+        )
         live[request.id] = Live(ask, kind.name, request, engine.num_steps, [[] for _ in range(params.n)])
         engine.submit(request)
         waiting[user] += 1

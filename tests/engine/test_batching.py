@@ -84,7 +84,7 @@ def test_tokens_do_not_depend_on_the_company(**scenario):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 @scenarios
 def test_tokens_do_not_depend_on_the_company_in_many_scenarios(**scenario):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tiny_model import write_tiny_model
 from torch import nn
 
 from wootz import kernels
@@ -14,6 +17,9 @@ from wootz.models.block_weight import BlockWeight
 from wootz.models.linear import Linear
 from wootz.models.packed_weight import PackedWeight
 from wootz.models.quantize_blocks import quantize
+from wootz.models.saving import save
+from wootz.models.weight_quantization.whole_model import quantize as quantize_folder
+from wootz.tokenization import load_tokenizer
 
 pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="installed without a C++ compiler")
 
@@ -111,3 +117,23 @@ def test_chunks_batches_sharing_and_preemption_do_not_change_a_bit(name: str) ->
             assert one.logprobs is not None
             assert other.logprobs is not None
             assert [a.logprob for a in one.logprobs] == [b.logprob for b in other.logprobs], how
+
+
+@pytest.mark.parametrize("method", ["rtn4", "awq", "int8", "smoothquant"])
+def test_folders_are_packed_too(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = families.read_config(CONFIGS["qwen3"]).build()
+    save(model, tmp_path / "whole")
+    calibration = [torch.randint(0, 160, (64,)).tolist() for _ in range(4)]
+    quantize_folder(tmp_path / "whole", tmp_path / method, method, calibration=calibration, group_size=32)
+    tokenizer = load_tokenizer(write_tiny_model(tmp_path / "tiny"))
+    fused = Engine(tmp_path / method, tokenizer=tokenizer, config=EngineConfig(activations="int8"))
+    exact = Engine(tmp_path / method, tokenizer=tokenizer, config=EngineConfig(activations="float32"))
+    assert fused.model.layer_loop is not None, "nothing was fused"  # pyright: ignore[reportAttributeAccessIssue]
+    text, scored = torch.randint(0, 160, (100,)).tolist(), SamplingParams(max_tokens=0, prompt_logprobs=0)
+    logprobs = []
+    for engine in (fused, exact):
+        (answer,) = engine.generate([text], scored)
+        assert answer.prompt_logprobs is not None
+        logprobs.append(torch.tensor([token.logprob for token in answer.prompt_logprobs[1:] if token]))
+    assert 0 < (logprobs[0] - logprobs[1]).abs().mean() < 0.02

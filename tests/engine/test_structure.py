@@ -99,9 +99,17 @@ def check_random_schemas(engine: Engine, seeds: range, *, both: bool) -> int:
     return whole
 
 
+class Calendar(jsonschema.FormatChecker):
+    """Python's begins in the year 1, RFC 3339's (and so JSON Schema's) in the year 0, a leap year like 2000."""
+
+    def check(self, instance: object, format: str) -> None:
+        if isinstance(instance, str) and instance.startswith("0000-"):
+            instance = "2000" + instance[4:]
+        super().check(instance, format)
+
+
 def check(schema: dict[str, Any] | bool, text: str) -> None:
-    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
-    jsonschema.Draft202012Validator(schema, format_checker=checker).validate(json.loads(text))
+    jsonschema.Draft202012Validator(schema, format_checker=Calendar()).validate(json.loads(text))
 
 
 def test_drafts_and_grammars_meet_in_one_step(tiny_folder: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wootz import kernels
+from wootz.models.packed_weight import PackedWeight
 from wootz.models.quantized_layouts import layout_of
 from wootz.models.quantized_layouts.awq import AWQLayout
 from wootz.models.quantized_layouts.bitsandbytes import BitsAndBytesLayout
@@ -235,6 +236,37 @@ def test_the_kernels_formats_hold_the_same_numbers(kind: str) -> None:
     assert torch.equal(dense, held.dequantize())
     too_small = IntWeight(held.data, held.scale.float() * 1e-9, held.bits, held.zero)
     assert too_small.for_kernels() is None  # float16 has no such scale
+
+
+PACKED = {
+    "U4_OFFSET": round_to_nearest(a_weight(), 4, group_size=64).held(),
+    "U4_MIN_WIDE": round_from_minimum(a_weight(), 4, group_size=32),
+    "U4_MIN_WIDE by scale": round_to_nearest(a_weight(), 4, group_size=64, dtype=torch.float32).held(),
+    "U4_MIN_WIDE by bits": round_to_nearest(a_weight(), 3, group_size=64).held(),
+    "S8": round_to_nearest(a_weight(), 8).held(),
+    "S8_WIDE": round_to_nearest(a_weight(), 8, dtype=torch.float32).held(),
+    "S8 w8a8": METHODS["smoothquant"].quantize(a_weight(), None, Settings(64)),
+}
+
+
+@pytest.mark.skipif(not kernels.AVAILABLE, reason="the CPU kernels are not built")
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_weights_hold_the_same_numbers(kind: str) -> None:
+    held = PACKED[kind]
+    assert held.packed_layout == kind.split()[0]
+    packed = PackedWeight.of([held], torch.empty(PackedWeight.size([held]), dtype=torch.uint8))
+    steps = torch.randint(-127, 128, (5, COLUMNS)).float()
+    steps.view(5, -1, 32)[..., 0] = 127  # so that rounding to 8 bits changes nothing
+    torch.testing.assert_close(packed.multiply(steps), steps @ held.dequantize().T, rtol=1e-4, atol=1e-3)
+
+
+def test_what_cannot_be_packed() -> None:
+    weight = round_to_nearest(a_weight(), 4, group_size=64).held()
+    assert IntWeight(weight.data, weight.scale, 4, None, torch.arange(COLUMNS) // 64).packed_layout is None
+    assert round_from_minimum(a_weight(), 8, group_size=32).packed_layout is None
+    assert RoundedInputs(weight, torch.int8, keep_above=6.0).packed_layout is None
+    assert RoundedInputs(weight, FLOAT8).packed_layout is None
+    assert Float8Weight(a_weight().to(FLOAT8), torch.ones(ROWS, 1)).packed_layout is None
 
 
 def test_parts_of_a_projection_are_one_weight_where_they_can_be() -> None:

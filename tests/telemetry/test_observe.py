@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -24,7 +22,6 @@ from wootz.engine.protocol import Stats
 from wootz.store import Database
 from wootz.telemetry import Ledger, Observation, RequestRecord, Telemetry, observe
 from wootz.telemetry import ledger as ledger_module
-from wootz.telemetry.prices import cost
 
 PRICE = PriceConfig(input=Decimal("0.15"), cached_input=Decimal("0.075"), output=Decimal("0.60"))
 USAGE = Usage(
@@ -227,42 +224,6 @@ async def test_engines_are_seen_as_they_last_reported(telemetry: Telemetry) -> N
     exported = {name.removeprefix("wootz_engine_").partition("{")[0].removesuffix("_total") for name in found}
     assert set(Stats.__struct_fields__) - {"blocks_total"} <= exported
     assert 'wootz_engine_blocks_total{model="m"}' in found
-
-
-# --- prices ---------------------------------------------------------------------------------------------------
-
-
-def usage(prompt: int, cached: int, completion: int) -> Usage:
-    details = PromptTokensDetails(cached_tokens=cached)
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, prompt_tokens_details=details)
-
-
-@pytest.mark.parametrize(
-    ("price", "expected"),
-    [
-        (PRICE, "0.000132"),  # 600 x 0.15 + 400 x 0.075 + 20 x 0.60 per million
-        (PriceConfig(input=Decimal("0.15"), output=Decimal("0.60")), "0.000162"),  # cached at the input price
-        (PriceConfig(input=Decimal("0.15"), cached_input=Decimal(0)), "0.00009"),
-        (PriceConfig(output=Decimal("0.000001")), "0.000000000020"),
-        (PriceConfig(output=Decimal("0.00000001")), "0"),  # under a half of the last decimal
-        (None, "0"),
-    ],
-)
-def test_cached_tokens_have_their_own_price(price: PriceConfig | None, expected: str) -> None:
-    assert cost(usage(1000, 400, 20), price) == Decimal(expected)
-
-
-prices = st.decimals(min_value=0, max_value=1000, places=6)
-
-
-@given(st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**7), prices, prices, prices)
-def test_a_cost_is_exact_for_prices_of_six_decimals(
-    fresh: int, cached: int, completion: int, input: Decimal, cached_input: Decimal, output: Decimal
-) -> None:
-    price = PriceConfig(input=input, cached_input=cached_input, output=output)
-    micro = (int(value * 10**6) for value in (input, cached_input, output))
-    exact = sum(tokens * price for tokens, price in zip((fresh, cached, completion), micro, strict=True))
-    assert int(cost(usage(fresh + cached, cached, completion), price) * 10**12) == exact
 
 
 # --- OTLP -----------------------------------------------------------------------------------------------------

@@ -26,9 +26,10 @@ from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError
 from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
+from wootz.gateway.routing import open_routes
 from wootz.providers import EngineModel, open_models
 from wootz.store import Database
-from wootz.telemetry import Ledger, Telemetry
+from wootz.telemetry import Ledger, PriceBook, Telemetry
 
 try:
     from uvloop import new_event_loop
@@ -48,8 +49,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     """
     database = Database(config.database_url)
     ledger = Ledger(database)
-    prices = {name: model.price for key, model in config.models.items() for name in (key, *model.adapters)}
-    telemetry = Telemetry(ledger, prices, config.telemetry.otlp_endpoint, service_name=config.telemetry.service_name)
+    prices, options = PriceBook.of(config), config.telemetry
+    telemetry = Telemetry(ledger, prices, options.otlp_endpoint, service_name=options.service_name)
     models: dict[str, LanguageModel] = {}
     front = Gateway(config, models, KeyStore(database) if accounts else None, telemetry)
 
@@ -60,6 +61,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             await database.migrate()
             stack.push_async_callback(telemetry.close)
             models.update(open_models(config, engine_sockets))
+            models.update(open_routes(config, models, prices.get))
             for model in models.values():
                 stack.push_async_callback(model.close)
             watch = asyncio.create_task(_watch_engines(models, telemetry))

@@ -18,6 +18,7 @@ from wootz import __version__
 from wootz.cli import (
     arch,
     bench,
+    cascade,
     chat,
     config,
     convert,
@@ -29,6 +30,7 @@ from wootz.cli import (
     plan,
     quantize,
     rope,
+    router,
     serve,
     spec,
     tokenizer,
@@ -100,6 +102,8 @@ app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(spec.app, name="spec")
+app.add_typer(router.app, name="router")
+app.add_typer(cascade.app, name="cascade")
 
 
 def main() -> None:

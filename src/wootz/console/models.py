@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -17,6 +18,7 @@ from wootz.core import ModelConfig, WootzError
 from wootz.engine.protocol import Hello, Stats
 from wootz.gateway import Gateway, Key
 from wootz.providers import EngineModel
+from wootz.telemetry import Price
 
 STATS_SECONDS = 1.0
 """An engine in a long step answers late; the page does not wait for it."""
@@ -32,6 +34,7 @@ class ModelView:
     hello: Hello | None
     defaults: dict[str, Any]
     stats: Stats | None
+    price: Price | None
 
 
 def add_routes(router: APIRouter, site: Site) -> None:
@@ -50,8 +53,9 @@ async def _view(name: str, gateway: Gateway) -> ModelView:
     model, entry = gateway.models[name], gateway.config.models.get(name)
     remote = entry if entry and not entry.is_local else None
     client, defaults = (model.client, model.defaults) if isinstance(model, EngineModel) else (None, {})
+    price = gateway.telemetry.prices.find(name, model.provider, datetime.now(UTC))
     stats = None
     if client is not None and client.ready:
         with contextlib.suppress(WootzError, TimeoutError):
             stats = await asyncio.wait_for(client.stats(), STATS_SECONDS)
-    return ModelView(name, await model.ready(), remote, client.hello if client else None, defaults, stats)
+    return ModelView(name, await model.ready(), remote, client.hello if client else None, defaults, stats, price)

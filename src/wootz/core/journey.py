@@ -54,7 +54,12 @@ class Journey:
     """Whom the work is counted for: the key's id, where there are accounts."""
     tenant: str = ""
     """What may share cached answers: the key's team, else the key. Empty without accounts."""
+    team: str = ""
+    """The id of the team that the key belongs to."""
+    user: str = ""
+    """The id of the user that the key belongs to; a request's own ``user`` field is only what the client says."""
     tags: dict[str, str] = field(default_factory=dict)
+    """What the spending is counted under, besides; those of the key, and what the request's ``metadata`` says."""
     lane: Lane = "interactive"
     cache: CacheStatus = "off"
     attempts: list[Attempt] = field(default_factory=list)

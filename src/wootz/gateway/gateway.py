@@ -43,6 +43,7 @@ from wootz.core.wire import (
 )
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits import RequestLimiter
+from wootz.gateway.routing import Route
 from wootz.telemetry import Observation, Telemetry
 
 log = logging.getLogger(__name__)
@@ -101,16 +102,21 @@ class Gateway:
         return self.models[name]
 
     async def unready(self) -> list[str]:
-        """The names of the models that would not work on a request now."""
+        """The names of the models that would not work on a request now, but for those that a route makes up for."""
         models = dict(self.models)
         ready = await asyncio.gather(*(model.ready() for model in models.values()))
-        return [name for name, is_ready in zip(models, ready, strict=True) if not is_ready]
+        replaced = {
+            deployment.name
+            for model, is_ready in zip(models.values(), ready, strict=True)
+            if is_ready and isinstance(model, Route)
+            for deployment in model.deployments
+        }
+        return [name for name, is_ready in zip(models, ready, strict=True) if not is_ready and name not in replaced]
 
     def add_model(self, model: LanguageModel, *, price_of: str) -> None:
         """A model more, at the price of one that is there."""
         self.models[model.name] = model
-        if (price := self.telemetry.prices.get(price_of)) is not None:
-            self.telemetry.prices[model.name] = price
+        self.telemetry.prices.share(model.name, price_of)
 
     def remove_model(self, name: str) -> None:
         del self.models[name]
@@ -163,6 +169,8 @@ class Gateway:
                             if _has_content(choice):
                                 num_parts += 1
                                 observation.chunk()
+                            if isinstance(choice, ChunkChoice) and choice.delta.tool_calls:
+                                observation.tool_calls(choice.delta.tool_calls)
                             observation.finish_reason = choice.finish_reason or observation.finish_reason
                         if chunk.usage is not None:
                             complete = True
@@ -199,6 +207,8 @@ class Gateway:
             provider=model.provider if model else None,
             stream=bool(getattr(request, "stream", False)),
             user=request.user,
+            journey=request.journey,
+            metadata=(request.model_extra or {}).get("metadata"),
         )
         try:
             yield observation

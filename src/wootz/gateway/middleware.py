@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wootz.core import WootzError
 from wootz.core.wire import new_id
+from wootz.gateway import journey_headers
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,10 @@ class RequestId:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if journey := scope["state"].get("journey"):
+                    journey_headers.tell(headers, journey)
             await send(message)
 
         try:

@@ -29,6 +29,7 @@ from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import KeyStore
 from wootz.gateway.middleware import BodyLimit, RequestId
+from wootz.gateway.routing import admin as route_states
 from wootz.gateway.schemas import ErrorBody, Health, KeyInfo, KeyList, KeyRequest, ModelInfo, ModelList, NewKeyInfo
 from wootz.gateway.strict_json import StrictJSONRequest
 from wootz.telemetry import CONTENT_TYPE
@@ -73,6 +74,7 @@ def routes(gateway: Gateway) -> APIRouter:
         router.include_router(_admin(gateway, gateway.keys))
         administration = _router_with_key(gateway, "admin", tags=["engines"])
         engines.add_routes(administration, gateway)
+        route_states.add_routes(administration, gateway)
         router.include_router(administration)
     return router
 
@@ -91,21 +93,25 @@ def _inference(gateway: Gateway) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM | ANSWER_ERRORS)
     async def chat(request: Request, body: ChatRequest) -> Response:
+        request.state.journey = body.journey
         chunks = gateway.chat(request.state.key, body, request_id=request.state.request_id)
         return answer_with(chunks, collect_chat, stream=body.stream, include_usage=_wants_usage(body))
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM | ANSWER_ERRORS)
     async def complete(request: Request, body: CompletionRequest) -> Response:
+        request.state.journey = body.journey
         chunks = gateway.complete(request.state.key, body, request_id=request.state.request_id)
         return answer_with(chunks, collect_completion, stream=body.stream, include_usage=_wants_usage(body))
 
     @router.post("/v1/embeddings", response_model=EmbeddingResponse, responses=ANSWER_ERRORS)
     async def embed(request: Request, body: EmbeddingRequest) -> Response:
+        request.state.journey = body.journey
         return WholeAnswer(gateway.embed(request.state.key, body, request_id=request.state.request_id))
 
     @router.post("/v1/rerank", response_model=RerankResponse, responses=ANSWER_ERRORS)
     async def rerank(request: Request, body: RerankRequest) -> Response:
         """Documents by their relevance to a query, as Cohere and Jina have it."""
+        request.state.journey = body.journey
         return WholeAnswer(gateway.rerank(request.state.key, body, request_id=request.state.request_id))
 
     def model_info(name: str) -> ModelInfo:

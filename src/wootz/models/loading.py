@@ -28,7 +28,7 @@ from wootz.models.gguf import GGUFCheckpoint
 from wootz.models.linear import Embedding, Linear
 from wootz.models.model_folder import FolderCheckpoint
 from wootz.models.names import checkpoint_pieces, checkpoint_views
-from wootz.models.packed_weight import GGUF_PARTS, PackedWeight
+from wootz.models.packed_weight import PackedWeight, layout_of
 from wootz.models.positions.guards import refuse_swap, scheme_of
 from wootz.models.quantized_weight import Multiplies, QuantizedWeight, stack
 
@@ -45,8 +45,9 @@ def load(
 
     With ``keep_quantized``, quantised projections stay so: those of a folder anywhere, those of a GGUF file where
     `wootz.kernels` can compute with them (in float32 on a CPU). A fraction of the memory and time, but a model that can
-    only be run. "exact" computes the same numbers; "packed" rounds activations to 8 bits where the file is GGUF, which
-    is several times as fast (`wootz.models.packed_weight`). Where a folder says to round inputs, only this does.
+    only be run. "exact" computes the same numbers; "packed" rounds activations to 8 bits where the kernels can hold the
+    weights, which is several times as fast (`wootz.models.packed_weight`). Where a folder says to round inputs, only
+    this does.
 
     Weights that were saved here say what position scheme they have learned; under a config with another one they are
     refused, unless ``force_positions``. Anything wrong with the files is one `ModelFileError` that names the file.
@@ -60,7 +61,7 @@ def load(
     check_names(path, model, checkpoint_views(model).keys(), checkpoint.names)
     on_kernels = kernels.AVAILABLE and (dtype, device.type) == (torch.float32, "cpu")
     if keep_quantized and isinstance(checkpoint, FolderCheckpoint):  # before there is memory for what is not needed
-        _hold_quantized(path, model, checkpoint, device, on_kernels)
+        _hold_quantized(path, model, checkpoint, device, on_kernels, packed=keep_quantized == "packed")
     model.to(dtype).to_empty(device=device)
     model.tie_weights()
     views = checkpoint_views(model)
@@ -98,7 +99,7 @@ def _keep_quantized(path: Path, model: Decoder, checkpoint: GGUFCheckpoint, *, p
         whole = [blocks for blocks in found.values() if blocks is not None]
         if len(whole) < len(found):
             continue
-        if packed and all(blocks.format in GGUF_PARTS for blocks in whole):
+        if packed and all(map(layout_of, whole)):
             to_pack.append((module, whole))
         elif (stacked := BlockWeight.stack(whole)) is not None:
             module.hold_blocks(stacked)
@@ -107,7 +108,7 @@ def _keep_quantized(path: Path, model: Decoder, checkpoint: GGUFCheckpoint, *, p
         if f"{name}.weight" in pieces:
             loaded |= own.keys()
     embedding = checkpoint.blocks(*pieces["embedding.weight"])
-    if packed and embedding is not None and embedding.format in GGUF_PARTS:
+    if packed and embedding is not None and layout_of(embedding):
         loaded |= pieces["embedding.weight"].keys()
         if not model.config.tie_embeddings:
             to_pack.append((model.embedding, [embedding]))
@@ -127,34 +128,36 @@ def _keep_quantized(path: Path, model: Decoder, checkpoint: GGUFCheckpoint, *, p
 
 
 def _hold_quantized(
-    path: Path, model: Decoder, checkpoint: FolderCheckpoint, device: torch.device, on_kernels: bool
+    path: Path, model: Decoder, checkpoint: FolderCheckpoint, device: torch.device, on_kernels: bool, *, packed: bool
 ) -> None:
     """Hand the weights that a folder holds quantised to their projections and experts."""
     pieces = checkpoint_pieces(model)
+
+    def held(views: dict[str, Tensor]) -> Multiplies | None:
+        """The weights of these names below each other, if all are quantised."""
+        found = {name: weight for name in views if (weight := checkpoint.blocks(name)) is not None}
+        for name, weight in found.items():
+            shape = views[name].T.shape if is_transposed(views[name]) else views[name].shape
+            check_shape(path, name, weight.shape, shape)
+        if len(found) < len(views):
+            return None
+        weights = [weight.to(device) for weight in found.values()]
+        if packed and on_kernels and all(map(layout_of, weights)):
+            return PackedWeight.of(weights, arena(PackedWeight.size(weights)))
+        return stack(weights, on_kernels=on_kernels)
+
     for name, module in model.named_modules():
         if not isinstance(module, Linear | GroupedLinear) or not (views := pieces.get(f"{name}.weight")):
             continue
         if isinstance(module, Linear):
-            if (whole := _quantized(path, checkpoint, views, device, on_kernels)) is not None:
+            if (whole := held(views)) is not None:
                 module.hold_blocks(whole)
         elif all(view.ndim == 2 for view in views.values()):
             each = len(views) // len(module.weight)
             parts = (dict([*views.items()][start : start + each]) for start in range(0, len(views), each))
-            experts = [_quantized(path, checkpoint, part, device, on_kernels) for part in parts]
+            experts = [held(part) for part in parts]
             if not any(expert is None for expert in experts):
                 module.hold_blocks(cast(list[Multiplies], experts))
-
-
-def _quantized(
-    path: Path, checkpoint: FolderCheckpoint, views: dict[str, Tensor], device: torch.device, on_kernels: bool
-) -> Multiplies | None:
-    """The weights of these names below each other, if all are quantised."""
-    found = {name: weight for name in views if (weight := checkpoint.blocks(name)) is not None}
-    for name, weight in found.items():
-        check_shape(path, name, weight.shape, views[name].T.shape if is_transposed(views[name]) else views[name].shape)
-    if len(found) < len(views):
-        return None
-    return stack([weight.to(device) for weight in found.values()], on_kernels=on_kernels)
 
 
 def read_as(path: Path, checkpoint: Checkpoint, name: str, view: Tensor) -> Tensor:

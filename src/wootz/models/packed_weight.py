@@ -19,6 +19,7 @@ from wootz.core.gguf import GGML_TYPES
 from wootz.kernels.packing import PackedMatrix, Parts, pack, packed_bytes
 from wootz.models.block_weight import BlockWeight
 from wootz.models.dequantize import fields, half, six_bit_pairs
+from wootz.models.quantized_weight import QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,30 @@ class PackedWeight:
         return y_TR.view(*x.shape[:-1], y_TR.shape[1])
 
     @staticmethod
-    def size(blocks: Sequence[BlockWeight]) -> int:
+    def size(weights: Sequence[Packable]) -> int:
         """Bytes that `of` needs."""
-        return sum(packed_bytes(GGUF_PARTS[weight.format][0], *weight.shape) for weight in blocks)
+        return sum(packed_bytes(layout_of(weight) or "", *weight.shape) for weight in weights)
 
     @staticmethod
-    def of(blocks: Sequence[BlockWeight], out: Tensor) -> PackedWeight:
-        """The same weights, packed into ``out``, uint8, of `size` bytes."""
+    def of(weights: Sequence[Packable], out: Tensor) -> PackedWeight:
+        """The same weights, packed into ``out``, uint8, of `size` bytes. All must have a layout (`layout_of`)."""
         matrices, start = [], 0
-        for weight in blocks:
+        for weight in weights:
             size = PackedWeight.size([weight])
-            matrices.append(pack(take_apart(weight), out[start : start + size]))
+            parts = take_apart(weight) if isinstance(weight, BlockWeight) else weight.parts()
+            matrices.append(pack(parts, out[start : start + size]))
             start += size
         return PackedWeight(tuple(matrices))
+
+
+Packable = BlockWeight | QuantizedWeight
+
+
+def layout_of(weight: Packable) -> str | None:
+    """How it would be packed; None where it can't be."""
+    if isinstance(weight, BlockWeight):
+        return GGUF_PARTS[weight.format][0] if weight.format in GGUF_PARTS else None
+    return weight.packed_layout
 
 
 def take_apart(weight: BlockWeight) -> Parts:

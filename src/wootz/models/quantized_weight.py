@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wootz.kernels.packing import COLUMNS, Parts
 from wootz.models.block_weight import BlockWeight
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST_FLOAT8 = torch.finfo(FLOAT8).max  # 448
-_KERNEL_BLOCK = 32
 
 
 class Multiplies(Protocol):
@@ -68,6 +68,15 @@ class QuantizedWeight(Multiplies, Protocol):
         """The same numbers in a form that the CPU kernels compute with, if there is one."""
         ...
 
+    @property
+    def packed_layout(self) -> str | None:
+        """How the kernels that round activations (`PackedWeight`) lay this weight out, if they can hold it."""
+        ...
+
+    def parts(self) -> Parts:
+        """This weight taken apart, to be packed as ``packed_layout``."""
+        ...
+
 
 class _ByDequantizing:
     """The product that is always right."""
@@ -76,6 +85,13 @@ class _ByDequantizing:
         return F.linear(x, self.dequantize().to(x.dtype))
 
     def dequantize(self) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def packed_layout(self) -> str | None:
+        return None
+
+    def parts(self) -> Parts:
         raise NotImplementedError
 
 
@@ -164,15 +180,42 @@ class IntWeight(_ByDequantizing):
             other.zero is None,
         )
 
+    @property
+    def _has_blocks(self) -> bool:
+        """Whether 32 columns have one scale."""
+        return self.group_of_I is None and self.group_size % COLUMNS == 0
+
+    @property
+    def _half_is_exact(self) -> bool:
+        return torch.equal(self.scale.half().float(), self.scale.float())
+
+    @property
+    def packed_layout(self) -> str | None:
+        if not self._has_blocks or (self.bits > 4 and self.zero is not None):
+            return None
+        if self.bits > 4:
+            return "S8" if self._half_is_exact else "S8_WIDE"
+        return "U4_OFFSET" if self.bits == 4 and self.zero is None and self._half_is_exact else "U4_MIN_WIDE"
+
+    def parts(self) -> Parts:
+        layout, middle = self.packed_layout, 1 << self.bits - 1
+        assert layout is not None
+        scale = self.scale.float().repeat_interleave(self.group_size // COLUMNS, 1)
+        if self.bits > 4:
+            return Parts(layout, (self.data.to(torch.int16) - middle).to(torch.int8), scale)
+        if layout == "U4_OFFSET":
+            return Parts(layout, self.levels_OI, scale)
+        zero = middle if self.zero is None else self.zero.repeat_interleave(self.group_size // COLUMNS, 1)
+        return Parts(layout, self.levels_OI, scale, -scale * zero)
+
     def for_kernels(self) -> BlockWeight | None:
         """Blocks of 32 with a float16 scale each: Q4_0 for four bits around the middle, Q8_0 for the rest."""
         rows, columns = self.shape
-        half = self.scale.half()
-        too_fine = self.group_of_I is not None or self.group_size % _KERNEL_BLOCK or columns % _KERNEL_BLOCK
-        if too_fine or not torch.equal(half.float(), self.scale.float()):
+        if not (self._has_blocks and self._half_is_exact):
             return None
-        d = half.repeat_interleave(self.group_size // _KERNEL_BLOCK, 1).unsqueeze(2).view(torch.uint8)
-        blocks = self.levels_OI.view(rows, -1, _KERNEL_BLOCK)
+        half = self.scale.half()
+        d = half.repeat_interleave(self.group_size // COLUMNS, 1).unsqueeze(2).view(torch.uint8)
+        blocks = self.levels_OI.view(rows, -1, COLUMNS)
         if self.bits == 4 and self.zero is None:
             packed, format = blocks[..., :16] | blocks[..., 16:] << 4, "Q4_0"
         else:
@@ -307,6 +350,15 @@ class RoundedInputs:
     def for_kernels(self) -> Multiplies | None:
         found = self.weight.for_kernels()
         return found and _RoundedForKernels(self, found)
+
+    @property
+    def packed_layout(self) -> str | None:
+        """The kernels round a token in blocks of 32, finer than any checkpoint asks for."""
+        eight_bits = self.dtype == torch.int8 and self.keep_above is None
+        return self.weight.packed_layout if eight_bits else None
+
+    def parts(self) -> Parts:
+        return self.weight.parts()
 
 
 @dataclass(frozen=True)

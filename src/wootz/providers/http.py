@@ -44,6 +44,8 @@ class Http:
         self.host = urlsplit(endpoint.base_url).hostname or ""
         self._headers = {"accept-encoding": "identity", "user-agent": "wootz", **endpoint.headers, **authorization}
         self._session: aiohttp.ClientSession | None = None
+        if endpoint.base_url.startswith("https:"):
+            _tls()  # Reading the authorities takes a while: now, not in the first request's time.
 
     async def close(self) -> None:
         if self._session is not None:
@@ -114,13 +116,13 @@ class Http:
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
-            timeouts = self.endpoint.timeouts
+            timeouts, scheme = self.endpoint.timeouts, urlsplit(self.endpoint.base_url).scheme
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=_tls()),
+                connector=aiohttp.TCPConnector(limit=0, ssl=_tls() if scheme == "https" else True),
                 timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect, sock_read=timeouts.silence),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                proxy=_proxy(urlsplit(self.endpoint.base_url).scheme, self.host),
+                proxy=_proxy(scheme, self.host),
             )
         return self._session
 

@@ -1,6 +1,6 @@
 """Where things are kept: SQL (keys, sessions, the request ledger) and models."""
 
-from wootz.store.columns import USD_DECIMALS, ExactUSD, UtcDateTime
+from wootz.store.columns import USD_DECIMALS, ExactUSD, Typed, UtcDateTime
 from wootz.store.database import Base, Database
 from wootz.store.inspect import ModelInfo, inspect_model
 from wootz.store.models import ModelStore, StoredModel, model_name
@@ -13,6 +13,7 @@ __all__ = [
     "ModelInfo",
     "ModelStore",
     "StoredModel",
+    "Typed",
     "UtcDateTime",
     "inspect_model",
     "model_name",

@@ -1,12 +1,14 @@
-"""Column types that mean the same on SQLite and PostgreSQL: an instant, and an exact amount of money."""
+"""Column types that mean the same on SQLite and PostgreSQL: an instant, an exact amount of money, a value of a type."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime
+import msgspec
+from sqlalchemy import JSON, BigInteger, DateTime
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
@@ -63,3 +65,27 @@ def picodollars(amount: int) -> Decimal:
     """``amount`` times 1e-12 dollars, at any size (`Decimal` arithmetic would round at 28 digits)."""
     sign, digits = (1, str(-amount)) if amount < 0 else (0, str(amount))
     return Decimal((sign, tuple(map(int, digits)), -USD_DECIMALS))
+
+
+class Typed(TypeDecorator[Any]):
+    """A value of a type that msgspec knows (dataclasses, tuples, `Decimal`s in them), as JSON; an empty one as NULL.
+
+    ``empty`` makes the value that NULL stands for.
+    """
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def __init__(self, type: Any, empty: Callable[[], Any]) -> None:
+        super().__init__()
+        self.type, self.empty = type, empty
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None or value == self.empty() else msgspec.to_builtins(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return self.empty() if value is None else msgspec.convert(value, self.type)
+
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:
+        """``column["name"]`` looks into the JSON."""
+        return self.impl_instance.coerce_compared_value(op, value)

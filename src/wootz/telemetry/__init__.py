@@ -3,16 +3,23 @@
 from wootz.telemetry.ledger import Ledger
 from wootz.telemetry.metrics import CONTENT_TYPE
 from wootz.telemetry.observe import Observation, Telemetry
-from wootz.telemetry.record import RequestRecord
+from wootz.telemetry.price_book import PriceBook
+from wootz.telemetry.prices import Price
+from wootz.telemetry.record import AttemptRecord, RequestRecord, SpanRecord, Timeline
 from wootz.telemetry.report import GROUPS, ReportRow, parse_period
 
 __all__ = [
     "CONTENT_TYPE",
     "GROUPS",
+    "AttemptRecord",
     "Ledger",
     "Observation",
+    "Price",
+    "PriceBook",
     "ReportRow",
     "RequestRecord",
+    "SpanRecord",
     "Telemetry",
+    "Timeline",
     "parse_period",
 ]

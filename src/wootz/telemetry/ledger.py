@@ -19,8 +19,9 @@ from sqlalchemy import Boolean, Column, Double, Index, Integer, String, Table, a
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wootz.core import NotFoundError, UnavailableError
-from wootz.store import Base, Database, ExactUSD, UtcDateTime
-from wootz.telemetry.record import RequestRecord
+from wootz.store import Base, Database, ExactUSD, Typed, UtcDateTime
+from wootz.telemetry.journal import storable
+from wootz.telemetry.record import RequestRecord, Timeline
 from wootz.telemetry.report import ReportRow, cost_report
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,26 @@ requests = Table(
     Column("finish_reason", String),
     Column("prompt_tokens", Integer, nullable=False),
     Column("cached_tokens", Integer, nullable=False),
+    Column("cache_write_tokens", Integer, nullable=False),
     Column("completion_tokens", Integer, nullable=False),
+    Column("reasoning_tokens", Integer, nullable=False),
     Column("cost", ExactUSD, nullable=False),
+    Column("priced", Boolean, nullable=False),
+    Column("price", String),
     Column("time_to_first_token", Double),
     Column("inter_token_latency", Double),
+    Column("queue_time", Double),
     Column("duration", Double, nullable=False),
     Column("client_disconnected", Boolean, nullable=False),
     Column("user", String),
+    Column("team_id", String),
+    Column("tags", Typed(dict[str, str], dict)),
+    Column("deployment", String),
+    Column("num_attempts", Integer, nullable=False),
+    Column("lane", String, nullable=False),
+    Column("cache", String, nullable=False),
+    Column("tools", Typed(tuple[str, ...], tuple)),
+    Column("timeline", Typed(Timeline, Timeline)),
     Index(None, "started_at"),
     Index(None, "key_id", "started_at"),
     Index(None, "model", "started_at"),
@@ -174,11 +188,7 @@ class Ledger:
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:
-    """Names come from outside, and databases refuse what JSON lets through: NUL and lone surrogates."""
-    return {
-        name: value.encode("utf-8", "replace").decode().replace("\0", "?") if isinstance(value, str) else value
-        for name, value in asdict(record).items()
-    }
+    return {name: storable(value) if isinstance(value, str) else value for name, value in vars(record).items()}
 
 
 def _succeed(written: asyncio.Future[None]) -> None:

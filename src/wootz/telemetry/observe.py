@@ -15,24 +15,30 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
 
 from wootz.core import PriceConfig, WootzError
+from wootz.core.journey import Journey
 from wootz.core.wire import Usage
 from wootz.engine.protocol import Stats
+from wootz.telemetry.journal import HITS, MAX_TOOLS, queue_time, storable, tags_of, timeline_of
 from wootz.telemetry.ledger import Ledger
 from wootz.telemetry.metrics import Metrics, model_label
-from wootz.telemetry.prices import cost
+from wootz.telemetry.price_book import PriceBook
+from wootz.telemetry.prices import Tokens, cost
 from wootz.telemetry.record import RequestRecord
 from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
 
+MAX_NAME_CHARS = 128
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that went away; nobody receives it, the ledger shows it."""
 
 
 class Telemetry:
-    """``prices`` are per model name; a model without one costs nothing.
+    """``prices`` is a price book, or prices per model name.
 
     Spans go to ``otlp_endpoint`` where it is given, else to ``tracer_provider``, else to the process's own.
     """
@@ -40,14 +46,14 @@ class Telemetry:
     def __init__(
         self,
         ledger: Ledger,
-        prices: Mapping[str, PriceConfig],
+        prices: PriceBook | Mapping[str, PriceConfig],
         otlp_endpoint: str | None = None,
         *,
         service_name: str = "wootz",
         tracer_provider: TracerProvider | None = None,
     ) -> None:
         self.ledger = ledger
-        self.prices = dict(prices)
+        self.prices = prices if isinstance(prices, PriceBook) else PriceBook(prices)
         self.metrics = Metrics()
         self._provider = otlp_provider(otlp_endpoint, service_name) if otlp_endpoint else tracer_provider
         self.tracer = tracer_of(self._provider)
@@ -62,8 +68,11 @@ class Telemetry:
         provider: str | None,
         stream: bool,
         user: str | None = None,
+        journey: Journey | None = None,
+        metadata: Any = None,
     ) -> Observation:
-        """Begin. ``provider`` is None when no model of that name is configured (see `model_label`)."""
+        """Begin. ``provider`` is None when no model of that name is configured (see `model_label`); ``journey`` is the
+        request's, and ``metadata`` what the client says the request is for."""
         begun = RequestRecord(
             request_id=request_id,
             started_at=datetime.now(UTC),
@@ -75,7 +84,7 @@ class Telemetry:
             status=0,
             user=user,
         )
-        return Observation(self, begun)
+        return Observation(self, begun, journey or Journey(), metadata)
 
     def metrics_text(self) -> bytes:
         """Prometheus exposition."""
@@ -95,10 +104,13 @@ class Telemetry:
 class Observation:
     """One request, from `Telemetry.observe` to `end`. Set ``finish_reason`` when it is known."""
 
-    def __init__(self, telemetry: Telemetry, begun: RequestRecord) -> None:
+    def __init__(self, telemetry: Telemetry, begun: RequestRecord, journey: Journey, metadata: Any) -> None:
         self.finish_reason: str | None = None
         self._telemetry = telemetry
         self._begun = begun
+        self._journey = journey
+        self._metadata = metadata
+        self._tools: dict[str, None] = {}
         self._usage = Usage()
         self._num_tokens = self._num_first_tokens = 0
         self._first = self._last = 0.0
@@ -114,6 +126,13 @@ class Observation:
         self._num_tokens += num_tokens
         if not self._first:
             self._first, self._num_first_tokens = now, self._num_tokens
+
+    def tool_calls(self, calls: list[dict[str, Any]]) -> None:
+        """Fragments of calls in the answer; the first of each names its function."""
+        for call in calls:
+            name = (call.get("function") or {}).get("name")
+            if name and len(self._tools) < MAX_TOOLS:
+                self._tools[storable(str(name), MAX_NAME_CHARS)] = None
 
     def usage(self, usage: Usage) -> None:
         self._usage = usage
@@ -147,17 +166,52 @@ class Observation:
         elif client_disconnected:
             status = CLIENT_CLOSED_REQUEST
         num_later_tokens = self._num_tokens - self._num_first_tokens
+        journey, usage = self._journey, self._usage
         return replace(
             self._begun,
             status=status,
             error_code=error.code if error is not None else None,
             finish_reason=self.finish_reason,
-            prompt_tokens=self._usage.prompt_tokens,
-            cached_tokens=self._usage.cached_tokens,
-            completion_tokens=self._usage.completion_tokens,
-            cost=cost(self._usage, self._telemetry.prices.get(self._begun.model)),
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            completion_tokens=usage.completion_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
             time_to_first_token=self._first - self._started if self._first else None,
             inter_token_latency=(self._last - self._first) / num_later_tokens if num_later_tokens else None,
+            queue_time=queue_time(journey),
             duration=time.perf_counter() - self._started,
             client_disconnected=client_disconnected,
+            user=journey.user or self._begun.user,
+            team_id=journey.team or None,
+            tags=tags_of(journey, self._metadata),
+            lane=journey.lane,
+            cache=journey.cache,
+            tools=tuple(self._tools),
+            **self._answered(),
         )
+
+    def _answered(self) -> dict[str, Any]:
+        """What answered, and what all of it cost."""
+        begun, journey, prices = self._begun, self._journey, self._telemetry.prices
+        timeline = timeline_of(journey, self._usage, prices, begun.started_at)
+        fields: dict[str, Any] = {"timeline": timeline, "num_attempts": len(journey.attempts)}
+        if attempts := timeline.attempts:
+            answer = next((one for one in reversed(attempts) if one.error_code is None), attempts[-1])
+            fields |= {
+                "deployment": answer.deployment,
+                "provider": answer.provider,
+                "price": answer.price,
+                "cost": sum((one.cost for one in attempts), Decimal(0)),
+                "priced": all(one.price or not (one.prompt_tokens or one.completion_tokens) for one in attempts),
+            }
+        elif begun.provider is not None and journey.cache not in HITS:
+            tokens = Tokens.of(self._usage)
+            price = prices.find(begun.model, begun.provider, begun.started_at, tokens.prompt)
+            fields |= {
+                "deployment": begun.model,
+                "price": price.version if price else None,
+                "cost": cost(tokens, price, journey.lane),
+                "priced": price is not None or not tokens.any,
+            }
+        return fields

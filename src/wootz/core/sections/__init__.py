@@ -3,8 +3,10 @@
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
 from wootz.core.sections.providers import ProviderConfig, ProviderKind
+from wootz.core.sections.routes import RouteConfig
 from wootz.core.sections.section import Section
-from wootz.core.sections.server import DatabaseConfig, ServerConfig, TelemetryConfig
+from wootz.core.sections.server import DatabaseConfig, ServerConfig
+from wootz.core.sections.telemetry import TelemetryConfig
 
 __all__ = [
     "DatabaseConfig",
@@ -13,6 +15,7 @@ __all__ = [
     "PriceConfig",
     "ProviderConfig",
     "ProviderKind",
+    "RouteConfig",
     "SamplingConfig",
     "Section",
     "ServerConfig",

@@ -16,11 +16,17 @@ from wootz.core.sections.section import Section
 class PriceConfig(Section):
     """USD per million tokens, as decimal strings."""
 
-    input: Decimal = Decimal(0)
-    cached_input: Decimal | None = Field(default=None, description="Default: the input price.")
-    output: Decimal = Decimal(0)
+    input: Decimal = Field(default=Decimal(0), ge=0)
+    cached_input: Decimal | None = Field(default=None, ge=0, description="Default: the input price.")
+    cache_write: Decimal | None = Field(
+        default=None, ge=0, description="Of prompt tokens that the provider put into its cache. Default: input."
+    )
+    output: Decimal = Field(default=Decimal(0), ge=0)
+    batch: Decimal = Field(
+        default=Decimal(1), ge=0, description="What the batch lane pays of these prices: 0.5 is half of them."
+    )
 
-    @field_validator("input", "cached_input", "output", mode="before")
+    @field_validator("input", "cached_input", "cache_write", "output", "batch", mode="before")
     @classmethod
     def _no_binary_floats(cls, value: Any) -> Any:
         return str(value) if isinstance(value, float) else value
@@ -52,7 +58,9 @@ class ModelConfig(Section):
     upstream_model: str | None = Field(
         default=None, description="The name the remote endpoint knows it by. Default: NAME."
     )
-    price: PriceConfig = Field(default_factory=PriceConfig)
+    price: PriceConfig | None = Field(
+        default=None, description="Default: as the price book has it; a local model costs nothing."
+    )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="Defaults of a local model.")
     speculation: SpeculationConfig | None = Field(
         default=None, description="Of a local model; instead of engine.speculation."

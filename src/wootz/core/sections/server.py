@@ -1,4 +1,4 @@
-"""``[server]``, ``[database]`` and ``[telemetry]``: the HTTP process, and where it keeps its records."""
+"""``[server]`` and ``[database]``: the HTTP process, and where it keeps its records."""
 
 from __future__ import annotations
 
@@ -22,10 +22,3 @@ class DatabaseConfig(Section):
         default=None,
         description="SQLAlchemy URL, or a reference to one (env:NAME, file:PATH). Default: SQLite in WOOTZ_HOME.",
     )
-
-
-class TelemetryConfig(Section):
-    otlp_endpoint: str | None = Field(
-        default=None, description="OTLP/HTTP traces endpoint, e.g. http://localhost:4318/v1/traces"
-    )
-    service_name: str = "wootz"

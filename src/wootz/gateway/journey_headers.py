@@ -1,0 +1,15 @@
+"""What an answer's headers say of its way: which model answered, after how many attempts."""
+
+from __future__ import annotations
+
+from starlette.datastructures import MutableHeaders
+
+from wootz.core.journey import Journey
+
+
+def tell(headers: MutableHeaders, journey: Journey) -> None:
+    if (attempt := journey.answered_by) is None:
+        return
+    headers["x-wootz-attempts"] = str(len(journey.attempts))
+    if attempt.error_code is None and attempt.deployment.isascii() and attempt.deployment.isprintable():
+        headers["x-wootz-model"] = attempt.deployment

@@ -1,0 +1,65 @@
+"""A model with what is known of how it does. All routes that it is in share it, so they learn from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wootz.core import LanguageModel, RateLimitError, WootzError
+from wootz.core.journey import Attempt, Journey
+from wootz.gateway.routing.backoff import RetryBudget
+from wootz.gateway.routing.breaker import Breaker
+from wootz.gateway.routing.latency import Latency
+
+
+class Deployment:
+    """``composed``: the model is a route or a cascade, whose own parts write their attempts on the journey."""
+
+    def __init__(self, model: LanguageModel, clock: Callable[[], float], *, composed: bool = False) -> None:
+        self.model = model
+        self.composed = composed
+        self.in_flight = 0
+        self.breaker = Breaker(clock)
+        self.latency = Latency(clock)
+        self.retries = RetryBudget()
+        self.last_error: str | None = None
+        self._clock = clock
+        self._rests_until = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def available_in(self) -> float:
+        """Seconds until it may be asked: it said Retry-After, or its breaker is open."""
+        return max(self._rests_until - self._clock(), self.breaker.opens_in, 0.0)
+
+    @property
+    def available(self) -> bool:
+        return self._rests_until <= self._clock() and self.breaker.admits
+
+    @property
+    def limited(self) -> bool:
+        """It said that we ask too much, and its Retry-After is not over."""
+        return self._rests_until > self._clock()
+
+    def admit(self) -> bool:
+        """Whether a request may go there now; see `Breaker.admit`."""
+        return not self.limited and self.breaker.admit()
+
+    def begin(self, journey: Journey) -> Attempt:
+        self.in_flight += 1
+        if self.composed:
+            return Attempt(deployment=self.name, provider=self.model.provider, start=journey.now)
+        return journey.attempt(self.name, self.model.provider)
+
+    def failed(self, error: WootzError) -> None:
+        """A limit is not a failure: the endpoint works, and says when to come back. Nor is a request that is wrong."""
+        self.last_error = error.code
+        if isinstance(error, RateLimitError):
+            self._rests_until = max(self._rests_until, self._clock() + error.retry_after)
+            self.breaker.left()
+        elif error.retryable:
+            self.breaker.failed()
+        else:
+            self.breaker.succeeded()
