@@ -151,6 +151,14 @@ def test_no_models_yet(wootz):
     assert json.loads(wootz("models", "--json").stdout) == []
 
 
+def test_what_remote_models_can_do(wootz):
+    rows = json.loads(wootz("models", "--capabilities", "--json").stdout)
+    row = next(row for row in rows if row["kind"] == "deepseek" and "deepseek-reasoner" in row["names"])
+    assert "tools" not in row["can"]
+    assert row["read"].startswith("2026-")
+    assert "deepseek-reasoner" in wootz("models", "--capabilities").stdout
+
+
 def test_removing_an_unknown_model_is_one_line(wootz):
     result = wootz("models", "rm", "nothing")
     assert result.exit_code == 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from wootz import __version__
-from wootz.core import Config, LoadedConfig, WootzError, resolve_secret
+from wootz.core import Config, LoadedConfig, WootzError
 
 EXTRAS = {
     "engine": ("local models", ("torch", "numpy", "safetensors", "tokenizers")),
@@ -171,13 +171,13 @@ def _model(config: Config, name: str) -> Finding:
 
 
 def _remote(config: Config, name: str) -> Finding:
-    model = config.models[name]
+    from wootz.providers.opening import endpoint_of
+
     try:
-        if model.api_key is not None:
-            resolve_secret(model.api_key, used_by=f"models.{name}.api_key")
+        endpoint = endpoint_of(config, name)
     except WootzError as error:
         return Finding("Setup", f"model {name}", "broken", str(error))
-    return Finding("Setup", f"model {name}", "ok", f"remote, {model.base_url}")
+    return Finding("Setup", f"model {name}", "ok", f"remote, {endpoint.kind}, {endpoint.base_url}")
 
 
 def _version(package: str) -> str | None:

@@ -23,8 +23,8 @@ from wootz.core import (
     ModelFileError,
     NotFoundError,
     progress_bar,
-    resolve_secret,
 )
+from wootz.providers.opening import endpoint_of
 from wootz.store import Database, ModelStore
 from wootz.store.inspect import inspect_model
 
@@ -62,8 +62,8 @@ def check_secrets(config: Config) -> None:
     """Every reference that a running platform will need can be resolved now."""
     _ = config.database_url
     for name, model in config.models.items():
-        if model.api_key is not None:
-            resolve_secret(model.api_key, used_by=f"models.{name}.api_key")
+        if not model.is_local:
+            endpoint_of(config, name)
 
 
 def check_home(home: Path) -> None:

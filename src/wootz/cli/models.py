@@ -37,9 +37,21 @@ def pull(
 
 
 @app.callback()
-def list_models(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """List the models that are here: family, parameters, size, how far they were measured to read, licence."""
+def list_models(
+    ctx: typer.Context,
+    as_json: AsJson = False,
+    capabilities: Annotated[
+        bool, typer.Option("--capabilities", help="What remote models can do, by the table of the providers.")
+    ] = False,
+) -> None:
+    """List the models that are here: family, parameters, size, how far they were measured to read, licence.
+
+    With [bold]--capabilities[/bold]: the remote ones, what each can do, and when and where that was read.
+    """
     if ctx.invoked_subcommand:
+        return
+    if capabilities:
+        _list_capabilities(as_json)
         return
     from wootz.store import ModelStore
 
@@ -67,6 +79,27 @@ def list_models(ctx: typer.Context, as_json: AsJson = False) -> None:
             model.source,
         )
     stdout().print(rows)
+
+
+def _list_capabilities(as_json: bool) -> None:
+    from wootz.providers.capabilities import table as rows_of_table
+
+    rows = rows_of_table()
+    if as_json:
+        print_json([row.model_dump(mode="json") for row in rows])
+        return
+    shown = table("provider", "models", "can", "thinking", "refuses", "context", "read", right=("context",))
+    for row in rows:
+        shown.add_row(
+            row.kind,
+            "\n".join(row.names),
+            "only on DashScope's own protocol" if row.native_only else ", ".join(row.can),
+            ", ".join(row.thinking) or "no",
+            ", ".join(row.refuses),
+            f"{row.context:,}" if row.context else "",
+            f"{row.read}",
+        )
+    stdout().print(shown)
 
 
 @app.command("rm")

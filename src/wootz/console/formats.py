@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from urllib.parse import urlsplit
 
 EMPTY = "–"
 
@@ -43,9 +42,4 @@ def instant(moment: datetime | None) -> str:
     return EMPTY if moment is None else moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def host(url: str) -> str:
-    """Where a URL leads, without what else may be in it."""
-    return urlsplit(url).hostname or EMPTY
-
-
-FILTERS = {"count": count, "short": short, "seconds": seconds, "usd": usd, "instant": instant, "host": host}
+FILTERS = {"count": count, "short": short, "seconds": seconds, "usd": usd, "instant": instant}

@@ -29,6 +29,7 @@ class ModelView:
     """``remote`` is a remote model's entry in the config; ``hello`` and ``stats`` are an engine's, once it is up."""
 
     name: str
+    provider: str
     ready: bool
     remote: ModelConfig | None
     hello: Hello | None
@@ -58,4 +59,6 @@ async def _view(name: str, gateway: Gateway) -> ModelView:
     if client is not None and client.ready:
         with contextlib.suppress(WootzError, TimeoutError):
             stats = await asyncio.wait_for(client.stats(), STATS_SECONDS)
-    return ModelView(name, await model.ready(), remote, client.hello if client else None, defaults, stats, price)
+    return ModelView(
+        name, model.provider, await model.ready(), remote, client.hello if client else None, defaults, stats, price
+    )

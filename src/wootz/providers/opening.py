@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -80,12 +81,12 @@ def endpoint_of(config: Config, name: str) -> Endpoint:
     return Endpoint(
         name,
         _base_url(account, where),
-        _header_value(account.api_key, f"{where}.api_key") if account.api_key else None,
+        _key(account.api_key, f"{where}.api_key") if account.api_key else None,
         upstream_model=model.upstream_model or name,
         kind=account.kind,
         region=account.region,
         timeouts=timeouts,
-        headers={key: _header_value(value, f"{where}.headers.{key}") for key, value in account.headers.items()},
+        headers={name: _header(name, value, f"{where}.headers.{name}") for name, value in account.headers.items()},
     )
 
 
@@ -98,11 +99,22 @@ def _base_url(account: ProviderConfig, where: str) -> str:
     address = urlsplit(base_url)
     if address.scheme not in ("http", "https") or not address.hostname:
         raise ConfigError(f"{where}.base_url: not an http:// or https:// address")
+    if address.password:
+        raise ConfigError(f"{where}.base_url: holds a password", hint="give it as api_key")
     return base_url
 
 
-def _header_value(reference: str, used_by: str) -> str:
+def _key(reference: str, used_by: str) -> str:
     value = resolve_secret(reference, used_by=used_by)
     if not (value.isascii() and value.isprintable()):
         raise ConfigError(f'{used_by}: secret "{reference}" holds characters that no key has')
+    return value
+
+
+def _header(name: str, reference: str, used_by: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+        raise ConfigError(f"{used_by}: is no name of a header")
+    value = resolve_secret(reference, used_by=used_by)
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(f"{used_by}: holds characters that no header has")
     return value
