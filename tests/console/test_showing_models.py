@@ -11,7 +11,7 @@ from tiny_model import write_tiny_model
 
 from wootz.core import Config, ModelConfig, PriceConfig
 from wootz.engine.client import EngineClient
-from wootz.providers import EngineModel, OpenAICompatibleModel
+from wootz.providers import Endpoint, EngineModel, OpenAICompatibleModel
 
 
 async def test_an_engine_shows_what_it_is_and_how_busy(tmp_path):
@@ -50,7 +50,7 @@ async def test_a_remote_model_shows_where_it_is_and_what_it_costs(tmp_path):
     )
     house = await build_house(tmp_path, accounts=False, config=Config(models={"far": entry}))
     assert entry.base_url is not None
-    model = OpenAICompatibleModel("far", base_url=entry.base_url, api_key=None, upstream_model="their-name")
+    model = OpenAICompatibleModel(Endpoint("far", str(entry.base_url), upstream_model="their-name"))
     house.models["far"] = model
     async with Browser(house.app) as visitor:
         page = (await visitor.get("/models")).text

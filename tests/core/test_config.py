@@ -154,8 +154,11 @@ def test_a_typo_is_an_error_with_its_place(setup: Setup) -> None:
         ('[server]\nport = "http"', "server.port: Input should be a valid integer"),
         ("server = 1", "server: Input should be a valid dictionary"),
         ('[engine]\ndtype = "int3"', "engine.dtype: Input should be 'auto', 'float32', 'bfloat16' or 'float16'"),
-        ("[models.m]\nprice = {}", 'models.m: give either "base_url" (remote) or one of "path" and "source" (local)'),
-        ('[models.m]\npath = "/m"\nbase_url = "http://x"', 'models.m: give either "base_url"'),
+        (
+            "[models.m]\nprice = {}",
+            'models.m: give either "provider" or "base_url" (remote), or one of "path" and "source" (local)',
+        ),
+        ('[models.m]\npath = "/m"\nbase_url = "http://x"', 'models.m: give either "provider" or "base_url"'),
         ("[server\nport = 1", "Expected ']' at the end of a table declaration"),
     ],
 )

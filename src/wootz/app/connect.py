@@ -12,7 +12,7 @@ from wootz.app.load import LoadGenerator
 from wootz.app.process import engine_process
 from wootz.core import Config, LanguageModel, NotFoundError, WootzError
 from wootz.engine.client import EngineClient
-from wootz.providers import EngineModel, OpenAICompatibleModel
+from wootz.providers import Endpoint, EngineModel, OpenAICompatibleModel
 
 
 @asynccontextmanager
@@ -23,7 +23,7 @@ async def models_of_server(url: str, key: str | None) -> AsyncIterator[dict[str,
             names = await server.models()
         models: dict[str, LanguageModel] = {}
         for name in names:
-            model = OpenAICompatibleModel(name, base_url=f"{server.url}/v1", api_key=key)
+            model = OpenAICompatibleModel(Endpoint(name, f"{server.url}/v1", key))
             stack.push_async_callback(model.close)
             models[name] = model
         if not models:

@@ -25,6 +25,7 @@ from wootz.core.sections import (
     DatabaseConfig,
     EngineConfig,
     ModelConfig,
+    ProviderConfig,
     RouteConfig,
     SamplingConfig,
     Section,
@@ -50,6 +51,7 @@ class Config(Section):
     database: DatabaseConfig = Field(default_factory=DatabaseConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    providers: dict[str, ProviderConfig] = Field(default_factory=dict)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
     routes: dict[str, RouteConfig] = Field(default_factory=dict)
 
@@ -66,6 +68,13 @@ class Config(Section):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f'two models, adapters or routes are called "{twice}"')
         in_order(self.routes, models)
+        return self
+
+    @model_validator(mode="after")
+    def _providers_are_there(self) -> Config:
+        for name, model in self.models.items():
+            if model.provider is not None and model.provider not in self.providers:
+                raise ValueError(f"models.{name}.provider: there is no [providers.{model.provider}]")
         return self
 
     @property

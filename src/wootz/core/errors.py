@@ -127,11 +127,18 @@ class UnavailableError(WootzError):
 
 
 class UpstreamError(WootzError):
-    """A remote provider failed or answered something that is not its own protocol."""
+    """A remote provider failed or answered something that is not its own protocol. ``retry_after``, in seconds, is when
+    it asked to be tried again, if it did."""
 
     status = 502
     code = "upstream_error"
     retryable = True
+
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after: float | None = None, hint: str | None = None
+    ):
+        super().__init__(message, code=code, hint=hint)
+        self.retry_after = retry_after
 
 
 class MissingExtraError(WootzError):

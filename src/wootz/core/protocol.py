@@ -89,6 +89,9 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
             message.content = (message.content or "") + (delta.content or "")
             if delta.reasoning_content is not None:
                 message.reasoning_content = (message.reasoning_content or "") + delta.reasoning_content
+            if delta.thinking_blocks is not None:
+                message.thinking_blocks = [*(message.thinking_blocks or []), *delta.thinking_blocks]
+            message.extra_content = delta.extra_content or message.extra_content
             for fragment in delta.tool_calls or []:
                 place = (part.index, fragment.get("index", 0))
                 if place not in tool_calls:
@@ -114,8 +117,9 @@ def _extend_tool_call(call: dict[str, Any], fragment: dict[str, Any]) -> None:
     """Tool calls stream in fragments: the first of an index names the function, later ones extend its arguments."""
     function = fragment.get("function") or {}
     call["id"] = fragment.get("id") or call["id"]
-    if fragment.get("incomplete"):
-        call["incomplete"] = True
+    for extra in ("incomplete", "extra_content"):
+        if fragment.get(extra):
+            call[extra] = fragment[extra]
     call["function"]["name"] += function.get("name") or ""
     call["function"]["arguments"] += function.get("arguments") or ""
 

@@ -234,10 +234,13 @@ class RerankRequest(ModelRequest):
 # --- answers --------------------------------------------------------------------------------------------------
 
 
+OMIT_ZERO: Any = Field(default=0, exclude_if=lambda value: not value)
+
+
 class PromptTokensDetails(Answer):
     cached_tokens: int = 0
-    cache_write_tokens: int | None = OMIT_NONE
-    """Put into the provider's cache, where it charges for that."""
+    cache_write_tokens: int = OMIT_ZERO
+    """Of a provider that takes more for what it keeps (Anthropic)."""
 
 
 class CompletionTokensDetails(Answer):
@@ -245,6 +248,8 @@ class CompletionTokensDetails(Answer):
 
 
 class Usage(Answer):
+    """``prompt_tokens`` include what was read from a cache or written to it, ``completion_tokens`` what was thought."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
@@ -257,11 +262,21 @@ class Usage(Answer):
 
     @property
     def cache_write_tokens(self) -> int:
-        return (self.prompt_tokens_details and self.prompt_tokens_details.cache_write_tokens) or 0
+        return self.prompt_tokens_details.cache_write_tokens if self.prompt_tokens_details else 0
 
     @property
     def reasoning_tokens(self) -> int:
         return self.completion_tokens_details.reasoning_tokens if self.completion_tokens_details else 0
+
+    @classmethod
+    def count(cls, prompt: int, completion: int, *, cached: int = 0, cache_write: int = 0, reasoning: int = 0) -> Usage:
+        """Details are only told where there are some."""
+        usage = cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+        if cached or cache_write:
+            usage.prompt_tokens_details = PromptTokensDetails(cached_tokens=cached, cache_write_tokens=cache_write)
+        if reasoning:
+            usage.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=reasoning)
+        return usage
 
 
 class TopLogprob(Answer):
@@ -282,6 +297,12 @@ class Delta(Answer):
     role: str | None = OMIT_NONE
     content: str | None = OMIT_NONE
     reasoning_content: str | None = OMIT_NONE
+    thinking_blocks: list[dict[str, Any]] | None = OMIT_NONE
+    """Whole blocks as Anthropic has them, each with its signature: a client that sends them back in the assistant's
+    message lets the model go on thinking between tool calls. Their text was in ``reasoning_content`` already."""
+    extra_content: dict[str, Any] | None = OMIT_NONE
+    """What a provider wants back with this message, as Google has it: ``{"google": {"thought_signature": …}}``. A tool
+    call may have its own."""
     tool_calls: list[dict[str, Any]] | None = OMIT_NONE
 
 
@@ -308,6 +329,8 @@ class AnswerMessage(Answer):
     role: str = "assistant"
     content: str | None = None
     reasoning_content: str | None = OMIT_NONE
+    thinking_blocks: list[dict[str, Any]] | None = OMIT_NONE
+    extra_content: dict[str, Any] | None = OMIT_NONE
     tool_calls: list[dict[str, Any]] | None = OMIT_NONE
     incomplete_tool_calls: list[dict[str, Any]] | None = OMIT_NONE
     """Calls that the answer broke off in, which are none; only to be looked at."""

@@ -1,7 +1,18 @@
-"""Everything that implements `LanguageModel`: the local engine, and remote endpoints that speak OpenAI's protocol."""
+"""Everything that implements `LanguageModel`: the local engine, and remote endpoints, a file for each protocol."""
 
+from wootz.providers.anthropic import AnthropicModel
+from wootz.providers.endpoint import Endpoint, Timeouts
 from wootz.providers.engine_model import EngineModel
+from wootz.providers.gemini import GeminiModel
 from wootz.providers.openai_compatible import OpenAICompatibleModel
 from wootz.providers.opening import open_models
 
-__all__ = ["EngineModel", "OpenAICompatibleModel", "open_models"]
+__all__ = [
+    "AnthropicModel",
+    "Endpoint",
+    "EngineModel",
+    "GeminiModel",
+    "OpenAICompatibleModel",
+    "Timeouts",
+    "open_models",
+]

@@ -1,5 +1,5 @@
-"""Any endpoint that speaks OpenAI's protocol as a `LanguageModel`: OpenAI, DashScope's compatible mode, vLLM,
-Ollama, another Wootz.
+"""Any endpoint that speaks OpenAI's protocol as a `LanguageModel`: OpenAI, DeepSeek, DashScope's compatible mode, vLLM,
+Ollama, another Wootz. How they differ is data, in `dialects.py`.
 
 The request goes on as the user wrote it (fields we do not know included), under the endpoint's own name for the
 model. We always stream: a whole answer is a folded stream, so a client that goes away stops the remote work either way.
@@ -12,10 +12,9 @@ recorded with zero tokens: we cannot count for it.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any, TypeVar
 
-import httpx
 from pydantic import ValidationError
 from pydantic_core import from_json
 
@@ -32,44 +31,30 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
-from wootz.providers.sse import event_data
-from wootz.providers.upstream_errors import error_from_event, error_from_response
-
-CONNECT_SECONDS = 10.0
+from wootz.providers.capabilities import capabilities_of, check
+from wootz.providers.dialects import adapt_choice, adapt_request, dialect_of, read_usage
+from wootz.providers.endpoint import Endpoint
+from wootz.providers.http import Http
+from wootz.providers.upstream_errors import error_from_event
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
 Whole = TypeVar("Whole", EmbeddingResponse, RerankResponse)
 
 
 class OpenAICompatibleModel(LanguageModel):
-    """``upstream_model`` is the endpoint's name for the model (default: ours); ``timeout`` is the longest silence,
-    in seconds. ``api_key`` is the key itself; it is never logged and never part of an error."""
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        base_url: str,
-        api_key: str | None = None,
-        upstream_model: str | None = None,
-        timeout: float = 600.0,
-    ) -> None:
-        self.name = name
-        self.upstream_model = upstream_model or name
-        self._api_key = api_key
-        self._http = httpx.AsyncClient(
-            base_url=base_url.rstrip("/") + "/",
-            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-        )
-        self.provider = self._http.base_url.host
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.name = endpoint.name
+        self.endpoint = endpoint
+        self.capabilities = capabilities_of(endpoint.kind, endpoint.upstream_model)
+        self._dialect = dialect_of(endpoint.kind, self.capabilities)
+        self._http = Http(endpoint, {"authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {})
+        self.provider = self._http.host
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
-        return self._stream("chat/completions", request, ChatChunk)
+        return self._http.in_time(self._stream("chat/completions", request, ChatChunk))
 
     def complete(self, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
-        return self._stream("completions", request, Completion)
+        return self._http.in_time(self._stream("completions", request, Completion))
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         return await self._ask("embeddings", request, EmbeddingResponse)
@@ -78,85 +63,57 @@ class OpenAICompatibleModel(LanguageModel):
         return await self._ask("rerank", request, RerankResponse)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def _ask(self, path: str, request: EmbeddingRequest | RerankRequest, answer_type: type[Whole]) -> Whole:
-        body = request.model_dump(exclude_unset=True) | {"model": self.upstream_model}
-        async with self._post(path, body) as response:
-            try:
-                answer = answer_type.model_validate_json(await response.aread())
-            except ValidationError as error:
-                raise self._malformed(error) from None
+        body = request.model_dump(exclude_unset=True) | {"model": self.endpoint.upstream_model}
+        try:
+            answer = answer_type.model_validate_json(await self._http.json(path, body))
+        except ValidationError:
+            raise self._malformed() from None
         answer.model = self.name
         return answer
 
     async def _stream(self, path: str, request: SamplingFields, chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
-        body = request.model_dump(exclude_unset=True) | {"model": self.upstream_model, "stream": True}
+        if isinstance(request, ChatRequest):
+            check(self.capabilities, request, region=self.endpoint.region)
+        body = adapt_request(request.model_dump(exclude_unset=True), self._dialect)
+        body |= {"model": self.endpoint.upstream_model, "stream": True}
         body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
         last: Chunk | None = None
         usage: Usage | None = None
         finished = done = False
-        async with self._post(path, body) as response:
-            events = event_data(response.aiter_bytes())
-            try:
-                async with aclosing(events):
-                    async for data in events:
-                        if data == "[DONE]":
-                            done = True
-                            break
-                        last = self._parse(data, chunk_type)
-                        usage = last.usage or usage
-                        last.usage = None
-                        finished = finished or any(choice.finish_reason for choice in last.choices)
-                        if last.choices:
-                            yield last
-            except ValueError as error:
-                raise self._malformed(error) from None
+        async with aclosing(self._http.events(path, body)) as events:
+            async for data in events:
+                if data == "[DONE]":
+                    done = True
+                    break
+                try:
+                    last, said = self._parse(data, chunk_type)
+                except ValueError:
+                    raise self._malformed() from None
+                usage = said or usage
+                finished = finished or any(choice.finish_reason for choice in last.choices)
+                if last.choices:
+                    yield last
         if last is None or not (done or (finished and usage)):
             raise UpstreamError(f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off")
         yield last.model_copy(update={"choices": [], "usage": usage or Usage()})
 
-    def _parse(self, data: str, chunk_type: type[Chunk]) -> Chunk:
+    def _parse(self, data: str, chunk_type: type[Chunk]) -> tuple[Chunk, Usage | None]:
         event = from_json(data, allow_inf_nan=False)
         if not isinstance(event, dict):
             raise ValueError("an event that is no JSON object")
         if event.get("error"):
-            raise error_from_event(event["error"], model=self.name, secret=self._api_key)
+            raise error_from_event(event["error"], self.endpoint)
         event["model"] = self.name
         event["choices"] = choices = event.get("choices") or []
         for choice in choices if isinstance(choices, list) else []:
             if isinstance(choice, dict):
-                # Some endpoints say "" for "not finished", and have reasons of their own for "finished".
-                reason = choice.get("finish_reason")
-                choice["finish_reason"] = _FINISH_REASONS.get(str(reason), "stop") if reason else None
-        return chunk_type.model_validate(event)
+                adapt_choice(choice)
+        said: Any = event.pop("usage", None)
+        return chunk_type.model_validate(event), read_usage(said) if isinstance(said, dict) else None
 
-    def _malformed(self, error: Exception) -> UpstreamError:
-        what = "is not OpenAI's protocol" if isinstance(error, ValidationError) else "is not JSON events"
-        return UpstreamError(f'model "{self.name}": what the endpoint answered {what}', code="upstream_malformed")
-
-    @asynccontextmanager
-    async def _post(self, path: str, body: dict[str, Any]) -> AsyncGenerator[httpx.Response, None]:
-        """The open response, its status good; whatever goes wrong on the way becomes a `WootzError`."""
-        try:
-            async with self._http.stream("POST", path, json=body) as response:
-                if not response.is_success:
-                    raise await error_from_response(response, model=self.name, secret=self._api_key)
-                yield response
-        except httpx.TimeoutException as error:
-            what = "did not accept a connection" if isinstance(error, httpx.ConnectTimeout) else "fell silent"
-            raise UpstreamError(f'model "{self.name}": the endpoint {what}', code="upstream_timeout") from None
-        except httpx.ConnectError:
-            raise UpstreamError(
-                f'model "{self.name}": the endpoint cannot be reached', code="upstream_unreachable"
-            ) from None
-        except httpx.HTTPError:
-            raise UpstreamError(
-                f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off"
-            ) from None
-
-
-_FINISH_REASONS = {reason: reason for reason in ("stop", "length", "tool_calls", "content_filter")} | {
-    "function_call": "tool_calls",
-    "max_tokens": "length",
-}
+    def _malformed(self) -> UpstreamError:
+        message = f'model "{self.name}": what the endpoint answered is not OpenAI\'s protocol'
+        return UpstreamError(message, code="upstream_malformed")

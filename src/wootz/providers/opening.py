@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from wootz.core import Config, ConfigError, LanguageModel, ModelConfig, resolve_secret
+from wootz.core.sections import ProviderConfig, ProviderKind
 from wootz.engine.client import EngineClient
+from wootz.providers.anthropic import AnthropicModel
+from wootz.providers.dialects import DIALECTS
+from wootz.providers.endpoint import Endpoint, Timeouts
 from wootz.providers.engine_model import EngineModel
+from wootz.providers.gemini import GeminiModel
 from wootz.providers.openai_compatible import OpenAICompatibleModel
+
+PROVIDERS: dict[ProviderKind, Callable[[Endpoint], LanguageModel]] = {
+    **dict.fromkeys(DIALECTS, OpenAICompatibleModel),
+    "anthropic": AnthropicModel,
+    "gemini": GeminiModel,
+}
+"""What makes a model of each kind of provider. A new kind is a file, a line here and one in `ProviderKind`."""
+
+BASE_URLS: dict[tuple[ProviderKind, str | None], str] = {
+    ("openai", None): "https://api.openai.com/v1",
+    ("anthropic", None): "https://api.anthropic.com/v1",
+    ("gemini", None): "https://generativelanguage.googleapis.com/v1beta",
+    ("deepseek", None): "https://api.deepseek.com/v1",
+    ("ollama", None): "http://127.0.0.1:11434/v1",
+    ("dashscope", None): "https://dashscope.aliyuncs.com/api/v1",
+    ("dashscope", "cn-beijing"): "https://dashscope.aliyuncs.com/api/v1",
+    ("dashscope", "ap-southeast-1"): "https://dashscope-intl.aliyuncs.com/api/v1",
+    ("dashscope", "us-east-1"): "https://dashscope-us.aliyuncs.com/api/v1",
+    ("dashscope-compatible", None): "https://dashscope.aliyuncs.com/compatible-mode/v1",
+    ("dashscope-compatible", "cn-beijing"): "https://dashscope.aliyuncs.com/compatible-mode/v1",
+    ("dashscope-compatible", "ap-southeast-1"): "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+    ("dashscope-compatible", "us-east-1"): "https://dashscope-us.aliyuncs.com/compatible-mode/v1",
+}
+"""Each kind's own address, by region where it has several."""
 
 
 def open_models(config: Config, sockets: Mapping[str, Path]) -> dict[str, LanguageModel]:
@@ -18,11 +47,13 @@ def open_models(config: Config, sockets: Mapping[str, Path]) -> dict[str, Langua
     Call it in a running event loop: engine clients begin to connect. Raises `ConfigError` for a key reference that
     names nothing and for an address that is none.
     """
-    remote = {name: _open_remote(name, model) for name, model in config.models.items() if not model.is_local}
+    endpoints = {name: endpoint_of(config, name) for name, model in config.models.items() if not model.is_local}
     models: dict[str, LanguageModel] = {}
     for name, model in config.models.items():
-        models[name] = remote.get(name) or _open_local(name, model, sockets[name])
-        if isinstance(local := models[name], EngineModel):
+        if endpoint := endpoints.get(name):
+            models[name] = PROVIDERS[endpoint.kind](endpoint)
+        else:
+            local = models[name] = _open_local(name, model, sockets[name])
             models |= {adapter: local.adapter(adapter) for adapter in model.adapters}
     return models
 
@@ -33,20 +64,45 @@ def _open_local(name: str, model: ModelConfig, socket: Path) -> EngineModel:
     return EngineModel(name, client, model.sampling)
 
 
-def _open_remote(name: str, model: ModelConfig) -> OpenAICompatibleModel:
-    base_url = model.base_url or ""
+def endpoint_of(config: Config, name: str) -> Endpoint:
+    """Where the remote model ``name`` is answered, its references resolved."""
+    model = config.models[name]
+    if model.provider is not None:
+        account, where = config.providers[model.provider], f"providers.{model.provider}"
+    else:
+        account, where = ProviderConfig(base_url=model.base_url, api_key=model.api_key), f"models.{name}"
+    timeouts = Timeouts(
+        connect=min(account.connect_seconds, model.timeout_seconds),
+        first_token=account.first_token_seconds,
+        silence=model.timeout_seconds,
+        total=account.total_seconds,
+    )
+    return Endpoint(
+        name,
+        _base_url(account, where),
+        _header_value(account.api_key, f"{where}.api_key") if account.api_key else None,
+        upstream_model=model.upstream_model or name,
+        kind=account.kind,
+        region=account.region,
+        timeouts=timeouts,
+        headers={key: _header_value(value, f"{where}.headers.{key}") for key, value in account.headers.items()},
+    )
+
+
+def _base_url(account: ProviderConfig, where: str) -> str:
+    base_url = account.base_url or BASE_URLS.get((account.kind, account.region))
+    if base_url is None:
+        regions = sorted(region for kind, region in BASE_URLS if kind == account.kind and region)
+        missing = f"region: must be one of {', '.join(regions)}" if regions else "base_url: is missing"
+        raise ConfigError(f"{where}.{missing}")
     address = urlsplit(base_url)
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise ConfigError(f"models.{name}.base_url: not an http:// or https:// address")
-    api_key = None
-    if model.api_key is not None:
-        api_key = resolve_secret(model.api_key, used_by=f"models.{name}.api_key")
-        if not (api_key.isascii() and api_key.isprintable()):
-            raise ConfigError(f'models.{name}.api_key: secret "{model.api_key}" holds characters that no key has')
-    return OpenAICompatibleModel(
-        name,
-        base_url=base_url,
-        api_key=api_key,
-        upstream_model=model.upstream_model,
-        timeout=model.timeout_seconds,
-    )
+        raise ConfigError(f"{where}.base_url: not an http:// or https:// address")
+    return base_url
+
+
+def _header_value(reference: str, used_by: str) -> str:
+    value = resolve_secret(reference, used_by=used_by)
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(f'{used_by}: secret "{reference}" holds characters that no key has')
+    return value

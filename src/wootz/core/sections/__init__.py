@@ -2,6 +2,7 @@
 
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
+from wootz.core.sections.providers import ProviderConfig, ProviderKind
 from wootz.core.sections.routes import RouteConfig
 from wootz.core.sections.section import Section
 from wootz.core.sections.server import DatabaseConfig, ServerConfig
@@ -12,6 +13,8 @@ __all__ = [
     "EngineConfig",
     "ModelConfig",
     "PriceConfig",
+    "ProviderConfig",
+    "ProviderKind",
     "RouteConfig",
     "SamplingConfig",
     "Section",

