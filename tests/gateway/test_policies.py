@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from routing_house import question
 from scipy.stats import chisquare
 
-from wootz.core import PriceConfig
 from wootz.core.sections.routes import RouteConfig, RuleConfig, in_order
 from wootz.gateway.routing.candidate import Candidate, prompt_tokens
 from wootz.gateway.routing.latency import HALF_LIFE, Latency
@@ -26,6 +25,7 @@ from wootz.gateway.routing.policies.overflow import overflow
 from wootz.gateway.routing.policies.regions import by_region
 from wootz.gateway.routing.policies.rules import by_rules, holds, script
 from wootz.gateway.routing.policies.weights import weights
+from wootz.telemetry import Price
 
 ASK = question()
 
@@ -93,14 +93,15 @@ def test_least_busy_is_by_weight() -> None:
 
 
 def test_cheapest_depends_on_the_request() -> None:
-    dear_input, dear_output = (
-        PriceConfig(input=Decimal(10), output=Decimal(1)),
-        PriceConfig(input=Decimal(1), output=Decimal(10)),
-    )
+    def price(input: int, output: int) -> Price:
+        asked = Decimal(input)
+        return Price(asked, asked, asked, Decimal(output), batch=Decimal(1), version="a test's")
+
+    dear_input, dear_output = price(10, 1), price(1, 10)
     some = candidates(price=[dear_input, dear_output])
     assert named(cheapest(some, question("x" * 8000, max_tokens=10))) == "ba"
     assert named(cheapest(some, question("short", max_tokens=1000))) == "ab"
-    assert named(cheapest([*some, Candidate(name="c")], ASK))[0] == "c"
+    assert named(cheapest([*some, Candidate(name="c")], ASK))[-1] == "c", "nobody knows its price"
 
 
 @pytest.mark.parametrize(

@@ -234,10 +234,13 @@ class RerankRequest(ModelRequest):
 # --- answers --------------------------------------------------------------------------------------------------
 
 
+OMIT_ZERO: Any = Field(default=0, exclude_if=lambda value: not value)
+
+
 class PromptTokensDetails(Answer):
     cached_tokens: int = 0
-    cache_write_tokens: int | None = OMIT_NONE
-    """Put into the provider's cache, where it charges for that."""
+    cache_write_tokens: int = OMIT_ZERO
+    """Of a provider that takes more for what it keeps (Anthropic)."""
 
 
 class CompletionTokensDetails(Answer):
@@ -259,7 +262,7 @@ class Usage(Answer):
 
     @property
     def cache_write_tokens(self) -> int:
-        return (self.prompt_tokens_details and self.prompt_tokens_details.cache_write_tokens) or 0
+        return self.prompt_tokens_details.cache_write_tokens if self.prompt_tokens_details else 0
 
     @property
     def reasoning_tokens(self) -> int:
@@ -270,9 +273,7 @@ class Usage(Answer):
         """Details are only told where there are some."""
         usage = cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
         if cached or cache_write:
-            usage.prompt_tokens_details = PromptTokensDetails(
-                cached_tokens=cached, cache_write_tokens=cache_write or None
-            )
+            usage.prompt_tokens_details = PromptTokensDetails(cached_tokens=cached, cache_write_tokens=cache_write)
         if reasoning:
             usage.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=reasoning)
         return usage

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wootz.core import PriceConfig
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import ChatMessage, ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, SamplingFields
+from wootz.telemetry import Price
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,8 +19,8 @@ class Candidate:
     region: str | None = None
     tags: Sequence[str] = ()
     capacity: int | None = None
-    price: PriceConfig | None = None
-    """None costs nothing."""
+    price: Price | None = None
+    """None where nobody knows it."""
     in_flight: int = 0
     first_token: float | None = None
     """Seconds on average; None when it is not known."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from wootz.core import Config, LanguageModel, PriceConfig
+from wootz.core import Config, LanguageModel
 from wootz.core.sections import RouteConfig
 from wootz.core.sections.routes import in_order
 from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.route import Route, Target
 from wootz.providers.cascade import Cascade
 from wootz.providers.confidence import signal_of
+from wootz.telemetry import Price
 
 
 def open_routes(
     config: Config,
     models: Mapping[str, LanguageModel],
-    price_of: Callable[[str], PriceConfig | None],
+    price_of: Callable[[str], Price | None],
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, LanguageModel]:
     """Every configured route by its name. A model that is in several is one deployment in all of them."""
@@ -33,7 +34,7 @@ def _open(
     name: str,
     config: RouteConfig,
     deployments: Mapping[str, Deployment],
-    price_of: Callable[[str], PriceConfig | None],
+    price_of: Callable[[str], Price | None],
     clock: Callable[[], float],
 ) -> LanguageModel:
     if config.cascade is not None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from wootz.core import LanguageModel, PriceConfig, RateLimitError, UnavailableError, UnsupportedError, WootzError
+from wootz.core import LanguageModel, RateLimitError, UnavailableError, UnsupportedError, WootzError
 from wootz.core.sections import RouteConfig
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
@@ -41,6 +41,7 @@ from wootz.gateway.routing.candidate import Candidate
 from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.hedge import in_a_task, race
 from wootz.gateway.routing.policies import policy_of
+from wootz.telemetry import Price
 
 Chunk = TypeVar("Chunk")
 
@@ -57,7 +58,7 @@ class Target:
     region: str | None = None
     tags: Sequence[str] = ()
     capacity: int | None = None
-    price: Callable[[], PriceConfig | None] = lambda: None
+    price: Callable[[], Price | None] = lambda: None
     """Asked at each request, since prices change."""
 
     def candidate(self) -> Candidate:
