@@ -96,7 +96,7 @@ class Embedder(LanguageModel):
             raise UnavailableError("down")
         vectors = [
             [1.0, 0.5] if any(text.startswith(hard[:5]) for hard in HARD) else [-1.0, 0.5] for text in request.input
-        ]  # type: ignore[union-attr]  # noqa: E501
+        ]  # type: ignore[union-attr]
         data = [Embedding(index=number, embedding=vector) for number, vector in enumerate(vectors)]
         return EmbeddingResponse(data=data, model=self.name, usage=Usage())
 

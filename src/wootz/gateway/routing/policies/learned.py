@@ -91,7 +91,8 @@ def look_of(route: str, path: Path, models: Mapping[str, LanguageModel]) -> Look
             async with asyncio.timeout(PATIENCE):
                 (features,) = await embedded(models[router.embedder], [text or " "])
         except (WootzError, TimeoutError, ValueError) as error:
-            journey.notes.append(f"route {route}: no score, the embedder failed: {error!s or 'it took too long'}"[:300])
+            why = str(error) or "it took too long"
+            journey.notes.append(f"route {route}: no score, the embedder failed: {why}"[:300])
         else:
             journey.scores[route] = router.score(features)
 
