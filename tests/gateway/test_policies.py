@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from random import Random
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from routing_house import question
 from scipy.stats import chisquare
 
+from wootz.core import PriceConfig
 from wootz.core.sections.routes import RouteConfig, RuleConfig, in_order
 from wootz.gateway.routing.candidate import Candidate, prompt_tokens
 from wootz.gateway.routing.latency import HALF_LIFE, Latency
@@ -25,7 +28,8 @@ from wootz.gateway.routing.policies.overflow import overflow
 from wootz.gateway.routing.policies.regions import by_region
 from wootz.gateway.routing.policies.rules import by_rules, holds, script
 from wootz.gateway.routing.policies.weights import weights
-from wootz.telemetry import Price
+from wootz.telemetry import PriceBook
+from wootz.telemetry.prices import Price
 
 ASK = question()
 
@@ -93,15 +97,19 @@ def test_least_busy_is_by_weight() -> None:
 
 
 def test_cheapest_depends_on_the_request() -> None:
-    def price(input: int, output: int) -> Price:
-        asked = Decimal(input)
-        return Price(asked, asked, asked, Decimal(output), batch=Decimal(1), version="a test's")
+    own = {
+        "a": PriceConfig(input=Decimal(10), output=Decimal(1)),
+        "b": PriceConfig(input=Decimal(1), output=Decimal(10)),
+    }
+    book = PriceBook(own)
 
-    dear_input, dear_output = price(10, 1), price(1, 10)
-    some = candidates(price=[dear_input, dear_output])
+    def price_of(name: str) -> Callable[[int], Price | None]:
+        return lambda num_prompt: book.find(name, "", datetime.now(UTC), num_prompt)
+
+    some = candidates(price=[price_of("a"), price_of("b")])
     assert named(cheapest(some, question("x" * 8000, max_tokens=10))) == "ba"
     assert named(cheapest(some, question("short", max_tokens=1000))) == "ab"
-    assert named(cheapest([*some, Candidate(name="c")], ASK))[-1] == "c", "nobody knows its price"
+    assert named(cheapest([Candidate(name="c"), *some], ASK))[2] == "c"  # Nobody knows its price.
 
 
 @pytest.mark.parametrize(

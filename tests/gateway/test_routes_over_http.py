@@ -15,6 +15,7 @@ from serving import GatewayServer, ScriptedModel
 from wootz.core import Config, ConfigError, UnavailableError, load_config
 from wootz.gateway.routing import open_routes
 from wootz.gateway.routing.breaker import FAILURES
+from wootz.telemetry import PriceBook
 
 CONFIG: dict[str, Any] = {
     "models": {name: {"base_url": "http://unused/v1"} for name in ("small-2026-01", "middle", "large", "sick")},
@@ -45,7 +46,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
             "large": Turns("large", ["large"]),
             "sick": Turns("sick", [UnavailableError("restarting")]),
         }
-        server.gateway.models = models | open_routes(config, models, lambda _: None)
+        server.gateway.models = models | open_routes(config, models, PriceBook())
         yield server
 
 

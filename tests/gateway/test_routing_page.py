@@ -18,6 +18,7 @@ from wootz.gateway.routing import open_routes
 from wootz.gateway.routing.policies.learned import Router
 from wootz.gateway.routing.training import Preference
 from wootz.providers.thresholds import read_questions
+from wootz.telemetry import PriceBook
 
 PAGE = (Path(__file__).parents[2] / "docs" / "routing.md").read_text()
 
@@ -32,7 +33,7 @@ def test_the_config_of_the_page_opens(tmp_path: Path, monkeypatch: pytest.Monkey
     tree: dict[str, Any] = tomllib.loads("\n".join(blocks("toml")))
     config = Config.model_validate({"home": tmp_path, **tree})
     models = {name: Turns(name) for name in config.models}
-    routes = open_routes(config, models, lambda _: None)
+    routes = open_routes(config, models, PriceBook())
     assert routes.keys() == tree["routes"].keys()
     assert all(asyncio.run(_all_ready(list(routes.values()))))
 

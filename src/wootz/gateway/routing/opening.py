@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
-from wootz.core import Config, LanguageModel, PriceConfig
+from wootz.core import Config, LanguageModel
 from wootz.core.sections import RouteConfig
 from wootz.core.sections.routes import CascadeConfig, in_order
 from wootz.gateway.routing.deployment import Deployment
@@ -13,12 +14,14 @@ from wootz.gateway.routing.policies.learned import look_of
 from wootz.gateway.routing.route import Route, Target
 from wootz.providers.cascade import Cascade
 from wootz.providers.confidence import signal_of
+from wootz.telemetry import PriceBook
+from wootz.telemetry.prices import Price
 
 
 def open_routes(
     config: Config,
     models: Mapping[str, LanguageModel],
-    price_of: Callable[[str], PriceConfig | None],
+    prices: PriceBook,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, LanguageModel]:
     """Every configured route by its name. A model that is in several is one deployment in all of them.
@@ -32,7 +35,7 @@ def open_routes(
         if route.cascade is not None:
             routes[name] = _cascade(name, route, route.cascade, deployments)
         else:
-            routes[name] = _route(name, route, deployments, models, price_of)
+            routes[name] = _route(name, route, deployments, models, prices)
         deployments[name] = Deployment(routes[name], clock, composed=True)
     return routes
 
@@ -42,8 +45,11 @@ def _route(
     config: RouteConfig,
     deployments: Mapping[str, Deployment],
     models: Mapping[str, LanguageModel],
-    price_of: Callable[[str], PriceConfig | None],
+    prices: PriceBook,
 ) -> Route:
+    def price_of(model: LanguageModel) -> Callable[[int], Price | None]:
+        return lambda num_prompt: prices.find(model.name, model.provider, datetime.now(UTC), num_prompt)
+
     targets = [
         Target(
             deployment=deployments[target.model],
@@ -51,7 +57,7 @@ def _route(
             region=target.region,
             tags=target.tags,
             capacity=target.capacity,
-            price=lambda model=target.model: price_of(model),
+            price=price_of(deployments[target.model].model),
         )
         for target in config.targets
     ]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from wootz.core import LanguageModel, PriceConfig, RateLimitError, UnavailableError, UnsupportedError, WootzError
+from wootz.core import LanguageModel, RateLimitError, UnavailableError, UnsupportedError, WootzError
 from wootz.core.sections import RouteConfig
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
@@ -41,6 +41,7 @@ from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.hedge import in_a_task, race
 from wootz.gateway.routing.policies import policy_of
 from wootz.gateway.routing.policies.learned import Look
+from wootz.telemetry.prices import Price
 
 Chunk = TypeVar("Chunk")
 
@@ -57,8 +58,7 @@ class Target:
     region: str | None = None
     tags: Sequence[str] = ()
     capacity: int | None = None
-    price: Callable[[], PriceConfig | None] = lambda: None
-    """Asked at each request, since prices change."""
+    price: Callable[[int], Price | None] = lambda num_prompt_tokens: None
 
     def candidate(self) -> Candidate:
         deployment = self.deployment
@@ -68,7 +68,7 @@ class Target:
             region=self.region,
             tags=self.tags,
             capacity=self.capacity,
-            price=self.price(),
+            price=self.price,
             in_flight=deployment.in_flight,
             first_token=deployment.latency.first_token,
             inter_token=deployment.latency.inter_token,
