@@ -35,18 +35,14 @@ def open_routes(
         if route.cascade is not None:
             routes[name] = _cascade(name, route, route.cascade, deployments)
         else:
-            routes[name] = _route(name, route, deployments, models, prices)
+            routes[name] = _route(name, config, deployments, prices)
         deployments[name] = Deployment(routes[name], clock, composed=True)
     return routes
 
 
-def _route(
-    name: str,
-    config: RouteConfig,
-    deployments: Mapping[str, Deployment],
-    models: Mapping[str, LanguageModel],
-    prices: PriceBook,
-) -> Route:
+def _route(name: str, config: Config, deployments: Mapping[str, Deployment], prices: PriceBook) -> Route:
+    route = config.routes[name]
+
     def price_of(model: LanguageModel) -> Callable[[int], Price | None]:
         return lambda num_prompt: prices.find(model.name, model.provider, datetime.now(UTC), num_prompt)
 
@@ -54,15 +50,22 @@ def _route(
         Target(
             deployment=deployments[target.model],
             weight=target.weight,
-            region=target.region,
+            region=target.region or _region_of(config, target.model),
             tags=target.tags,
             capacity=target.capacity,
             price=price_of(deployments[target.model].model),
         )
-        for target in config.targets
+        for target in route.targets
     ]
-    look = look_of(name, config.router, models) if config.router is not None else None
-    return Route(name, config, targets, [deployments[fallback] for fallback in config.fallbacks], look=look)
+    models = {model: deployment.model for model, deployment in deployments.items()}
+    look = look_of(name, route.router, models) if route.router is not None else None
+    return Route(name, route, targets, [deployments[fallback] for fallback in route.fallbacks], look=look)
+
+
+def _region_of(config: Config, name: str) -> str | None:
+    """That of the provider which computes the model."""
+    model = config.models.get(name)
+    return config.providers[model.provider].region if model is not None and model.provider is not None else None
 
 
 def _cascade(name: str, config: RouteConfig, cascade: CascadeConfig, deployments: Mapping[str, Deployment]) -> Cascade:

@@ -45,7 +45,7 @@ from wootz.telemetry.prices import Price
 
 Chunk = TypeVar("Chunk")
 
-NOT_REPEATED = ("upstream_refused", "first_token_timeout")
+NOT_REPEATED = ("upstream_refused", "upstream_tls", "upstream_redirect", "first_token_timeout")
 """Failures that the same deployment would most likely give again, at the price of another wait or another 401."""
 
 
