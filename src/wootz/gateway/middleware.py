@@ -9,12 +9,13 @@ import secrets
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wootz.core import WootzError
 from wootz.core.wire import new_id
 from wootz.gateway import journey_headers
+from wootz.gateway.errors import error_response
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class RequestId:
             if started:
                 raise  # The server cuts the connection, so that half an answer can't pass for a whole one.
             error = WootzError(f"the server failed; its log tells more under {request_id}")
-            await JSONResponse(error.to_openai(), error.status)(scope, receive, send_with_id)
+            await error_response(error, Request(scope))(scope, receive, send_with_id)
 
 
 class BodyLimit:
