@@ -68,6 +68,8 @@ class Gateway:
         self.keys = keys
         self.telemetry = telemetry
         self.started = int(time.time())
+        self.database = telemetry.ledger.database
+        """Where the surfaces keep what they keep."""
         self._limiter = RequestLimiter(clock)
 
     # --- who ------------------------------------------------------------------------------------------------------

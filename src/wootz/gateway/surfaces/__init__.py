@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from wootz.gateway.gateway import Gateway
+from wootz.gateway.surfaces import responses
 
 
 def routers(gateway: Gateway) -> list[APIRouter]:
     """One for each surface."""
-    return []
+    return [responses.router(gateway)]
