@@ -311,6 +311,8 @@ class ChunkChoice(Answer):
     delta: Delta
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = OMIT_NONE
+    """The stop string or token that ended it, as in vLLM."""
     guarantee: Guarantee | None = OMIT_NONE
 
 

@@ -153,6 +153,10 @@ class Gateway:
             observation.usage(answer.usage)
             return answer
 
+    async def count_tokens(self, key: Key | None, request: ChatRequest, *, request_id: str, route: str) -> int:
+        async with self._recorded(key, request, request_id, route):
+            return await self._admit(key, request).count_tokens(request)
+
     async def _answer(
         self,
         key: Key | None,

@@ -134,6 +134,7 @@ class EngineModel(LanguageModel):
                     delta=delta,
                     logprobs=logprobs,
                     finish_reason=cast("FinishReason | None", output.finish_reason),
+                    stop_reason=output.stop_reason,
                     guarantee=cast("Guarantee | None", output.guarantee),
                 )
                 yield ChatChunk(id=id, created=created, model=self.name, choices=[choice])
@@ -210,6 +211,12 @@ class EngineModel(LanguageModel):
             for index in ranked[: request.top_n]
         ]
         return RerankResponse(id=new_id("rerank"), model=self.name, results=results, usage=_prompt_usage(encoded))
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Exact: the engine renders its chat template and counts."""
+        _refuse_what_chat_lacks(request, self._hello())
+        messages = [_template_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)]
+        return await self.client.count_tokens(messages, tool_use(request), self._adapter)
 
     async def ready(self) -> bool:
         return self.client.ready

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from wootz.gateway.gateway import Gateway
-from wootz.gateway.surfaces import responses
+from wootz.gateway.surfaces import messages, responses
 
 
 def routers(gateway: Gateway) -> list[APIRouter]:
     """One for each surface."""
-    return [responses.router(gateway)]
+    return [responses.router(gateway), messages.router(gateway)]
