@@ -10,7 +10,7 @@ Source: https://platform.claude.com/docs/en/api/messages and the types of the ``
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,8 @@ from wootz.core.wire import ChatRequest, Count
 from wootz.gateway.surfaces.surface import chat_request
 
 Block = dict[str, Any]
+Read = Callable[[Block, str], Block]
+"""Of a block and its place."""
 
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {"service_tier": ("auto", "standard_only"), "speed": ("standard",)}
 """Fields that we lack, and their values that ask for nothing."""
@@ -157,15 +159,12 @@ def _tool_result(block: Block, where: str) -> dict[str, Any]:
     """OpenAI's results have no mark for a failure: it is said in words."""
     content: Any = _parts(block.get("content") or "", f"{where}.content", _RESULT)
     if block.get("is_error"):
-        if isinstance(content, str):
-            content = f"Error: {content}"
-        else:
-            content = [{"type": "text", "text": "Error:"}, *content]
+        content = f"Error: {content}" if isinstance(content, str) else [{"type": "text", "text": "Error:"}, *content]
     message = {"role": "tool", "tool_call_id": _string(block, "tool_use_id", where), "content": content}
     return message | _mark(block)
 
 
-def _parts(content: Any, where: str, kinds: dict[str, Callable[[Block, str], Block] | None]) -> str | list[Block]:
+def _parts(content: Any, where: str, kinds: Mapping[str, Read | None]) -> str | list[Block]:
     """A text, or parts; a kind that is None is told elsewhere."""
     if isinstance(content, str):
         return content
@@ -221,7 +220,7 @@ def _url(source: Any, where: str) -> str:
     raise BadRequestError(f'"{where}" must be an object with a type', param=where)
 
 
-_TEXT: dict[str, Callable[[Block, str], Block] | None] = {"text": _text}
+_TEXT = {"text": _text}
 _RESULT = {"text": _text, "image": _image, "document": _document}
 _USER = _RESULT | {"tool_result": None}
 _ASSISTANT = _TEXT | {"tool_use": None, "thinking": None, "redacted_thinking": None}
