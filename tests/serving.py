@@ -26,7 +26,7 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
-from wootz.gateway import Gateway, KeyStore, install, routes
+from wootz.gateway import Gateway, KeyStore, install, routes, working
 from wootz.store import Database
 from wootz.telemetry import Ledger, RequestRecord, Telemetry
 
@@ -158,7 +158,8 @@ class GatewayServer(Server):
             app.include_router(routes(self.gateway))
             self.key = (await self.keys.create("user"))[1]
             self.admin_key = (await self.keys.create("root", scopes=["admin"]))[1]
-            yield
+            async with working(self.gateway):
+                yield
             for model in self.gateway.models.values():
                 await model.close()
             await self.telemetry.close()

@@ -106,7 +106,7 @@ def test_blocks_become_the_messages_of_a_chat(sdk: anthropic.Anthropic, model: S
                 {"role": "user", "content": [{"type": "text", "text": "What is this?"}, IMAGE]},
                 {
                     "role": "assistant",
-                    "content": [signed, {"type": "text", "text": "I'll look."}, use, use | {"id": "b"}],
+                    "content": [signed, {"type": "text", "text": "I'll look."}, use, other_use],
                 },
                 {"role": "user", "content": [result, failure, {"type": "text", "text": "And?"}]},
                 {"role": "assistant", "content": [signed | {"signature": ""}, {"type": "text", "text": "Wet."}]},

@@ -47,7 +47,9 @@ STREAM: dict[int | str, dict[str, Any]] = {
 def install(app: FastAPI, config: Config) -> None:
     """Error bodies, request ids and the body limit for all of an application's routes, the console's too."""
     errors.add_handlers(app)
-    app.add_middleware(BodyLimit, max_bytes=config.server.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, max_bytes=config.server.max_body_bytes, larger={"/v1/files": config.batches.max_file_bytes}
+    )
     app.add_middleware(RequestId)  # The last one added is the outermost.
 
 

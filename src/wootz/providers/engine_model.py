@@ -108,7 +108,7 @@ class EngineModel(LanguageModel):
             messages=messages,
             params=params,
             tools=tools,
-            priority=request.priority or 0,
+            priority=request.urgency,
             user=request.caller,
             adapter=self._adapter,
         )
@@ -151,7 +151,7 @@ class EngineModel(LanguageModel):
             params = structs.replace(params, prompt_logprobs=request.logprobs or 0)
         echoed = dict[int, list[TokenLogprob]]()
 
-        priority, user = request.priority or 0, request.caller
+        priority, user = request.urgency, request.caller
         id, created = new_id("cmpl"), now()
         finished: list[Finished] = []
         writers: dict[int, CompletionLogprobsWriter] = {}

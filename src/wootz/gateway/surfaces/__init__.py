@@ -5,9 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from wootz.gateway.gateway import Gateway
-from wootz.gateway.surfaces import messages, responses
+from wootz.gateway.surfaces import batches, files, messages, responses
+from wootz.gateway.surfaces.batch_worker import working
+
+__all__ = ["routers", "working"]
 
 
 def routers(gateway: Gateway) -> list[APIRouter]:
     """One for each surface."""
-    return [responses.router(gateway), messages.router(gateway)]
+    return [surface.router(gateway) for surface in (responses, messages, files, batches)]

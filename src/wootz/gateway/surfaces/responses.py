@@ -16,6 +16,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from wootz.core import NotFoundError, UnsupportedError
+from wootz.core.journey import Lane
 from wootz.core.wire import ChatChunk, ChatRequest, Count
 from wootz.gateway.entrance import router_with_key
 from wootz.gateway.gateway import Gateway
@@ -128,30 +129,44 @@ class ResponseRequest(BaseModel):
                 raise UnsupportedError(f'"{name[:60]}" can\'t be included', param=f"include[{number}]")
 
 
-def router(gateway: Gateway) -> APIRouter:
-    router = router_with_key(gateway, "inference", tags=["responses"])
-    store = ResponseStore(gateway.database)
+class Responses:
+    """Creates responses and keeps them."""
 
-    @router.post(ROUTE)
-    async def create_response(request: Request, body: ResponseRequest) -> Response:
-        """An answer as a list of items, whole or as events."""
-        key = request.state.key
-        chat = body.to_chat(await store.conversation(key, body.previous_response_id))
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.store = ResponseStore(gateway.database)
+
+    async def create(
+        self, key: Key | None, body: ResponseRequest, request_id: str, lane: Lane = "interactive"
+    ) -> tuple[AsyncGenerator[ChatChunk, None], ResponseTelling]:
+        """The answer's chunks, and what tells them."""
+        chat = body.to_chat(await self.store.conversation(key, body.previous_response_id))
+        chat.journey.lane = lane
         telling = ResponseTelling(body.echo(), summarize=bool((body.reasoning or {}).get("summary")))
-        chunks = gateway.chat(key, chat, request_id=request.state.request_id, route=ROUTE)
-        if body.store is not False:
-            chunks = keep(chunks, telling, key, body)
-        return tell(chunks, telling, stream=body.stream)
+        chunks = self.gateway.chat(key, chat, request_id=request_id, route=ROUTE)
+        return (chunks if body.store is False else self._keep(chunks, telling, key, body)), telling
 
-    async def keep(
-        chunks: AsyncGenerator[ChatChunk, None], telling: ResponseTelling, key: Key | None, body: ResponseRequest
+    async def _keep(
+        self, chunks: AsyncGenerator[ChatChunk, None], telling: ResponseTelling, key: Key | None, body: ResponseRequest
     ) -> AsyncGenerator[ChatChunk, None]:
         """The chunks as they come; after the last, and before the client is told of the end, the response is kept."""
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
         telling.end()
-        await store.save(key, telling.whole(), items_of(body.input), body.user)
+        await self.store.save(key, telling.whole(), items_of(body.input), body.user)
+
+
+def router(gateway: Gateway) -> APIRouter:
+    router = router_with_key(gateway, "inference", tags=["responses"])
+    responses = Responses(gateway)
+    store = responses.store
+
+    @router.post(ROUTE)
+    async def create_response(request: Request, body: ResponseRequest) -> Response:
+        """An answer as a list of items, whole or as events."""
+        chunks, telling = await responses.create(request.state.key, body, request.state.request_id)
+        return tell(chunks, telling, stream=body.stream)
 
     @router.get(ROUTE + "/{response_id}")
     async def get_response(request: Request, response_id: str, stream: bool = False) -> Response:
