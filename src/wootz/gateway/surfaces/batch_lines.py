@@ -27,8 +27,6 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
 }
 
 MAX_LINES = 50_000
-MAX_ERRORS = 20
-"""That are reported of one file."""
 
 
 @dataclass(frozen=True)
@@ -65,38 +63,22 @@ def check_file(path: Path, max_bytes: int) -> None:
 def read_lines(path: Path, endpoint: str, max_bytes: int) -> Iterator[Line]:
     """Raises `BadRequestError` for a line that is no request for the endpoint; its ``param`` names what."""
     for number, raw in raw_lines(path, max_bytes):
-        line = _object(raw, number)
-        custom_id, body = line.get("custom_id"), line.get("body")
-        if not isinstance(custom_id, str) or not custom_id:
-            raise BadRequestError("every line needs a custom_id", code="missing_custom_id", param="custom_id")
-        if line.get("method") != "POST":
-            raise BadRequestError('the method is "POST"', code="invalid_method", param="method")
-        if line.get("url") != endpoint:
-            raise BadRequestError(f'the url is the batch\'s endpoint, "{endpoint}"', code="invalid_url", param="url")
-        if not isinstance(body, dict):
-            raise BadRequestError("the body is an object", code="invalid_body", param="body")
-        if body.get("stream"):
-            raise BadRequestError("a batch does not stream", code="invalid_body", param="body.stream")
-        yield Line(number, custom_id, body)
+        yield _line(number, raw, endpoint)
 
 
 def check_lines(path: Path, endpoint: str, max_bytes: int) -> tuple[int, list[dict[str, Any]]]:
-    """How many lines there are, and what is wrong with the file, as OpenAI lists it."""
+    """How many lines there are, and what is wrong with the first that is, as OpenAI lists it."""
     seen = set[str]()
-    lines = read_lines(path, endpoint, max_bytes)
     number = 0
     try:
-        for line in lines:
-            number = line.number
-            if line.custom_id in seen:
-                raise BadRequestError(
-                    f'the custom_id "{line.custom_id[:60]}" is given twice',
-                    code="duplicate_custom_id",
-                    param="custom_id",
-                )
-            seen.add(line.custom_id)
+        for number, raw in raw_lines(path, max_bytes):
+            custom_id = _line(number, raw, endpoint).custom_id
+            if custom_id in seen:
+                message = f'the custom_id "{custom_id[:60]}" is given twice'
+                raise BadRequestError(message, code="duplicate_custom_id", param="custom_id")
+            seen.add(custom_id)
     except BadRequestError as error:
-        return 0, [{"code": error.code, "message": str(error), "param": error.param, "line": number + 1}]
+        return 0, [{"code": error.code, "message": str(error), "param": error.param, "line": number}]
     except OSError:
         return 0, [{"code": "file_not_found", "message": "the input file is gone", "param": None, "line": None}]
     return len(seen), []
@@ -108,6 +90,22 @@ def request_of(endpoint: str, body: dict[str, Any]) -> Any:
         return ENDPOINTS[endpoint].model_validate(body)
     except ValidationError as error:
         raise bad_request([{**one, "loc": ("body", *one["loc"])} for one in error.errors()], body) from None
+
+
+def _line(number: int, raw: bytes, endpoint: str) -> Line:
+    line = _object(raw, number)
+    custom_id, body = line.get("custom_id"), line.get("body")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise BadRequestError("every line needs a custom_id", code="missing_custom_id", param="custom_id")
+    if line.get("method") != "POST":
+        raise BadRequestError('the method is "POST"', code="invalid_method", param="method")
+    if line.get("url") != endpoint:
+        raise BadRequestError(f'the url is the batch\'s endpoint, "{endpoint}"', code="invalid_url", param="url")
+    if not isinstance(body, dict):
+        raise BadRequestError("the body is an object", code="invalid_body", param="body")
+    if body.get("stream"):
+        raise BadRequestError("a batch does not stream", code="invalid_body", param="body.stream")
+    return Line(number, custom_id, body)
 
 
 def _object(raw: bytes, number: int) -> dict[str, Any]:

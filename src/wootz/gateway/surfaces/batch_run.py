@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ class BatchRun:
         self.owner, self.batch = owner, batch
         self.stop = asyncio.Event()
         """Begin no more lines: it is cancelled."""
+        self._saving = asyncio.Lock()
+        """Saves come after one another, or an older state would stay."""
         self.journal = Journal(worker.folder / batch["id"])
         self.taken: dict[str, int] = {}
         """Request ids that earlier attempts have used, and how those ended."""
@@ -62,7 +65,7 @@ class BatchRun:
                 await self._save("finalizing")
             if self.batch["status"] == "finalizing":
                 await self._finish()
-        except BaseException:
+        except asyncio.CancelledError:
             renewing.cancel()
             await self.worker.batches.save(self.worker.id, self.batch, 0)
             raise
@@ -115,10 +118,8 @@ class BatchRun:
                 wait = _wait(error, attempt)
                 if wait is None:
                     return {"status_code": error.status, "request_id": id, "body": error.to_openai()}
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), wait)
-            except TimeoutError:
-                pass
             if self.stop.is_set() or self._expired:
                 return None
         return None
@@ -192,12 +193,13 @@ class BatchRun:
 
     # --- the claim ------------------------------------------------------------------------------------------------
 
-    async def _save(self, status: str, seconds: float | None = None) -> None:
+    async def _save(self, status: str | None = None, seconds: float | None = None) -> None:
         """Raises `Lost`."""
-        self.batch["status"] = status
-        self.batch[f"{status}_at"] = self.batch.get(f"{status}_at") or int(time.time())
-        seconds = self.worker.lease if seconds is None else seconds
-        now = await self.worker.batches.save(self.worker.id, self.batch, seconds)
+        async with self._saving:
+            self.batch["status"] = status = status or self.batch["status"]
+            self.batch[f"{status}_at"] = self.batch.get(f"{status}_at") or int(time.time())
+            seconds = self.worker.lease if seconds is None else seconds
+            now = await self.worker.batches.save(self.worker.id, self.batch, seconds)
         if now is None:
             raise Lost
         if now == "cancelling":
@@ -208,7 +210,7 @@ class BatchRun:
         while True:
             await asyncio.sleep(min(RENEW_SECONDS, self.worker.lease / 3))
             try:
-                await self._save(self.batch["status"])
+                await self._save()
             except Lost:
                 if task is not None:
                     task.cancel()

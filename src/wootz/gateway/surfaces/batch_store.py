@@ -1,5 +1,5 @@
-"""Batches in the database. Whoever works on one holds a claim on it that runs out unless it is renewed, so a batch whose
-worker was killed is taken up by another, or by the same server when it is back.
+"""Batches in the database. Whoever works on one holds a claim on it that runs out unless it is renewed, so a batch
+whose worker was killed is taken up by another, or by the same server when it is back.
 
 Only the holder of the claim writes a batch's ``batch`` (OpenAI's object); a user's wish to cancel is the ``status``.
 """
@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from msgspec import json
-from sqlalchemy import BigInteger, Column, Index, String, Table, Text, and_, insert, or_, select, update
+from sqlalchemy import BigInteger, Column, Index, String, Table, Text, and_, case, insert, or_, select, update
 
 from wootz.core import BadRequestError, NotFoundError
 from wootz.gateway.surfaces.file_store import printable
@@ -91,23 +91,20 @@ class BatchStore:
                 return None
             unchanged = and_(c.id == row.id, c.claimed_until == row.claimed_until)
             claim = {"claimed_by": worker, "claimed_until": now + int(1000 * seconds)}
-            taken = await session.execute(update(batches).where(unchanged).values(claim))
-        return (row.owner, _shown(row)) if taken.rowcount else None
+            taken = await session.execute(update(batches).where(unchanged).values(claim).returning(c.id))
+            return (row.owner, _shown(row)) if taken.one_or_none() else None
 
     async def save(self, worker: str, batch: Batch, seconds: float) -> str | None:
         """Write it and renew the claim (or give it back: 0 seconds). Returns the status that it has now, which may be
         "cancelling" instead; None when the claim was lost."""
         c = batches.c
         mine = and_(c.id == batch["id"], c.claimed_by == worker)
-        values = {"batch": _text(batch), "claimed_until": _now() + int(1000 * seconds) if seconds else 0}
+        values: dict[str, Any] = {"batch": _text(batch), "status": batch["status"]}
+        values["claimed_until"] = _now() + int(1000 * seconds) if seconds else 0
+        if batch["status"] in ("validating", "in_progress"):  # A wish to cancel stays, until it is fulfilled.
+            values["status"] = case((c.status == "cancelling", c.status), else_=batch["status"])
         async with self.database.session() as session:
-            written = await session.execute(update(batches).where(mine).values(values))
-            if not written.rowcount:
-                return None
-            # A wish to cancel stays, until it is fulfilled.
-            wish = c.status != "cancelling" if batch["status"] in ("validating", "in_progress") else c.status != ""
-            await session.execute(update(batches).where(mine, wish).values(status=batch["status"]))
-            return await session.scalar(select(c.status).where(c.id == batch["id"]))
+            return await session.scalar(update(batches).where(mine).values(values).returning(c.status))
 
 
 def _shown(row: Any) -> Batch:

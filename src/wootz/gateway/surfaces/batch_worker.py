@@ -1,4 +1,4 @@
-"""Works on batches in the background, a few lines at a time, and gives way to everybody else (`SamplingFields.urgency`).
+"""Works on batches in the background, a few lines at a time, and gives way to all others (`SamplingFields.urgency`).
 
 Every HTTP process has one; claims in the database keep them apart. The claim of a killed one runs out after ``lease``
 seconds.

@@ -89,9 +89,7 @@ class FileStore:
         self, path: Path, id: str, owner: str, *, filename: str, purpose: str, expires_after: int | None = None
     ) -> StoredFile:
         """Move a finished file in. Whoever was killed half way may do it again, with the same id."""
-        if path.exists():
-            os.replace(path, self.folder / id)
-        now = int(time.time())
+        now, num_bytes = int(time.time()), await asyncio.to_thread(_move, path, self.folder / id)
         row = {
             "id": id,
             "owner": owner,
@@ -99,7 +97,7 @@ class FileStore:
             "expires_at": now + expires_after if expires_after else None,
             "filename": filename,
             "purpose": purpose,
-            "bytes": (self.folder / id).stat().st_size,
+            "bytes": num_bytes,
         }
         async with self.database.session() as session:
             if (await session.execute(select(files.c.id).where(files.c.id == id))).one_or_none() is None:
@@ -166,6 +164,13 @@ def printable(text: str) -> str:
 
 def _own(owner: str, id: str) -> tuple[Any, ...]:
     return files.c.id == printable(id), files.c.owner == owner
+
+
+def _move(path: Path, target: Path) -> int:
+    """If it was not moved already. Returns its size."""
+    if path.exists():
+        os.replace(path, target)
+    return target.stat().st_size
 
 
 def _copy(source: BinaryIO, path: Path) -> int:
