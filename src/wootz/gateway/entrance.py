@@ -30,6 +30,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"model": ErrorBody, "description": "The body is larger than server.max_body_bytes."},
     "default": {"model": ErrorBody, "description": "Any other failure."},
 }
+ANSWER_ERRORS: dict[int | str, dict[str, Any]] = {
+    429: {"model": ErrorBody, "description": "A rate limit is used up; the header retry-after says for how long."},
+    502: {"model": ErrorBody, "description": "A remote endpoint failed."},
+    503: {"model": ErrorBody, "description": "The model is loading or restarting; the same request may succeed later."},
+}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": 'The whole answer, or with "stream": true its chunks as server-sent events.',
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
 
 
 def router_with_key(

@@ -5,8 +5,6 @@ Other protocols are in `wootz.gateway.surfaces`.
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from wootz.core import Config, collect_chat, collect_completion
@@ -23,25 +21,13 @@ from wootz.core.wire import (
 )
 from wootz.gateway import adapters, engines, errors, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
-from wootz.gateway.entrance import router_with_key
+from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import KeyStore
 from wootz.gateway.middleware import BodyLimit, RequestId
 from wootz.gateway.routing import admin as route_states
-from wootz.gateway.schemas import ErrorBody, Health, KeyInfo, KeyList, KeyRequest, ModelInfo, ModelList, NewKeyInfo
+from wootz.gateway.schemas import Health, KeyInfo, KeyList, KeyRequest, ModelInfo, ModelList, NewKeyInfo
 from wootz.telemetry import CONTENT_TYPE
-
-ANSWER_ERRORS: dict[int | str, dict[str, Any]] = {
-    429: {"model": ErrorBody, "description": "A rate limit is used up; the header retry-after says for how long."},
-    502: {"model": ErrorBody, "description": "A remote endpoint failed."},
-    503: {"model": ErrorBody, "description": "The model is loading or restarting; the same request may succeed later."},
-}
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": 'The whole answer, or with "stream": true its chunks as server-sent events.',
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
-}
 
 
 def install(app: FastAPI, config: Config) -> None:

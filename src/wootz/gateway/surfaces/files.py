@@ -59,7 +59,9 @@ def router(gateway: Gateway) -> APIRouter:
     async def get_file(request: Request, file_id: str) -> dict[str, Any]:
         return (await store.get(owner_of(request.state.key), file_id)).to_openai()
 
-    @router.get(ROUTE + "/{file_id}/content")
+    @router.get(
+        ROUTE + "/{file_id}/content", response_class=Response, responses={200: {"content": {"application/jsonl": {}}}}
+    )
     async def get_content(request: Request, file_id: str) -> Response:
         """The bytes, as they came."""
         file = await store.get(owner_of(request.state.key), file_id)

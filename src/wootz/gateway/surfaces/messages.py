@@ -10,14 +10,15 @@ Source: https://platform.claude.com/docs/en/build-with-claude/streaming and the 
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 from pydantic_core import from_json
 
 from wootz.core import WootzError
 from wootz.core.wire import ChatChunk, Usage
-from wootz.gateway.entrance import router_with_key
+from wootz.gateway.entrance import STREAM, router_with_key
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.surfaces.message_request import MessagesRequest, TokenCountRequest
 from wootz.gateway.surfaces.surface import Event, Telling, tell
@@ -39,12 +40,29 @@ ERROR_TYPES = {
 }
 
 
+class ErrorDetail(BaseModel):
+    type: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    type: Literal["error"]
+    error: ErrorDetail
+    request_id: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The request can never succeed as it is written."},
+    "default": {"model": ErrorBody, "description": "Any other failure."},
+}
+
+
 def router(gateway: Gateway) -> APIRouter:
     router = router_with_key(
-        gateway, "inference", error_body=error_body, key_header="x-api-key", tags=["messages"], responses={}
+        gateway, "inference", error_body=error_body, key_header="x-api-key", tags=["messages"], responses=ERRORS
     )
 
-    @router.post(ROUTE)
+    @router.post(ROUTE, responses=STREAM)
     async def create_message(request: Request, body: MessagesRequest) -> Response:
         """An answer as a list of blocks, whole or as events."""
         id = request.state.request_id

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from wootz.core import NotFoundError, UnsupportedError
 from wootz.core.journey import Lane
 from wootz.core.wire import ChatChunk, ChatRequest, Count
-from wootz.gateway.entrance import router_with_key
+from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import Key
 from wootz.gateway.surfaces.response_items import Item, items_of, to_messages
@@ -162,7 +162,7 @@ def router(gateway: Gateway) -> APIRouter:
     responses = Responses(gateway)
     store = responses.store
 
-    @router.post(ROUTE)
+    @router.post(ROUTE, responses=STREAM | ANSWER_ERRORS)
     async def create_response(request: Request, body: ResponseRequest) -> Response:
         """An answer as a list of items, whole or as events."""
         chunks, telling = await responses.create(request.state.key, body, request.state.request_id)
