@@ -138,7 +138,9 @@ class BatchRun:
                 request.journey.lane = "batch"
                 answer = await gateway.embed(key, request, request_id=id, route=route)
             case request:
-                return await tell_whole(*await self.worker.responses.create(key, request, id, "batch"))
+                chat = await self.worker.responses.chat_of(key, request)
+                chat.journey.lane = "batch"
+                return await tell_whole(*self.worker.responses.answer(key, request, chat, id))
         return answer.model_dump(mode="json")
 
     async def _key(self) -> Key | None:

@@ -65,8 +65,9 @@ def router(gateway: Gateway) -> APIRouter:
     @router.post(ROUTE, responses=STREAM)
     async def create_message(request: Request, body: MessagesRequest) -> Response:
         """An answer as a list of blocks, whole or as events."""
-        id = request.state.request_id
-        chunks = gateway.chat(request.state.key, body.to_chat(), request_id=id, route=ROUTE)
+        chat, id = body.to_chat(), request.state.request_id
+        request.state.journey = chat.journey
+        chunks = gateway.chat(request.state.key, chat, request_id=id, route=ROUTE)
         return tell(chunks, MessageTelling(body.model, id), stream=body.stream)
 
     @router.post(ROUTE + "/count_tokens")
@@ -109,7 +110,7 @@ class MessageTelling(Telling):
             if text := delta.reasoning_content:
                 events += self._enter("thinking", {"type": "thinking", "thinking": "", "signature": ""})
                 events.append(self._delta({"type": "thinking_delta", "thinking": text}, text))
-            for block in getattr(delta, "thinking_blocks", None) or ():
+            for block in delta.thinking_blocks or ():
                 events += self._signed(block)
             if text := delta.content:
                 events += self._enter("text", {"type": "text", "text": ""})
@@ -117,7 +118,7 @@ class MessageTelling(Telling):
             for fragment in delta.tool_calls or ():
                 events += self._tool_use(fragment)
             if choice.finish_reason is not None:
-                self._finish(choice.finish_reason, getattr(choice, "stop_reason", None))
+                self._finish(choice.finish_reason, choice.stop_reason)
         return events
 
     def end(self) -> list[Event]:
@@ -192,7 +193,7 @@ class MessageTelling(Telling):
 
 
 def _usage(counted: Usage) -> dict[str, int]:
-    read, written = counted.cached_tokens, getattr(counted.prompt_tokens_details, "cache_write_tokens", 0)
+    read, written = counted.cached_tokens, counted.cache_write_tokens
     return {
         "input_tokens": counted.prompt_tokens - read - written,
         "cache_creation_input_tokens": written,

@@ -143,21 +143,16 @@ class ResponseTelling(Telling):
 
 def usage(counted: Usage) -> dict[str, Any]:
     """As the Responses API has it."""
-    details = counted.prompt_tokens_details
-    written = _count(details, "cache_write_tokens") or _count(counted, "cache_write_tokens")
-    reasoning = _count(getattr(counted, "completion_tokens_details", None), "reasoning_tokens")
     return {
         "input_tokens": counted.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": counted.cached_tokens, "cache_write_tokens": written},
+        "input_tokens_details": {
+            "cached_tokens": counted.cached_tokens,
+            "cache_write_tokens": counted.cache_write_tokens,
+        },
         "output_tokens": counted.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": reasoning},
+        "output_tokens_details": {"reasoning_tokens": counted.reasoning_tokens},
         "total_tokens": counted.total_tokens,
     }
-
-
-def _count(counts: Any, name: str) -> int:
-    """Details come as types of ours or, from a remote endpoint, as they are."""
-    return (counts.get(name) if isinstance(counts, dict) else getattr(counts, name, None)) or 0
 
 
 class _Item:

@@ -16,7 +16,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from wootz.core import NotFoundError, UnsupportedError
-from wootz.core.journey import Lane
 from wootz.core.wire import ChatChunk, ChatRequest, Count
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key
 from wootz.gateway.gateway import Gateway
@@ -136,12 +135,14 @@ class Responses:
         self.gateway = gateway
         self.store = ResponseStore(gateway.database)
 
-    async def create(
-        self, key: Key | None, body: ResponseRequest, request_id: str, lane: Lane = "interactive"
+    async def chat_of(self, key: Key | None, body: ResponseRequest) -> ChatRequest:
+        """What is asked of a model."""
+        return body.to_chat(await self.store.conversation(key, body.previous_response_id))
+
+    def answer(
+        self, key: Key | None, body: ResponseRequest, chat: ChatRequest, request_id: str
     ) -> tuple[AsyncGenerator[ChatChunk, None], ResponseTelling]:
         """The answer's chunks, and what tells them."""
-        chat = body.to_chat(await self.store.conversation(key, body.previous_response_id))
-        chat.journey.lane = lane
         telling = ResponseTelling(body.echo(), summarize=bool((body.reasoning or {}).get("summary")))
         chunks = self.gateway.chat(key, chat, request_id=request_id, route=ROUTE)
         return (chunks if body.store is False else self._keep(chunks, telling, key, body)), telling
@@ -165,7 +166,9 @@ def router(gateway: Gateway) -> APIRouter:
     @router.post(ROUTE, responses=STREAM | ANSWER_ERRORS)
     async def create_response(request: Request, body: ResponseRequest) -> Response:
         """An answer as a list of items, whole or as events."""
-        chunks, telling = await responses.create(request.state.key, body, request.state.request_id)
+        chat = await responses.chat_of(request.state.key, body)
+        request.state.journey = chat.journey
+        chunks, telling = responses.answer(request.state.key, body, chat, request.state.request_id)
         return tell(chunks, telling, stream=body.stream)
 
     @router.get(ROUTE + "/{response_id}")

@@ -11,7 +11,9 @@
 
     @router.post("/v1/messages")
     async def create(request: Request, body: MessagesRequest) -> Response:
-        chunks = gateway.chat(request.state.key, body.to_chat(), request_id=…, route="/v1/messages")
+        chat = body.to_chat()
+        request.state.journey = chat.journey  # for the answer's headers
+        chunks = gateway.chat(request.state.key, chat, request_id=…, route="/v1/messages")
         return tell(chunks, MessagesTelling(body.model), stream=body.stream)
 
 No surface knows a provider. Per chunk there are plain dicts and msgspec, no validation.
