@@ -66,6 +66,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
                 stack.push_async_callback(model.close)
             watch = asyncio.create_task(_watch_engines(models, telemetry))
             stack.callback(watch.cancel)
+            await stack.enter_async_context(gateway.working(front))
             yield
 
     app = FastAPI(title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
