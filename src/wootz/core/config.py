@@ -24,6 +24,7 @@ from wootz.core.secrets import resolve_secret
 from wootz.core.sections import (
     DatabaseConfig,
     EngineConfig,
+    LimitsConfig,
     ModelConfig,
     ProviderConfig,
     RouteConfig,
@@ -52,6 +53,7 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
     routes: dict[str, RouteConfig] = Field(default_factory=dict)
 

@@ -66,6 +66,8 @@ class Journey:
     spans: list[Span] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Why it went as it went, a sentence each: "route chat: cheapest of 3 is qwen-flash". No content, no secrets."""
+    answer_headers: dict[str, str] = field(default_factory=dict)
+    """HTTP headers that go out with the answer, where it goes out by HTTP."""
     begun: float = field(default_factory=time.perf_counter)
 
     @property

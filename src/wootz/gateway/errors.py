@@ -32,7 +32,9 @@ def add_handlers(app: FastAPI) -> None:
 def error_response(error: WootzError) -> JSONResponse:
     headers = {}
     if isinstance(error, RateLimitError):
-        headers["retry-after"] = str(math.ceil(error.retry_after))
+        headers |= error.headers
+        if error.retry_after is not None:
+            headers["retry-after"] = str(math.ceil(error.retry_after))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error.to_openai(), error.status, headers)

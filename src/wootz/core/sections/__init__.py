@@ -1,6 +1,7 @@
 """The parts of the config tree, a file for each concern; `core/config.py` puts them together and reads them."""
 
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
+from wootz.core.sections.limits import LimitsConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
 from wootz.core.sections.providers import ProviderConfig, ProviderKind
 from wootz.core.sections.routes import RouteConfig
@@ -11,6 +12,7 @@ from wootz.core.sections.telemetry import TelemetryConfig
 __all__ = [
     "DatabaseConfig",
     "EngineConfig",
+    "LimitsConfig",
     "ModelConfig",
     "PriceConfig",
     "ProviderConfig",
