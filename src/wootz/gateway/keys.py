@@ -280,6 +280,12 @@ class KeyStore:
         async with self.database.session() as session:
             return (await _to_keys(session, [await _find_row(session, id_or_name)]))[0]
 
+    async def has_secret(self, id_or_name: str, token: str) -> bool:
+        """Whether this is the key's token (not the one that it was rotated away from)."""
+        async with self.database.session() as session:
+            row = await _find_row(session, id_or_name)
+        return hmac.compare_digest(row.hash, _hash(token))
+
     async def list(self) -> list[Key]:
         """All keys, oldest first, the revoked ones too."""
         async with self.database.session() as session:

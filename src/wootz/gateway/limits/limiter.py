@@ -105,7 +105,7 @@ class Limiter:
 
 
 def _limit(meter: Meter) -> str:
-    return WORDS[meter.limit_name].format(limit=meter.limit, usd=f"{meter.subject.limits.budget_usd:f}")
+    return WORDS[meter.limit_name].format(limit=meter.limit, usd=meter.subject.limits.plain.get("budget_usd"))
 
 
 def _never(meter: Meter, usage: Usage) -> BadRequestError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -39,12 +39,17 @@ class Limits(BaseModel):
     @classmethod
     def _exact(cls, value: Any) -> Any:
         """Through text, so that 0.1 is a tenth."""
-        return Decimal(str(value)) if isinstance(value, int | float | str) and not isinstance(value, bool) else value
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            return value
+        try:
+            return Decimal(str(value))
+        except InvalidOperation:
+            raise ValueError("a budget is a decimal number") from None
 
     @field_validator("budget_usd")
     @classmethod
     def _whole_picodollars(cls, value: Decimal | None) -> Decimal | None:
-        if value is not None and value != round(value, 12):
+        if value is not None and int(value.as_tuple().exponent) < -12:
             raise ValueError("a budget has at most 12 decimals")
         return value
 
