@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ASK, CHAT
-from serving import HANG, GatewayServer, ScriptedModel, until
+from serving import HANG, GatewayServer, ScriptedModel
 
 from wootz.core import PriceConfig, UpstreamError
+from wootz.telemetry.price_book import PriceBook
 
 PRICE = PriceConfig(input=Decimal(1000), cached_input=Decimal(500), output=Decimal(10000))
 COST = Decimal("0.036")
@@ -22,10 +23,10 @@ COST = Decimal("0.036")
 
 @pytest.fixture
 def priced(server: GatewayServer) -> Iterator[GatewayServer]:
-    server.telemetry.prices["scripted"] = PRICE
     server.wall = datetime.now(UTC).timestamp()
+    free, server.telemetry.prices = server.telemetry.prices, PriceBook({"scripted": PRICE})
     yield server
-    del server.telemetry.prices["scripted"]
+    server.telemetry.prices = free
 
 
 def user(server: GatewayServer, name: str, **limits: Any) -> httpx.Client:
@@ -74,7 +75,7 @@ def test_whatever_way_it_ends_the_counter_has_what_the_ledger_has(
             ask(client, stream=stream)
         model.script = ["a", HANG]
         with pytest.raises(httpx.ReadTimeout):
-            client.post(CHAT, json={**ASK, "stream": False}, timeout=0.5, headers={"x-request-id": f"gone-{stream}"})
+            client.post(CHAT, json={**ASK, "max_tokens": 3}, timeout=1, headers={"x-request-id": f"gone-{stream}"})
         priced.wait_for_record(f"gone-{stream}")
         key = priced.call(priced.keys.get(name))
         rows = priced.call(priced.ledger.list(key_id=key.id))
@@ -87,18 +88,12 @@ def test_whatever_way_it_ends_the_counter_has_what_the_ledger_has(
 def test_parallel_requests_do_not_spend_the_same_dollar(priced: GatewayServer, model: ScriptedModel) -> None:
     model.script = ["a", HANG]
     with user(priced, "parallel", budget_usd="0.05", budget_period="never") as client:
-        with client.stream("POST", CHAT, json={**ASK, "max_tokens": 3, "stream": True}) as first:
+        body, named = {**ASK, "max_tokens": 3, "stream": True}, {"x-request-id": "first"}
+        with client.stream("POST", CHAT, json=body, headers=named) as first:
             assert first.status_code == 200
             refused = ask(client)
             assert (code(refused), refused.headers["retry-after"]) == ("budget_exceeded", "1")
-
-        async def settled() -> bool:
-            return totals(priced, "parallel")[1] == 0
-
-        async def free() -> bool:
-            return await settled()
-
-        priced.call(until(free))
+        priced.wait_for_record("first")
         model.script = ["a"]
         assert ask(client).status_code == 200
 

@@ -106,14 +106,14 @@ class PayloadTooLargeError(WootzError):
 
 
 class RateLimitError(WootzError):
-    """A limit is used up. ``retry_after`` is in seconds; None: no waiting helps."""
+    """A limit is used up. ``retry_after`` is in seconds; infinite: no waiting helps."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after: float | None = 1.0, code: str | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float = 1.0, code: str | None = None) -> None:
         super().__init__(message, code=code)
         self.retry_after = retry_after
         self.headers: dict[str, str] = {}

@@ -17,7 +17,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from wootz.core import WootzError
+from wootz.core.journey import Journey
 from wootz.core.wire import ChatChunk, Completion
+from wootz.gateway.told import headers_of
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
 
@@ -27,11 +29,12 @@ class StreamedAnswer(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[Chunk, None], *, include_usage: bool) -> None:
+    def __init__(self, chunks: AsyncGenerator[Chunk, None], *, include_usage: bool, journey: Journey) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self.chunks = chunks
         self.include_usage = include_usage
+        self.journey = journey
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await _unless_gone(receive, self._stream(send))
@@ -42,7 +45,8 @@ class StreamedAnswer(Response):
             try:
                 async for chunk in chunks:
                     if not started:
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                        headers = self.raw_headers + headers_of(self.journey)
+                        await send({"type": "http.response.start", "status": 200, "headers": headers})
                         started = True
                     if chunk.usage is None or self.include_usage:
                         await _send_event(send, chunk.model_dump_json().encode())
@@ -60,16 +64,19 @@ class WholeAnswer(Response):
 
     media_type = "application/json"
 
-    def __init__(self, answer: Coroutine[Any, Any, BaseModel]) -> None:
+    def __init__(self, answer: Coroutine[Any, Any, BaseModel], journey: Journey) -> None:
         super().__init__()
         self.answer = answer
+        self.journey = journey
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await _unless_gone(receive, self._send_whole(scope, receive, send))
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = (await self.answer).model_dump_json()
-        await Response(body, media_type=self.media_type)(scope, receive, send)
+        response = Response(body, media_type=self.media_type)
+        response.raw_headers += headers_of(self.journey)
+        await response(scope, receive, send)
 
 
 def answer_with(
@@ -78,9 +85,12 @@ def answer_with(
     *,
     stream: bool | None,
     include_usage: bool,
+    journey: Journey,
 ) -> Response:
     """The chunks as they come, or folded into one by ``collect``."""
-    return StreamedAnswer(chunks, include_usage=include_usage) if stream else WholeAnswer(collect(chunks))
+    if not stream:
+        return WholeAnswer(collect(chunks), journey)
+    return StreamedAnswer(chunks, include_usage=include_usage, journey=journey)
 
 
 async def _send_event(send: Send, data: bytes) -> None:

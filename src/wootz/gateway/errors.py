@@ -33,7 +33,7 @@ def error_response(error: WootzError) -> JSONResponse:
     headers = {}
     if isinstance(error, RateLimitError):
         headers |= error.headers
-        if error.retry_after is not None:
+        if math.isfinite(error.retry_after):
             headers["retry-after"] = str(math.ceil(error.retry_after))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"

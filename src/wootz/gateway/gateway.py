@@ -190,11 +190,12 @@ class Gateway:
         if key is not None:
             journey = request.journey
             journey.caller, journey.tenant = key.id, key.tenant
+            journey.team, journey.user = key.team.id if key.team else "", key.user.id if key.user else ""
             journey.tags.update(key.tags)
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
         model = self.model(key, request.model)
-        await self.limits.hold(key, request, observation)
+        await self.limits.hold(key, request, model, observation)
         return model
 
     @asynccontextmanager

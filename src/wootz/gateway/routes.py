@@ -96,24 +96,26 @@ def _inference(gateway: Gateway) -> APIRouter:
     async def chat(request: Request, body: ChatRequest) -> Response:
         request.state.journey = body.journey
         chunks = gateway.chat(request.state.key, body, request_id=request.state.request_id)
-        return answer_with(chunks, collect_chat, stream=body.stream, include_usage=_wants_usage(body))
+        usage = _wants_usage(body)
+        return answer_with(chunks, collect_chat, stream=body.stream, include_usage=usage, journey=body.journey)
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM | ANSWER_ERRORS)
     async def complete(request: Request, body: CompletionRequest) -> Response:
         request.state.journey = body.journey
         chunks = gateway.complete(request.state.key, body, request_id=request.state.request_id)
-        return answer_with(chunks, collect_completion, stream=body.stream, include_usage=_wants_usage(body))
+        usage = _wants_usage(body)
+        return answer_with(chunks, collect_completion, stream=body.stream, include_usage=usage, journey=body.journey)
 
     @router.post("/v1/embeddings", response_model=EmbeddingResponse, responses=ANSWER_ERRORS)
     async def embed(request: Request, body: EmbeddingRequest) -> Response:
         request.state.journey = body.journey
-        return WholeAnswer(gateway.embed(request.state.key, body, request_id=request.state.request_id))
+        return WholeAnswer(gateway.embed(request.state.key, body, request_id=request.state.request_id), body.journey)
 
     @router.post("/v1/rerank", response_model=RerankResponse, responses=ANSWER_ERRORS)
     async def rerank(request: Request, body: RerankRequest) -> Response:
         """Documents by their relevance to a query, as Cohere and Jina have it."""
         request.state.journey = body.journey
-        return WholeAnswer(gateway.rerank(request.state.key, body, request_id=request.state.request_id))
+        return WholeAnswer(gateway.rerank(request.state.key, body, request_id=request.state.request_id), body.journey)
 
     def model_info(name: str) -> ModelInfo:
         return ModelInfo.of(gateway.models[name], gateway.started)

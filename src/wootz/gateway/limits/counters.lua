@@ -53,7 +53,7 @@ local function hold_period(key, meter, force)
     redis.call('HINCRBY', key, 'total', minus(meter.amount))
     local without_held = tonumber(total) - tonumber(redis.call('HGET', key, 'held'))
     if without_held <= tonumber(meter.limit) then return nil, 1 end
-    return nil, meter.finish > 0 and math.max(meter.finish - now, 1) or -1
+    return nil, meter.finish > 0 and math.max(meter.finish - now, 1) or math.huge
   end
   redis.call('HINCRBY', key, 'held', meter.amount)
   return redis.call('HGET', key, 'owner'), tonumber(meter.limit) - tonumber(total)

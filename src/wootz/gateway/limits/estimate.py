@@ -9,7 +9,11 @@ limit by the difference: that is the reservation error.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
 
+from wootz.core import LanguageModel
+from wootz.core.journey import Lane
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
     ChatMessage,
@@ -19,6 +23,10 @@ from wootz.core.wire import (
     RerankRequest,
     Usage,
 )
+from wootz.gateway.routing import Route
+from wootz.providers.cascade import Cascade
+from wootz.telemetry.price_book import PriceBook
+from wootz.telemetry.prices import Tokens, cost
 
 BYTES_PER_TOKEN = 3
 TOKENS_PER_MESSAGE = 8
@@ -46,6 +54,16 @@ def estimate(request: ModelRequest, assumed_completion_tokens: int) -> Usage:
     elif isinstance(request, RerankRequest):
         prompt = _texts(request.texts) + _text(request.query) * len(request.documents)
     return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+def dearest(model: LanguageModel, usage: Usage, prices: PriceBook, now: float, lane: Lane) -> Decimal:
+    """What it may cost: on a route whatever its dearest member asks, in a cascade what all of them do together."""
+    if isinstance(model, Route):
+        return max(dearest(one.model, usage, prices, now, lane) for one in model.deployments)
+    if isinstance(model, Cascade):
+        return sum((dearest(one, usage, prices, now, lane) for one in model.models), Decimal(0))
+    at = datetime.fromtimestamp(now, UTC)
+    return cost(Tokens.of(usage), prices.find(model.name, model.provider, at, usage.prompt_tokens), lane)
 
 
 def _message(message: ChatMessage) -> int:

@@ -10,18 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from wootz.core import BadRequestError, Config, RateLimitError, resolve_secret
+from wootz.core import BadRequestError, Config, LanguageModel, RateLimitError, resolve_secret
 from wootz.core.sections import LimitsConfig
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import Usage, new_id
 from wootz.gateway.keys import Key, KeyStore
-from wootz.gateway.limits.estimate import estimate
+from wootz.gateway.limits.estimate import dearest, estimate
 from wootz.gateway.limits.ledger_sums import LedgerSums
 from wootz.gateway.limits.memory import MemoryCounters
 from wootz.gateway.limits.meters import Counters, CountersUnavailable, Meter, Seed, Verdict, meters_of, to_picodollars
 from wootz.gateway.limits.redis import RedisCounters
 from wootz.telemetry import Observation, RequestRecord, Telemetry
-from wootz.telemetry.prices import cost
 
 WORDS = {
     "requests_per_minute": "{limit:,} requests a minute",
@@ -61,7 +60,9 @@ class Limiter:
         database = telemetry.ledger.database
         return cls(counters, LedgerSums(database, keys or KeyStore(database)), telemetry, config.limits)
 
-    async def hold(self, key: Key | None, request: ModelRequest, observation: Observation) -> None:
+    async def hold(
+        self, key: Key | None, request: ModelRequest, model: LanguageModel, observation: Observation
+    ) -> None:
         """Reserve, and see to it that it is settled when the observation ends.
 
         Raises `RateLimitError` (its ``code`` says which limit), `BadRequestError` for what no limit could ever let by,
@@ -70,7 +71,7 @@ class Limiter:
         if key is None or not any(subject.limits.any for subject in key.subjects):
             return
         usage = estimate(request, self._config.assumed_completion_tokens)
-        meters = self._meters(key, request, usage)
+        meters = self._meters(key, request, model, usage)
         for meter in meters:
             if meter.amount > meter.limit:
                 raise _never(meter, usage)
@@ -93,9 +94,10 @@ class Limiter:
         observation.settle = settle
         request.journey.answer_headers.update(_headers(meters, verdict.left))
 
-    def _meters(self, key: Key, request: ModelRequest, usage: Usage) -> list[Meter]:
-        picodollars = to_picodollars(cost(usage, self._telemetry.prices.get(request.model)))
+    def _meters(self, key: Key, request: ModelRequest, model: LanguageModel, usage: Usage) -> list[Meter]:
         tokens, now = usage.total_tokens, self._wall()
+        usd = dearest(model, usage, self._telemetry.prices, now, request.journey.lane)
+        picodollars = to_picodollars(usd)
         return [meter for subject in key.subjects for meter in meters_of(subject, now, tokens, picodollars)]
 
     def _closed(self, meter: Meter) -> bool:
@@ -118,7 +120,7 @@ def _never(meter: Meter, usage: Usage) -> BadRequestError:
     )
 
 
-def _refusal(meter: Meter, retry_after: float | None) -> RateLimitError:
+def _refusal(meter: Meter, retry_after: float) -> RateLimitError:
     limits = meter.subject.limits
     if meter.limit_name == "budget_exceeded":
         period = "" if limits.budget_period == "never" else f"{limits.budget_period} "

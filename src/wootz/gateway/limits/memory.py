@@ -31,7 +31,7 @@ class MemoryCounters:
         for meter in meters:
             retry_after = self._retry_after(meter)
             if retry_after is not None:
-                return Verdict(refused_by=meter, retry_after=retry_after if retry_after < math.inf else None)
+                return Verdict(refused_by=meter, retry_after=retry_after)
         self._held[id] = [self._take(meter) for meter in meters]
         return Verdict(left=[self._left(meter) for meter in meters])
 

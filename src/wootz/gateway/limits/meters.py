@@ -57,8 +57,8 @@ class Verdict:
 
     left: Sequence[int] = ()
     refused_by: Meter | None = None
-    retry_after: float | None = None
-    """Seconds until the same request fits if nothing else comes; None when that is never."""
+    retry_after: float = 0.0
+    """Seconds until the same request fits if nothing else comes; infinite when that is never."""
 
 
 Seed = Callable[[Meter], Awaitable[int]]

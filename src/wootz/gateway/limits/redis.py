@@ -78,10 +78,7 @@ class RedisCounters:
                 self._held[id] = (time.monotonic(), meters)
                 return Verdict(left=[int(left) for left in rest])
             if status == "refused":
-                retry_after = float(rest[1])
-                return Verdict(
-                    refused_by=meters[int(rest[0]) - 1], retry_after=retry_after if retry_after >= 0 else None
-                )
+                return Verdict(refused_by=meters[int(rest[0]) - 1], retry_after=float(rest[1]))
             for number in rest:
                 seeds[int(number) - 1] = await seed(meters[int(number) - 1])
 
