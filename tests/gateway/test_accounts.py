@@ -25,9 +25,8 @@ async def test_a_key_brings_the_limits_of_all_it_belongs_to(keys: KeyStore) -> N
     await keys.create_account("user", "ada", concurrent_requests=2)
     await keys.create_account("tag", "feature=support", requests_per_minute=5)
     tags = {"feature": "support", "cost_center": "42"}
-    made, token = await keys.create(
-        "k", team="research", user="ada", tags=tags, budget_usd="1.5", budget_period="daily"
-    )
+    budget = {"budget_usd": "1.5", "budget_period": "daily"}
+    made, token = await keys.create("k", team="research", user="ada", tags=tags, **budget)
     key = await keys.authenticate(token)
     assert key == made
     assert [(one.kind, one.limits.plain) for one in key.subjects] == [
