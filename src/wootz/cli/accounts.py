@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 
 def commands(kind: AccountKind, description: str) -> typer.Typer:
     app = typer.Typer(help=description, no_args_is_help=True)
-    name_help = "For example feature=support." if kind == "tag" else "Shown in reports."
 
     def create(
         ctx: typer.Context,
-        name: Annotated[str, typer.Argument(help=name_help)],
+        name: Annotated[str, typer.Argument(help="Shown in reports; of a tag: feature=support.")],
         rpm: RequestsPerMinute = None,
         tpm: TokensPerMinute = None,
         daily_tokens: TokensPerDay = None,
