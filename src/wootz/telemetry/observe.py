@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -115,6 +115,8 @@ class Observation:
         self._num_tokens = self._num_first_tokens = 0
         self._first = self._last = 0.0
         self._ended: asyncio.Future[RequestRecord] | None = None
+        self.settle: Callable[[RequestRecord], Awaitable[None]] | None = None
+        """What is to be told of the record before it is kept: the limits, of what was used."""
         self._in_flight = telemetry.metrics.in_flight.labels(model_label(begun))
         self._in_flight.inc()
         self._span = start_span(telemetry.tracer, begun)
@@ -154,6 +156,8 @@ class Observation:
         return await asyncio.shield(self._ended)
 
     async def _keep(self, record: RequestRecord) -> RequestRecord:
+        if self.settle is not None:
+            await self.settle(record)
         try:
             await self._telemetry.ledger.write(record)
         except Exception:
