@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import AsyncGenerator, Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import dashscope
@@ -21,9 +23,11 @@ from wootz.core import (
     WootzError,
     collect_chat,
 )
+from wootz.core.media import MediaModel, MediaRequest, MediaTask, Pace, follow
 from wootz.core.wire import ChatChunk, ChatRequest, EmbeddingRequest, RerankRequest
-from wootz.providers.dashscope import DashScopeModel
+from wootz.providers.dashscope import DashScopeModel, open_dashscope
 from wootz.providers.dashscope_catalogue import facts_of
+from wootz.providers.dashscope_tasks import DashScopeMediaModel
 from wootz.providers.endpoint import Endpoint
 
 ASK = [{"role": "user", "content": "hi"}]
@@ -384,3 +388,142 @@ def test_the_table_knows_what_is_where() -> None:
         facts = facts_of(name)
         assert (facts.kind, facts.compatible) == expected, name
     assert facts_of("text-embedding-v1").batch == 25
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+PICTURES = {
+    "task_status": "SUCCEEDED",
+    "submit_time": "2026-11-28 12:00:00.000",
+    "end_time": "2026-11-28 12:00:30.000",
+    "results": [{"url": "https://store/1.png?Expires=1795000000&Signature=x"}, {"code": "DataInspectionFailed"}],
+    "task_metrics": {"TOTAL": 2, "SUCCEEDED": 1, "FAILED": 1},
+    "usage": {"image_count": 1},
+}
+
+
+def media_of(url: str, upstream: str) -> DashScopeMediaModel:
+    model = open_dashscope(Endpoint("ours", url, KEY, upstream_model=upstream, kind="dashscope"))
+    assert isinstance(model, DashScopeMediaModel)
+    assert isinstance(model, MediaModel)
+    return model
+
+
+def make(**fields: Any) -> MediaRequest:
+    return MediaRequest.model_validate({"model": "ours", "input": {"prompt": "a cat"}, **fields})
+
+
+def test_the_official_sdk_makes_pictures_with_the_fake(
+    far_end: FakeDashScope, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashscope, "base_http_api_url", url)
+    far_end.says.task_states = [PICTURES]
+    task = dashscope.ImageSynthesis.async_call("wanx2.1-t2i-turbo", prompt="a cat", n=2, api_key=KEY)
+    assert task.output.task_status == "PENDING"
+    done = dashscope.ImageSynthesis.fetch(task, api_key=KEY)
+    assert done.output.results[0].url.startswith("https://store/1.png")
+    assert done.usage.image_count == 1
+    refused = dashscope.ImageSynthesis.cancel(task, api_key=KEY)
+    assert (refused.status_code, refused.code) == (400, "UnsupportedOperation")
+
+
+async def test_a_task_is_followed_to_its_end_with_pauses_that_grow(url: str, far_end: FakeDashScope) -> None:
+    states = [{"task_status": "PENDING"}, *[{"task_status": "RUNNING"}] * 6, PICTURES]
+    far_end.says.task_states = states
+    model, pauses, seen = media_of(url, "wanx2.1-t2i-turbo"), [], []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(round(seconds, 2))
+
+    async def changed(task: MediaTask) -> None:
+        seen.append(task.status)
+
+    task = await model.submit(make(parameters={"n": 2, "size": "1024*1024"}))
+    assert (task.status, task.id, task.ended) == ("PENDING", f"task-{len(far_end.tasks) - 1}", False)
+    assert far_end.requests[-1][0] == "aigc/text2image/image-synthesis"
+    assert far_end.requests[-1][2]["x-dashscope-async"] == "enable"
+    again = media_of(url, "wanx2.1-t2i-turbo")  # Another process, that knows no more than the id.
+    done = await follow(again, task, sleep=sleep, changed=changed)
+    assert pauses == [5, 7.5, 11.25, 16.88, 25.31, 30, 30, 30]
+    assert seen == ["RUNNING", "SUCCEEDED"]
+    assert (done.units, done.unit, done.urls[0][:19]) == (1, "image", "https://store/1.png")
+    assert done.expires_at == datetime(2026, 11, 18, 11, 6, 40, tzinfo=UTC)
+    await model.close()
+    await again.close()
+
+
+async def test_waiting_ends_at_its_limit_and_survives_a_bad_moment(url: str, far_end: FakeDashScope) -> None:
+    model, pauses = media_of(url, "wan2.5-t2v-plus"), []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        failing = len(pauses) == 1
+        far_end.says.poll_failure = (429, "Throttling.RateQuota", "slower") if failing else None
+
+    task = await model.submit(make())
+    with pytest.raises(UpstreamError, match="has not ended in 60 seconds") as late:
+        await follow(model, task, Pace(limit=60), sleep=sleep)
+    assert late.value.code == "task_timeout"
+    assert sum(pauses) >= 60
+    await model.close()
+
+
+@pytest.mark.parametrize(
+    ("upstream", "state", "units", "url_end"),
+    [
+        (
+            "wan2.5-t2v-plus",
+            {"video_url": "https://s/v.mp4", "usage": {"video_duration": 5, "video_count": 1}},
+            "5",
+            "v.mp4",
+        ),
+        ("wan2.6-image", {"choices": [{"message": {"content": [{"image": "https://s/i.png"}]}}]}, "1", "i.png"),
+        (
+            "paraformer-v2",
+            {"results": [{"transcription_url": "https://s/t.json"}], "usage": {"duration": 9.5}},
+            "9.5",
+            "t.json",
+        ),
+    ],
+)
+async def test_each_kind_has_its_units_and_addresses(
+    url: str, far_end: FakeDashScope, upstream: str, state: dict[str, Any], units: str, url_end: str
+) -> None:
+    far_end.says.task_states = [{"task_status": "SUCCEEDED", **state}]
+    model = media_of(url, upstream)
+    done = await model.fetch((await model.submit(make())).id)
+    await model.close()
+    assert done.units == Decimal(units)
+    assert done.urls[0].endswith(url_end)
+    assert done.expires_at is not None
+    assert timedelta(hours=23) < done.expires_at - datetime.now(UTC) <= timedelta(hours=24)
+    if upstream == "wan2.6-image":
+        assert far_end.body["input"] == {"messages": [{"role": "user", "content": [{"text": "a cat"}]}]}
+
+
+async def test_speech_is_made_while_one_waits_and_fetched_from_its_own_store_only(
+    url: str, far_end: FakeDashScope
+) -> None:
+    model = media_of(url, "qwen3-tts-flash")
+    task = await model.submit(make(input={"text": "hello", "voice": "Cherry"}))
+    assert (task.status, task.units, task.unit) == ("SUCCEEDED", 5, "character")
+    assert await model.download(task.urls[0]) == b"bytes of speech.wav"
+    assert "authorization" not in far_end.downloads[-1]
+    for elsewhere in ("http://169.254.169.254/latest", "file:///etc/passwd"):
+        with pytest.raises(UpstreamError, match="not one of DashScope's"):
+            await model.download(elsewhere)
+    with pytest.raises(UnsupportedError, match="cannot chat"):
+        model.chat(ask())
+    await model.close()
+
+
+async def test_tasks_are_cancelled_while_they_wait(url: str, far_end: FakeDashScope) -> None:
+    far_end.says.task_states = [{"task_status": "PENDING"}]
+    model = media_of(url, "wanx2.1-t2i-turbo")
+    task = await model.submit(make())
+    await model.cancel(task.id)
+    assert (await model.fetch(task.id)).status == "CANCELED"
+    with pytest.raises(BadRequestError):
+        await model.cancel(task.id)
+    assert (await model.fetch("nobody-knows")).status == "UNKNOWN"
+    await model.close()

@@ -34,12 +34,19 @@ from wootz.core.wire import (
     Usage,
     new_id,
 )
-from wootz.providers.dashscope_catalogue import MULTIMODAL_SERVICE, TEXT_SERVICE, Kind, facts_of
+from wootz.providers.dashscope_catalogue import MULTIMODAL_SERVICE, TASK_KINDS, TEXT_SERVICE, Kind, facts_of
 from wootz.providers.dashscope_errors import WRONG_SERVICE
 from wootz.providers.dashscope_http import SSE, DashScopeHTTP
+from wootz.providers.dashscope_tasks import DashScopeMediaModel
 from wootz.providers.dashscope_wire import chat_body, choices_of, needs_multimodal, usage_of
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.sse import event_data
+
+
+def open_dashscope(endpoint: Endpoint) -> LanguageModel:
+    """By what the table says of the model: one that answers, or one that makes pictures, videos, speech (tasks)."""
+    kind = facts_of(endpoint.upstream_model).kind
+    return DashScopeMediaModel(endpoint) if kind in TASK_KINDS else DashScopeModel(endpoint)
 
 
 class DashScopeModel(LanguageModel):

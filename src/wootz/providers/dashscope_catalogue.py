@@ -54,6 +54,8 @@ def _patterns() -> list[tuple[str, ModelFacts]]:
     table: dict[str, Any] = from_json((files("wootz.providers") / "dashscope_models.json").read_bytes())
     patterns = []
     for entry in table["models"]:
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
         patterns.append((fields.pop("pattern"), ModelFacts(**fields)))
     return patterns
