@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 from collections.abc import AsyncGenerator, Iterator
@@ -340,9 +341,9 @@ async def test_failures_by_their_code(
     await model.close()
     assert raised.value.code == code
     assert KEY not in str(raised.value)
-    assert "DashScope request r-1" in str(raised.value)  # What DashScope's support asks for.
+    assert "request r-1" in str(raised.value)  # What DashScope's support asks for.
     if "odel" in failure[1] or "not exist" in failure[2]:
-        assert "in the region us-east-1" in str(raised.value)
+        assert "in us-east-1" in str(raised.value)
 
 
 async def test_a_failure_in_the_middle_ends_the_stream(model: DashScopeModel, far_end: FakeDashScope) -> None:
@@ -368,7 +369,7 @@ async def test_who_goes_away_stops_the_work_there(model: DashScopeModel, far_end
     chunks = model.chat(ask())
     await anext(chunks)
     await chunks.aclose()
-    assert far_end.left.wait(20)
+    assert await asyncio.to_thread(far_end.left.wait, 20)
 
 
 def test_the_table_knows_what_is_where() -> None:

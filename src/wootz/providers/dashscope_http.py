@@ -1,99 +1,53 @@
-"""One model's connections to DashScope. Whatever goes wrong on the way is a `WootzError`."""
+"""The way to DashScope: `Http` with DashScope's errors."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import httpx
+import aiohttp
 from pydantic_core import from_json
 
-from wootz.core import UpstreamError, WootzError
-from wootz.providers.dashscope_errors import error_from_response, error_of
+from wootz.core import WootzError
+from wootz.providers.dashscope_errors import error_from_body, error_of
 from wootz.providers.endpoint import Endpoint
+from wootz.providers.http import Http
+from wootz.providers.upstream_errors import MAX_ERROR_BYTES
 
-SSE = {"x-dashscope-sse": "enable", "accept": "text/event-stream"}
+SSE = {"x-dashscope-sse": "enable"}
 ASYNC = {"x-dashscope-async": "enable"}
 
 
-class DashScopeHTTP:
+class DashScopeHttp(Http):
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        api_key = endpoint.api_key
-        timeout = httpx.Timeout(endpoint.timeouts.silence, connect=endpoint.timeouts.connect)
-        self._http = httpx.AsyncClient(
-            base_url=endpoint.base_url + "/",
-            headers={**endpoint.headers} | ({"authorization": f"Bearer {api_key}"} if api_key else {}),
-            timeout=timeout,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-        )
-        self._storage = httpx.AsyncClient(timeout=timeout)
-        """Results lie with a store, whose signed addresses are all it needs: our key is not for it."""
-
-    @property
-    def host(self) -> str:
-        return self._http.base_url.host
+        super().__init__(endpoint, {"authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {})
 
     async def ask(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "POST",
     ) -> dict[str, Any]:
         """The answer's JSON object."""
-        async with self.open(method, path, body, headers) as response:
-            try:
-                answer = from_json(await response.aread(), allow_inf_nan=False)
-            except ValueError:
-                answer = None
-            if not isinstance(answer, dict):
-                raise self.malformed()
-            if answer.get("code") and not answer.get("output"):  # Some services answer 200 and a failure.
-                raise self.failure(answer)
-            return answer
-
-    async def download(self, url: str, max_bytes: int) -> bytes:
-        content = bytearray()
-        async with self._sent(self._storage.stream("GET", url)) as response:
-            async for piece in response.aiter_bytes():
-                content += piece
-                if len(content) > max_bytes:
-                    raise UpstreamError(f'model "{self.endpoint.name}": a result of more than {max_bytes} bytes')
-        return bytes(content)
-
-    def open(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> AbstractAsyncContextManager[httpx.Response]:
-        """The open response, its status good."""
-        return self._sent(self._http.stream(method, path, json=body, headers=headers))
-
-    @asynccontextmanager
-    async def _sent(self, request: AbstractAsyncContextManager[httpx.Response]) -> AsyncGenerator[httpx.Response, None]:
-        endpoint = self.endpoint
-        name = endpoint.name
         try:
-            async with request as response:
-                if not response.is_success:
-                    raise await error_from_response(
-                        response, model=name, region=endpoint.region, secret=endpoint.api_key
-                    )
-                yield response
-        except httpx.TimeoutException as error:
-            what = "did not accept a connection" if isinstance(error, httpx.ConnectTimeout) else "fell silent"
-            raise UpstreamError(f'model "{name}": DashScope {what}', code="upstream_timeout") from None
-        except httpx.ConnectError:
-            raise UpstreamError(f'model "{name}": DashScope cannot be reached', code="upstream_unreachable") from None
-        except (httpx.HTTPError, httpx.InvalidURL):
-            raise UpstreamError(f'model "{name}": DashScope cut its answer short', code="upstream_cut_off") from None
+            answer = from_json(await self.json(path, body, headers, method=method), allow_inf_nan=False)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise self.malformed()
+        if answer.get("code") and not answer.get("output"):  # Some services answer 200 and a failure.
+            raise self.failure(answer)
+        return answer
 
-    def failure(self, body: dict[str, Any]) -> WootzError:
+    def failure(self, said: dict[str, Any]) -> WootzError:
         """For ``{"code", "message"}`` in an answer whose status was good: an event, or a task that failed."""
-        endpoint = self.endpoint
-        return error_of(body, model=endpoint.name, region=endpoint.region, secret=endpoint.api_key)
+        return error_of(said, self.endpoint)
 
-    def malformed(self) -> UpstreamError:
-        return UpstreamError(
-            f'model "{self.endpoint.name}": what DashScope answered is not its protocol', code="upstream_malformed"
-        )
+    def malformed(self) -> WootzError:
+        return self.failed("what it answered is not DashScope's protocol", "upstream_malformed")
 
-    async def close(self) -> None:
-        await self._http.aclose()
-        await self._storage.aclose()
+    async def refusal(self, response: aiohttp.ClientResponse) -> WootzError:
+        body = await response.content.read(MAX_ERROR_BYTES)
+        return error_from_body(response.status, response.headers.get("retry-after"), body, self.endpoint)

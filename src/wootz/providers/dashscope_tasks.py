@@ -15,10 +15,12 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, cast, get_args
 from urllib.parse import parse_qs, urlsplit
 
-from wootz.core import LanguageModel, UnsupportedError, UpstreamError
+import aiohttp
+
+from wootz.core import LanguageModel, UnsupportedError
 from wootz.core.media import ENDED, MediaRequest, MediaTask, TaskStatus, Unit
 from wootz.providers.dashscope_catalogue import TASK_KINDS, facts_of
-from wootz.providers.dashscope_http import ASYNC, DashScopeHTTP
+from wootz.providers.dashscope_http import ASYNC, DashScopeHttp
 from wootz.providers.endpoint import Endpoint
 
 ASYNCHRONOUS = (
@@ -32,6 +34,7 @@ ASYNCHRONOUS = (
 SYNCHRONOUS = ("aigc/multimodal-generation/generation", "audio/tts/SpeechSynthesizer")
 KEPT = timedelta(hours=24)
 MAX_RESULT_BYTES = 256 * 2**20
+DOWNLOAD_SECONDS = 120.0
 
 _TASK_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -44,7 +47,7 @@ class DashScopeMediaModel(LanguageModel):
         self.upstream_model = endpoint.upstream_model
         self.facts = facts_of(endpoint.upstream_model)
         assert self.facts.kind in TASK_KINDS
-        self._http = DashScopeHTTP(endpoint)
+        self._http = DashScopeHttp(endpoint)
         self.provider = self._http.host
 
     async def submit(self, request: MediaRequest) -> MediaTask:
@@ -57,23 +60,37 @@ class DashScopeMediaModel(LanguageModel):
             input = rest | {"messages": [{"role": "user", "content": [{"text": input["prompt"]}]}]}
         body = {"model": self.upstream_model, "input": input, "parameters": request.parameters}
         headers = ASYNC if service in ASYNCHRONOUS else None
-        answer = await self._http.ask("POST", f"services/{service}", body, headers)
+        answer = await self._http.ask(f"services/{service}", body, headers)
         if service in SYNCHRONOUS:
             answer["output"] = {"task_status": "SUCCEEDED", **(answer.get("output") or {})}
         return self._task(answer)
 
     async def fetch(self, task_id: str) -> MediaTask:
-        return self._task(await self._http.ask("GET", f"tasks/{task_id}"))
+        return self._task(await self._http.ask(f"tasks/{task_id}", method="GET"))
 
     async def cancel(self, task_id: str) -> None:
-        await self._http.ask("POST", f"tasks/{task_id}/cancel")
+        await self._http.ask(f"tasks/{task_id}/cancel")
 
     async def download(self, url: str) -> bytes:
         """Only by https or from the endpoint's own host: what an endpoint answers must not lead us into our network."""
         address = urlsplit(url)
         if address.scheme != "https" and (address.scheme != "http" or address.hostname != self._http.host):
-            raise UpstreamError(f"model \"{self.name}\": a result's address is not one of DashScope's")
-        return await self._http.download(url, MAX_RESULT_BYTES)
+            raise self._http.failed("a result's address is not one of DashScope's", "upstream_malformed")
+        content = bytearray()
+        timeout = aiohttp.ClientTimeout(total=DOWNLOAD_SECONDS)
+        try:
+            # The store needs no key: its addresses are signed, and ours is not for it.
+            async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout) as store:
+                async with store.get(url, allow_redirects=False) as response:
+                    if response.status != 200:
+                        raise self._http.failed(f"a result is not there (status {response.status})", "upstream_gone")
+                    async for piece in response.content.iter_any():
+                        content += piece
+                        if len(content) > MAX_RESULT_BYTES:
+                            raise self._http.failed("a result is too large", "upstream_too_large")
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            raise self._http.failed("a result cannot be fetched", "upstream_unreachable") from None
+        return bytes(content)
 
     async def close(self) -> None:
         await self._http.close()
