@@ -148,10 +148,9 @@ async def test_a_whole_answer_may_think_too_though_dashscope_wants_a_stream_for_
 
 
 async def test_parameters_are_dashscopes(model: DashScopeModel, far_end: FakeDashScope) -> None:
-    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     await chunks_of(
         model, temperature=0.5, top_p=0.9, top_k=-1, max_completion_tokens=9, max_tokens=8, seed=3, stop=["x"],
-        presence_penalty=1.0, repetition_penalty=1.1, response_format=schema, stream=True, user="u",
+        presence_penalty=1.0, repetition_penalty=1.1, response_format={"type": "json_object"}, stream=True, user="u",
         stream_options={"include_usage": True}, result_format="text", vl_high_resolution_images=True,
     )  # fmt: skip
     assert far_end.body == {
@@ -167,7 +166,7 @@ async def test_parameters_are_dashscopes(model: DashScopeModel, far_end: FakeDas
             "stop": ["x"],
             "presence_penalty": 1.0,
             "repetition_penalty": 1.1,
-            "response_format": schema,
+            "response_format": {"type": "json_object"},
             "vl_high_resolution_images": True,
         },
     }
@@ -181,7 +180,8 @@ async def test_parameters_are_dashscopes(model: DashScopeModel, far_end: FakeDas
         ({"guided_regex": "a+"}, "guided_regex"),
         ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice"),
         ({"stop": "x", "stop_token_ids": [1]}, "stop_token_ids"),
-        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0].type"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, "messages[0].content[0].type"),
     ],
 )
 async def test_what_dashscope_lacks_is_refused(
@@ -231,7 +231,7 @@ async def test_parallel_tool_calls_stream_and_their_results_go_back(
 
 
 async def test_pictures_go_to_the_multimodal_service(url: str, far_end: FakeDashScope) -> None:
-    model = model_of(url, "qwen3-vl-plus")
+    model = model_of(url, "qwen3-omni-flash")
     parts = [
         {"type": "text", "text": "what?", "cache_control": {"type": "ephemeral"}},
         {"type": "image_url", "image_url": {"url": "https://x/y.png"}, "max_pixels": 99},
@@ -374,21 +374,20 @@ async def test_who_goes_away_stops_the_work_there(model: DashScopeModel, far_end
 
 def test_the_table_knows_what_is_where() -> None:
     kinds = {
-        "qwen-plus": ("chat", True),
-        "qwen3-omni-flash": ("chat", True),
-        "wan2.5-t2v-plus": ("video", False),
-        "wan2.2-kf2v-flash": ("video", False),
-        "wanx2.1-t2i-plus": ("image", False),
-        "qwen3-tts-flash": ("speech", False),
-        "cosyvoice-v3-flash": ("speech", False),
-        "paraformer-v2": ("transcription", False),
-        "text-embedding-v4": ("embedding", True),
-        "qwen3-vl-rerank": ("rerank", False),
+        "qwen-plus": "chat",
+        "qwen3-omni-flash": "chat",
+        "wan2.5-t2v-plus": "video",
+        "wan2.2-kf2v-flash": "video",
+        "wanx2.1-t2i-plus": "image",
+        "qwen3-tts-flash": "speech",
+        "cosyvoice-v3-flash": "speech",
+        "paraformer-v2": "transcription",
+        "text-embedding-v4": "embedding",
+        "qwen3-vl-rerank": "rerank",
     }
-    for name, expected in kinds.items():
-        facts = facts_of(name)
-        assert (facts.kind, facts.compatible) == expected, name
-    assert facts_of("text-embedding-v1").batch == 25
+    for name, kind in kinds.items():
+        assert facts_of(name).kind == kind, name
+    assert (facts_of("text-embedding-v1").batch, facts_of("text-embedding-v4").batch) == (25, 10)
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from wootz.core.wire import (
     Usage,
     new_id,
 )
+from wootz.providers.capabilities import capabilities_of, check
 from wootz.providers.dashscope_catalogue import MULTIMODAL_SERVICE, TASK_KINDS, TEXT_SERVICE, Kind, facts_of
 from wootz.providers.dashscope_errors import WRONG_SERVICE
 from wootz.providers.dashscope_http import SSE, DashScopeHttp
@@ -55,10 +56,12 @@ class DashScopeModel(LanguageModel):
         self.facts = facts_of(endpoint.upstream_model)
         self._http = DashScopeHttp(endpoint)
         self.provider = self._http.host
+        self._abilities = capabilities_of("dashscope-compatible", endpoint.upstream_model)  # The same on both surfaces.
         self._chat_service = self.facts.service
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         self._must_be("chat", "chat")
+        check(self._abilities, request, region=self._http.endpoint.region)
         return self._http.in_time(self._from_either_service(request))
 
     async def _from_either_service(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:

@@ -168,8 +168,10 @@ def dashscope_usage(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.total_tokens,
     }
     details = usage.model_dump(include={"prompt_tokens_details", "completion_tokens_details"}, exclude_none=True)
-    if "prompt_tokens_details" in details:
-        told["prompt_tokens_details"] = details["prompt_tokens_details"]
-    if "completion_tokens_details" in details:
-        told["output_tokens_details"] = details["completion_tokens_details"]
+    if prompt := details.get("prompt_tokens_details"):
+        if written := usage.cache_write_tokens:
+            prompt["cache_creation_input_tokens"] = written
+        told["prompt_tokens_details"] = prompt
+    if completion := details.get("completion_tokens_details"):
+        told["output_tokens_details"] = completion
     return told
