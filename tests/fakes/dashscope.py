@@ -81,7 +81,7 @@ class FakeDashScope:
                 return _error(403, "AccessDenied", "current user api does not support synchronous calls.")
             return self._submit(model)
         match service:
-            case "aigc/multimodal-generation/generation" if "text" in input and "voice" in input:
+            case "aigc/multimodal-generation/generation" | "audio/tts/SpeechSynthesizer" if "voice" in input:
                 audio = {"url": f"{request.base_url}made/speech.wav", "id": "audio_1", "expires_at": 1}
                 return JSONResponse(
                     _whole({"finish_reason": "stop", "audio": audio}, {"characters": len(input["text"])})

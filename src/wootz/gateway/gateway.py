@@ -26,6 +26,7 @@ from wootz.core import (
     UpstreamError,
     WootzError,
 )
+from wootz.core.media import MediaRequest
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
     ChatChunk,
@@ -44,6 +45,7 @@ from wootz.core.wire import (
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits import RequestLimiter
 from wootz.gateway.routing import Route
+from wootz.gateway.tasks import Tasks
 from wootz.telemetry import Observation, Telemetry
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Gateway:
         self.started = int(time.time())
         self.database = telemetry.ledger.database
         """Where the surfaces keep what they keep."""
+        self.tasks = Tasks(self, self.database)
         self._limiter = RequestLimiter(clock)
 
     # --- who ------------------------------------------------------------------------------------------------------
@@ -156,6 +159,14 @@ class Gateway:
     async def count_tokens(self, key: Key | None, request: ChatRequest, *, request_id: str, route: str) -> int:
         async with self._recorded(key, request, request_id, route):
             return await self._admit(key, request).count_tokens(request)
+
+    @asynccontextmanager
+    async def make(
+        self, key: Key | None, request: MediaRequest, *, request_id: str, route: str
+    ) -> AsyncGenerator[tuple[LanguageModel, Observation], None]:
+        """A task's whole life (`wootz.gateway.tasks`): held while it lasts, recorded when it has ended."""
+        async with self._recorded(key, request, request_id, route) as observation:
+            yield self._admit(key, request), observation
 
     async def _answer(
         self,

@@ -9,13 +9,19 @@ Source: the DashScope API reference for Qwen, text embedding and ranking, and th
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Any
 
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from wootz.core import UnsupportedError
+from wootz.core.media import MediaModel
 from wootz.gateway.answers import WholeAnswer
 from wootz.gateway.entrance import router_with_key
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.surfaces.dashscope_request import EmbeddingBody, GenerationBody, RerankBody
-from wootz.gateway.surfaces.dashscope_telling import GenerationTelling, error_body
+from wootz.gateway.surfaces.dashscope_tasks import made
+from wootz.gateway.surfaces.dashscope_telling import ERROR_RESPONSES, GenerationTelling, error_body
 from wootz.gateway.surfaces.surface import encode, tell
 
 PREFIX = "/api/v1/services"
@@ -24,16 +30,25 @@ MULTIMODAL = f"{PREFIX}/aigc/multimodal-generation/generation"
 EMBEDDING = f"{PREFIX}/embeddings/text-embedding/text-embedding"
 RERANK = f"{PREFIX}/rerank/text-rerank/text-rerank"
 
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The whole answer, or with the header X-DashScope-SSE: enable its events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
 
 def router(gateway: Gateway) -> APIRouter:
-    router = router_with_key(gateway, "inference", error_body=error_body, tags=["dashscope"])
+    router = router_with_key(gateway, "inference", error_body=error_body, responses=ERROR_RESPONSES, tags=["dashscope"])
 
-    @router.post(TEXT)
+    @router.post(TEXT, responses=EVENTS)
     async def generate(request: Request, body: GenerationBody) -> Response:
         return answer(request, body, TEXT, multimodal=False)
 
-    @router.post(MULTIMODAL)
+    @router.post(MULTIMODAL, responses=EVENTS)
     async def generate_from_media(request: Request, body: GenerationBody) -> Response:
+        if isinstance(gateway.models.get(body.model), MediaModel):  # Speech and pictures that one waits for.
+            return await make(request, body)
         return answer(request, body, MULTIMODAL, multimodal=True)
 
     def answer(request: Request, body: GenerationBody, route: str, *, multimodal: bool) -> Response:
@@ -46,6 +61,14 @@ def router(gateway: Gateway) -> APIRouter:
         )
         chunks = gateway.chat(request.state.key, body.to_chat(stream=stream), request_id=request_id, route=route)
         return tell(chunks, telling, stream=stream)
+
+    async def make(request: Request, body: GenerationBody) -> Response:
+        if _wants_events(request):
+            raise UnsupportedError("what this model makes does not stream", hint="leave X-DashScope-SSE out")
+        row = await gateway.tasks.submit(
+            request.state.key, body.to_media(), request_id=request.state.request_id, route=MULTIMODAL
+        )
+        return JSONResponse({"output": made(row), "usage": row.usage, "request_id": request.state.request_id})
 
     @router.post(EMBEDDING)
     async def embed(request: Request, body: EmbeddingBody) -> Response:

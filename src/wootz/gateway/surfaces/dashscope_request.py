@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wootz.core import BadRequestError
+from wootz.core.media import MediaRequest
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import ChatRequest, EmbeddingRequest, RerankRequest
 from wootz.gateway.errors import bad_request
@@ -74,6 +75,14 @@ class GenerationBody(Body):
         fields |= {"model": self.model, "stream": stream}
         fields["messages"] = [_message(message, f"input.messages[{at}]") for at, message in enumerate(messages)]
         return chat_request(fields, [f"input.messages[{at}]" for at in range(len(messages))])
+
+    def to_media(self) -> MediaRequest:
+        return MediaRequest(
+            model=self.model,
+            input=self.input.model_dump(exclude_unset=True),
+            parameters=self.parameters.model_dump(exclude_unset=True),
+            service="aigc/multimodal-generation/generation",
+        )
 
 
 class EmbeddingInput(Native):

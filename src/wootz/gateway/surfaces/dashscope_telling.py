@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from wootz.core import RateLimitError, WootzError
 from wootz.core.wire import ChatChunk, ChunkChoice, Usage
 from wootz.gateway.surfaces.surface import Event, Telling, encode
@@ -28,6 +30,28 @@ ERROR_CODES = {
 }
 
 
+class DashScopeError(BaseModel):
+    code: str
+    message: str
+    request_id: str
+
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": DashScopeError, "description": description}
+    for status, description in {
+        400: "The request can never succeed as it is written.",
+        401: "No key, or an unknown, revoked or expired one.",
+        403: "The key lacks the scope.",
+        404: "It does not exist, or this key may not see it.",
+        413: "The body is larger than server.max_body_bytes.",
+        429: "A rate limit is used up; the header retry-after says for how long.",
+        502: "A remote endpoint failed.",
+        503: "The model is loading or restarting; the same request may succeed later.",
+        "default": "Any other failure.",
+    }.items()
+}
+
+
 def error_body(error: WootzError, request_id: str) -> dict[str, Any]:
     code = ERROR_CODES.get(error.status, "InternalError")
     if error.code == "content_filter":
@@ -36,6 +60,8 @@ def error_body(error: WootzError, request_id: str) -> dict[str, Any]:
         code = "InvalidURL"
     elif error.code == "task_not_pending":
         code = "UnsupportedOperation"
+    elif error.code == "task_not_found":
+        code = "TaskNotFound"
     elif isinstance(error, RateLimitError) and any(word in (error.code or "") for word in ("budget", "quota")):
         code = "Throttling.AllocationQuota"
     return {"code": code, "message": str(error), "request_id": request_id}
