@@ -21,6 +21,7 @@ from wootz.core.media import Pace
 from wootz.gateway.tasks import Tasks
 from wootz.providers.dashscope import open_dashscope
 from wootz.providers.endpoint import Endpoint
+from wootz.telemetry.price_book import PriceBook
 
 IMAGES = "/api/v1/services/aigc/text2image/image-synthesis"
 WAITING, RUNNING = {"task_status": "PENDING"}, {"task_status": "RUNNING"}
@@ -65,8 +66,7 @@ def houses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         with GatewayServer(tmp_path_factory.mktemp("tasks"), models) as server:
             server.gateway.tasks.pace = Pace(first=0.02, longest=0.05)
             prices = {"pictures": "0.02", "films": "0.1", "voice": "0.0001", "ears": "0.00008"}
-            for name, price in prices.items():
-                server.gateway.telemetry.prices[name] = PriceConfig(unit=Decimal(price))
+            server.telemetry.prices = PriceBook({name: PriceConfig(unit=Decimal(usd)) for name, usd in prices.items()})
             yield House(server, far_end, far.url)
 
 
@@ -120,6 +120,7 @@ def test_sdk_hands_a_task_in_and_asks_until_it_is_made_and_counted(house: House)
     )
     record = house.record(task.request_id)
     assert (record.route, record.status, record.cost) == (IMAGES, 200, Decimal("0.04"))
+    assert (record.price, record.priced) == ("models.pictures.price", True)
 
 
 def test_a_task_is_there_only_for_the_key_that_made_it(house: House, http: httpx.Client) -> None:
@@ -176,7 +177,7 @@ def test_a_task_that_fails_says_why_and_costs_nothing(house: House, http: httpx.
     output = until_it_is(http, answer.json()["output"]["task_id"], "FAILED")["output"]
     assert (output["code"], output["message"]) == ("InternalError.Algo", "the brush broke")
     record = house.record(answer.json()["request_id"])
-    assert (record.error_code, record.cost) == ("task_failed", 0)
+    assert (record.error_code, record.cost, record.finish_reason) == ("task_failed", 0, "failed")
 
 
 def test_films_transcripts_and_speech_are_counted_by_second_and_character(house: House, http: httpx.Client) -> None:
@@ -194,6 +195,7 @@ def test_films_transcripts_and_speech_are_counted_by_second_and_character(house:
     assert by_http.audio_url.endswith("/made/speech.wav")
     records = house.gateway.call(house.gateway.ledger.list(limit=20))
     costs = {record.model: record.cost for record in records if record.status == 200}
+    assert {record.model: record.priced for record in records}["voice-2"] is False  # Nobody told its price.
     assert (costs["films"], costs["ears"], costs["voice"]) == (Decimal("0.5"), Decimal("0.0024"), Decimal("0.0005"))
 
 
