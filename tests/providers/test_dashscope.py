@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import dashscope
@@ -17,6 +18,8 @@ from serving import HANG, Server
 
 from wootz.core import (
     BadRequestError,
+    Config,
+    ModelConfig,
     PayloadTooLargeError,
     RateLimitError,
     UnsupportedError,
@@ -25,7 +28,9 @@ from wootz.core import (
     collect_chat,
 )
 from wootz.core.media import MediaModel, MediaRequest, MediaTask, Pace, follow
+from wootz.core.sections import ProviderConfig
 from wootz.core.wire import ChatChunk, ChatRequest, EmbeddingRequest, RerankRequest
+from wootz.providers import open_models
 from wootz.providers.dashscope import DashScopeModel, open_dashscope
 from wootz.providers.dashscope_catalogue import facts_of
 from wootz.providers.dashscope_tasks import DashScopeMediaModel
@@ -527,3 +532,21 @@ async def test_tasks_are_cancelled_while_they_wait(url: str, far_end: FakeDashSc
         await model.cancel(task.id)
     assert (await model.fetch("nobody-knows")).status == "UNKNOWN"
     await model.close()
+
+
+async def test_an_account_opens_models_of_both_kinds_in_its_region(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BAILIAN_KEY", KEY)
+    account = ProviderConfig(kind="dashscope", region="ap-southeast-1", api_key="env:BAILIAN_KEY")
+    names = {"chat": "qwen-plus", "pictures": "wanx2.1-t2i-turbo"}
+    config = Config(
+        home=tmp_path,
+        providers={"bailian": account},
+        models={name: ModelConfig(provider="bailian", upstream_model=upstream) for name, upstream in names.items()},
+    )
+    models = open_models(config, {})
+    assert (type(models["chat"]), type(models["pictures"])) == (DashScopeModel, DashScopeMediaModel)
+    assert {model.provider for model in models.values()} == {"dashscope-intl.aliyuncs.com"}
+    for model in models.values():
+        await model.close()
