@@ -167,6 +167,7 @@ class GatewayServer(Server):
             self.admin_key = (await self.keys.create("root", scopes=["admin"]))[1]
             async with working(self.gateway):
                 yield
+            await self.gateway.tasks.close()
             for model in self.gateway.models.values():
                 await model.close()
             await self.telemetry.close()

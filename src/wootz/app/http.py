@@ -68,6 +68,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             models.update(open_routes(config, models, prices))
             for model in models.values():
                 stack.push_async_callback(model.close)
+            stack.push_async_callback(front.tasks.close)
+            await front.tasks.resume()
             watch = asyncio.create_task(_watch_engines(models, telemetry))
             stack.callback(watch.cancel)
             await stack.enter_async_context(gateway.working(front))

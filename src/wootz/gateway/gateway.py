@@ -27,6 +27,7 @@ from wootz.core import (
     UpstreamError,
     WootzError,
 )
+from wootz.core.media import MediaRequest
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
     ChatChunk,
@@ -45,6 +46,7 @@ from wootz.core.wire import (
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits.limiter import Limiter
 from wootz.gateway.routing import Route
+from wootz.gateway.tasks import Tasks
 from wootz.telemetry import Observation, Telemetry
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Gateway:
         self.database = telemetry.ledger.database
         """Where the surfaces keep what they keep."""
         self.limits = limits or Limiter.of(config, keys, telemetry)
+        self.tasks = Tasks(self, self.database)
 
     # --- who ------------------------------------------------------------------------------------------------------
 
@@ -157,8 +160,17 @@ class Gateway:
             return answer
 
     async def count_tokens(self, key: Key | None, request: ChatRequest, *, request_id: str, route: str) -> int:
-        async with self._recorded(key, request, request_id, route):
-            return await self._admit(key, request).count_tokens(request)
+        async with self._recorded(key, request, request_id, route) as observation:
+            model = await self._admit(key, request, observation)
+            return await model.count_tokens(request)
+
+    @asynccontextmanager
+    async def make(
+        self, key: Key | None, request: MediaRequest, *, request_id: str, route: str
+    ) -> AsyncGenerator[tuple[LanguageModel, Observation], None]:
+        """A task's whole life (`wootz.gateway.tasks`): held while it lasts, recorded when it has ended."""
+        async with self._recorded(key, request, request_id, route) as observation:
+            yield await self._admit(key, request, observation), observation
 
     async def _answer(
         self,

@@ -28,7 +28,7 @@ from wootz.telemetry.journal import HITS, MAX_TOOLS, queue_time, storable, tags_
 from wootz.telemetry.ledger import Ledger
 from wootz.telemetry.metrics import Metrics, model_label
 from wootz.telemetry.price_book import PriceBook
-from wootz.telemetry.prices import Tokens, cost
+from wootz.telemetry.prices import Tokens, cost, cost_of_units
 from wootz.telemetry.record import RequestRecord
 from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
 
@@ -112,6 +112,7 @@ class Observation:
         self._metadata = metadata
         self._tools: dict[str, None] = {}
         self._usage = Usage()
+        self._units = Decimal(0)
         self._num_tokens = self._num_first_tokens = 0
         self._first = self._last = 0.0
         self._ended: asyncio.Future[RequestRecord] | None = None
@@ -138,6 +139,10 @@ class Observation:
 
     def usage(self, usage: Usage) -> None:
         self._usage = usage
+
+    def made(self, units: Decimal) -> None:
+        """What a task made, counted as it is charged: images, seconds, characters."""
+        self._units = units
 
     async def end(
         self, status: int = 200, error: WootzError | None = None, client_disconnected: bool = False
@@ -215,7 +220,7 @@ class Observation:
             fields |= {
                 "deployment": begun.model,
                 "price": price.version if price else None,
-                "cost": cost(tokens, price, journey.lane),
-                "priced": price is not None or not tokens.any,
+                "cost": cost(tokens, price, journey.lane) + cost_of_units(self._units, price),
+                "priced": bool(price and price.unit) if self._units else price is not None or not tokens.any,
             }
         return fields
