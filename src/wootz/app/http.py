@@ -60,6 +60,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             stack.push_async_callback(database.close)
             await database.migrate()
             stack.push_async_callback(telemetry.close)
+            stack.push_async_callback(front.caches.close)
             models.update(open_models(config, engine_sockets))
             models.update(open_routes(config, models, prices))
             for model in models.values():

@@ -23,6 +23,7 @@ from wootz.core.errors import ConfigError
 from wootz.core.secrets import resolve_secret
 from wootz.core.sections import (
     BatchesConfig,
+    CachesConfig,
     DatabaseConfig,
     EngineConfig,
     ModelConfig,
@@ -54,6 +55,7 @@ class Config(Section):
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
     batches: BatchesConfig = Field(default_factory=BatchesConfig)
+    caches: CachesConfig = Field(default_factory=CachesConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
     routes: dict[str, RouteConfig] = Field(default_factory=dict)
 

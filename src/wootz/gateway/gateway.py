@@ -2,8 +2,9 @@
 
 1. *observe*: the record begins, so what is refused from here on is recorded too
 2. *authorize*: the key may use this model, and has not used up its requests per minute
-3. *answer*: the model's chunks go through as they come
-4. *record*: written, durably, before the caller gets the answer's last word
+3. *cached?*: an answer that was given before (`gateway/caches`), else
+4. *answer*: the model's chunks go through as they come
+5. *record*: written, durably, before the caller gets the answer's last word
 
 A caller who closes the iterator (or is cancelled) cancels the model's work at once, and is recorded as gone.
 """
@@ -15,6 +16,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from wootz.core import (
@@ -41,6 +43,7 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
+from wootz.gateway.caches import Caches
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits import RequestLimiter
 from wootz.gateway.routing import Route
@@ -49,6 +52,7 @@ from wootz.telemetry import Observation, Telemetry
 log = logging.getLogger(__name__)
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
+Asked = TypeVar("Asked", bound=SamplingFields)
 
 
 class Gateway:
@@ -70,6 +74,7 @@ class Gateway:
         self.started = int(time.time())
         self.database = telemetry.ledger.database
         """Where the surfaces keep what they keep."""
+        self.caches = Caches(config, models)
         self._limiter = RequestLimiter(clock)
 
     # --- who ------------------------------------------------------------------------------------------------------
@@ -129,13 +134,13 @@ class Gateway:
         self, key: Key | None, request: ChatRequest, *, request_id: str, route: str = "/v1/chat/completions"
     ) -> AsyncGenerator[ChatChunk, None]:
         """The answer as `LanguageModel.chat` streams it, its last chunk the usage. Raises `WootzError`."""
-        return self._answer(key, request, lambda model: model.chat(request), request_id, route)
+        return self._answer(key, request, ChatChunk, lambda model, asked: model.chat(asked), request_id, route)
 
     def complete(
         self, key: Key | None, request: CompletionRequest, *, request_id: str, route: str = "/v1/completions"
     ) -> AsyncGenerator[Completion, None]:
         """The same for `LanguageModel.complete`."""
-        return self._answer(key, request, lambda model: model.complete(request), request_id, route)
+        return self._answer(key, request, Completion, lambda model, asked: model.complete(asked), request_id, route)
 
     async def embed(
         self, key: Key | None, request: EmbeddingRequest, *, request_id: str, route: str = "/v1/embeddings"
@@ -160,8 +165,9 @@ class Gateway:
     async def _answer(
         self,
         key: Key | None,
-        request: SamplingFields,
-        ask: Callable[[LanguageModel], AsyncGenerator[Chunk, None]],
+        request: Asked,
+        chunk_type: type[Chunk],
+        ask: Callable[[LanguageModel, Asked], AsyncGenerator[Chunk, None]],
         request_id: str,
         route: str,
     ) -> AsyncGenerator[Chunk, None]:
@@ -169,7 +175,8 @@ class Gateway:
         async with self._recorded(key, request, request_id, route) as observation:
             model = self._admit(key, request)
             try:
-                async with aclosing(ask(model)) as chunks:
+                answer = self.caches.chunks(key, request, request_id, chunk_type, partial(ask, model))
+                async with aclosing(answer) as chunks:
                     async for chunk in chunks:
                         for choice in chunk.choices:
                             if _has_content(choice):
@@ -196,8 +203,12 @@ class Gateway:
         if key is not None:
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
-            request.journey.caller = request.journey.tenant = key.id
+            request.journey.caller, request.journey.tenant = key.id, self.tenant_of(key)
         return model
+
+    def tenant_of(self, key: Key) -> str:
+        """Who shares what is cached for this key."""
+        return key.id
 
     @asynccontextmanager
     async def _recorded(

@@ -1,4 +1,4 @@
-"""What an answer's headers say of its way: which model answered, after how many attempts."""
+"""What an answer's headers say of its way: out of which cache, which model answered, after how many attempts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from wootz.core.journey import Journey
 
 
 def tell(headers: MutableHeaders, journey: Journey) -> None:
+    if journey.cache != "off":
+        headers["x-wootz-cache"] = journey.cache
+    if journey.cache_age is not None:
+        headers["age"] = str(int(journey.cache_age))
     if (attempt := journey.answered_by) is None:
         return
     headers["x-wootz-attempts"] = str(len(journey.attempts))

@@ -21,6 +21,7 @@ from wootz.core.wire import (
 )
 from wootz.gateway import adapters, engines, errors, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
+from wootz.gateway.caches import routes as cache_routes
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import KeyStore
@@ -46,7 +47,9 @@ def routes(gateway: Gateway) -> APIRouter:
         router.include_router(surface)
     router.include_router(_operations(gateway))
     adapters.add_routes(changes := router_with_key(gateway, "admin", tags=["adapters"]), gateway)
+    cache_routes.add_admin_routes(caches := router_with_key(gateway, "admin", tags=["caches"]), gateway)
     router.include_router(changes)
+    router.include_router(caches)
     if gateway.keys is not None:
         router.include_router(_admin(gateway, gateway.keys))
         administration = router_with_key(gateway, "admin", tags=["engines"])
@@ -71,12 +74,14 @@ def _inference(gateway: Gateway) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM | ANSWER_ERRORS)
     async def chat(request: Request, body: ChatRequest) -> Response:
         request.state.journey = body.journey
+        body.journey.cache_control = request.headers.get("cache-control", "")
         chunks = gateway.chat(request.state.key, body, request_id=request.state.request_id)
         return answer_with(chunks, collect_chat, stream=body.stream, include_usage=_wants_usage(body))
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM | ANSWER_ERRORS)
     async def complete(request: Request, body: CompletionRequest) -> Response:
         request.state.journey = body.journey
+        body.journey.cache_control = request.headers.get("cache-control", "")
         chunks = gateway.complete(request.state.key, body, request_id=request.state.request_id)
         return answer_with(chunks, collect_completion, stream=body.stream, include_usage=_wants_usage(body))
 
@@ -90,6 +95,8 @@ def _inference(gateway: Gateway) -> APIRouter:
         """Documents by their relevance to a query, as Cohere and Jina have it."""
         request.state.journey = body.journey
         return WholeAnswer(gateway.rerank(request.state.key, body, request_id=request.state.request_id))
+
+    cache_routes.add_routes(router, gateway)
 
     def model_info(name: str) -> ModelInfo:
         return ModelInfo.of(gateway.models[name], gateway.started)

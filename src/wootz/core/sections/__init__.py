@@ -1,6 +1,7 @@
 """The parts of the config tree, a file for each concern; `core/config.py` puts them together and reads them."""
 
 from wootz.core.sections.batches import BatchesConfig
+from wootz.core.sections.caches import CachesConfig, ExactCacheConfig, SemanticCacheConfig
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
 from wootz.core.sections.providers import ProviderConfig, ProviderKind
@@ -11,8 +12,10 @@ from wootz.core.sections.telemetry import TelemetryConfig
 
 __all__ = [
     "BatchesConfig",
+    "CachesConfig",
     "DatabaseConfig",
     "EngineConfig",
+    "ExactCacheConfig",
     "ModelConfig",
     "PriceConfig",
     "ProviderConfig",
@@ -20,6 +23,7 @@ __all__ = [
     "RouteConfig",
     "SamplingConfig",
     "Section",
+    "SemanticCacheConfig",
     "ServerConfig",
     "SpeculationConfig",
     "TelemetryConfig",
