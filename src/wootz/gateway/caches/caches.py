@@ -126,7 +126,7 @@ class Caches:
                 await self._keep(request, place if exact else None, question, chunks, control.ttl)
 
         flight = None if control.no_cache or not exact else self._flights.get(place)
-        if flight is None:
+        if flight is None or flight.given_up:
             flight = Flight(request, ask, landed)
             if exact and not control.no_cache:
                 self._flights[place] = flight

@@ -36,7 +36,7 @@ class Flight(Generic[Asked, Chunk]):
         request._journey = self._journey = replace(request.journey)
         self.chunks: list[Chunk] = []
         """Shared by all aboard: nobody changes one."""
-        self.ended = self._paid = False
+        self.ended = self.given_up = self._paid = False
         self._error: BaseException | None = None
         self._aboard: list[Journey] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -98,6 +98,7 @@ class Flight(Generic[Asked, Chunk]):
             return
         self._aboard.remove(journey)
         if not self._aboard:
+            self.given_up = True  # Nobody may come aboard any more.
             self._task.cancel()
             await asyncio.wait([self._task])
         elif journey.cache == "miss":
