@@ -44,8 +44,10 @@ class SemanticCacheConfig(Section):
 
 
 class CachesConfig(Section):
-    redis_url: str | None = Field(
-        default=None, description="Share exact answers between processes; a reference (env:NAME). Default: in process."
+    redis: str | None = Field(
+        default=None,
+        description="redis://… or a reference to one (env:NAME, file:PATH), where all HTTP processes keep exact "
+        "answers together. Default: each keeps its own.",
     )
     exact: ExactCacheConfig = Field(default_factory=ExactCacheConfig)
     semantic: SemanticCacheConfig = Field(default_factory=SemanticCacheConfig)

@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wootz.core import Config, LanguageModel
+from wootz.core import Config, LanguageModel, resolve_secret
 from wootz.core.cache_control import CacheControl, cache_control
+from wootz.core.secrets import SECRET_SCHEMES
+from wootz.core.sections import CachesConfig
 from wootz.core.wire import ChatChunk, ChatRequest, Completion, SamplingFields
 from wootz.gateway.caches.eligible import (
     decode,
@@ -26,6 +28,7 @@ from wootz.gateway.caches.eligible import (
 )
 from wootz.gateway.caches.flight import Flight
 from wootz.gateway.caches.keys import exact_key, fingerprint, owner_of, semantic_partition
+from wootz.gateway.caches.redis_store import RedisStore
 from wootz.gateway.caches.store import MemoryStore, Store
 from wootz.gateway.keys import Key
 
@@ -43,7 +46,7 @@ class Caches:
 
     def __init__(self, config: Config, models: Mapping[str, LanguageModel], store: Store | None = None) -> None:
         self.exact, self.meaning = config.caches.exact, config.caches.semantic
-        self.store = store or MemoryStore(self.exact.max_bytes)
+        self.store = store or _open_store(config.caches)
         self.semantic: SemanticCache | None = None
         if self.meaning.models:
             from wootz.gateway.caches.semantic import SemanticCache  # Needs NumPy, which the gateway does not.
@@ -176,6 +179,15 @@ class Caches:
 
     def _is_deterministic(self, request: SamplingFields) -> bool:
         return is_deterministic(request, self._defaults.get(request.model))
+
+
+def _open_store(config: CachesConfig) -> Store:
+    if config.redis is None:
+        return MemoryStore(config.exact.max_bytes)
+    url = config.redis
+    if url.startswith(SECRET_SCHEMES):
+        url = resolve_secret(url, used_by="caches.redis")
+    return RedisStore(url, config.exact.max_bytes)
 
 
 def _is_fresh(age: float, control: CacheControl) -> bool:

@@ -1,9 +1,9 @@
 """Do two questions that an encoder finds alike differ in a word that turns the answer round?
 
 Encoders put "enable" beside "disable", 2024 beside 2025, and "USD to EUR" beside "EUR to USD". This is a
-cheap look at the words, in the spirit of the contrast sets on which paraphrase models fail (PAWS, Zhang et al. 2019, arXiv 1904.01130):
-numbers, names, negations, opposites, what is asked for, and order. It errs on the side of asking the model; how much
-it costs in true hits and saves in false ones is measured in `docs/caches.md`.
+cheap look at the words, in the spirit of the contrast sets on which paraphrase models fail (PAWS, Zhang et al. 2019,
+arXiv 1904.01130): numbers, names, negations, opposites, what is asked for, and order. It errs on the side of asking the
+model; how much it costs in true hits and saves in false ones is measured in `docs/caches.md`.
 """
 
 from __future__ import annotations
