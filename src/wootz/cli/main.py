@@ -31,6 +31,7 @@ from wootz.cli import (
     quantize,
     rope,
     router,
+    semcache,
     serve,
     spec,
     tokenizer,
@@ -104,6 +105,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(spec.app, name="spec")
 app.add_typer(router.app, name="router")
 app.add_typer(cascade.app, name="cascade")
+app.add_typer(semcache.app, name="semcache")
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def add_admin_routes(router: APIRouter, gateway: Gateway) -> None:
             semantic_models=caches.meaning.models,
             entries=size.entries,
             bytes=size.bytes,
-            semantic_entries=len(semantic) if semantic else 0,
+            semantic_entries=semantic.num_entries if semantic else 0,
             requests=requests,
             guarded=dict(semantic.refused) if semantic else {},
             false_hits=dict(semantic.false_hits) if semantic else {},

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_SERVED = 10_000
 """Hits that can still be reported as false."""
+MAX_CANDIDATES = 8
+"""Neighbours that the guard looks at before the model is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ class SemanticCache:
         self._oldest: OrderedDict[_Kept, None] = OrderedDict()
         self._served: OrderedDict[str, _Kept] = OrderedDict()
 
-    def __len__(self) -> int:
+    @property
+    def num_entries(self) -> int:
         return len(self._oldest)
 
     async def question(self, partition: bytes, request: ChatRequest) -> Question | None:
@@ -102,7 +105,7 @@ class SemanticCache:
         return Question(partition, request.model, request.journey.tenant, text, vector_D)
 
     def find(self, question: Question, request_id: str) -> Hit | None:
-        """The nearest entry, if it is near enough and the guard lets it pass."""
+        """The nearest entry that is near enough and that the guard lets pass."""
         partition = self._partitions.get(question.partition)
         if partition is None:
             return None
@@ -112,13 +115,16 @@ class SemanticCache:
         if not partition.kept:
             return None
         cosines_N = partition.vectors_ND @ question.vector_D
-        nearest = int(cosines_N.argmax())
-        kept, cosine = partition.kept[nearest], float(cosines_N[nearest])
-        if cosine < self.config.threshold:
-            return None
-        if self.config.guard and (why := difference(kept.question.text, question.text)):
+        near = np.flatnonzero(cosines_N >= self.config.threshold)
+        for place in near[np.argsort(-cosines_N[near])][:MAX_CANDIDATES]:
+            kept, cosine = partition.kept[place], float(cosines_N[place])
+            why = difference(kept.question.text, question.text) if self.config.guard else None
+            if why is None:
+                return self._serve(kept, cosine, now, request_id)
             self.refused[why] += 1
-            return None
+        return None
+
+    def _serve(self, kept: _Kept, cosine: float, now: float, request_id: str) -> Hit:
         self._oldest.move_to_end(kept)
         self._served[request_id] = kept
         if len(self._served) > MAX_SERVED:
