@@ -369,16 +369,21 @@ def main() -> None:
                 print(f"left out: litellm is not in {PEERS}")
                 continue
             results[system] = measure(system, upstreams, options)
+            print(system, "measured", flush=True)
+            if options.json:
+                write(options, results)
     print(f"{options.requests} requests, {options.concurrency} at once, {options.chunks} chunks a stream\n")
     for part in ("whole", "streamed", "memory"):
         for row in next(iter(results.values()))[part]:
             figures = [f"{system} {result[part][row]:10.2f}" for system, result in results.items()]
             print(f"{part:9} {row:24}", *figures)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        sizes = {name: value for name, value in vars(options).items() if isinstance(value, int)}
-        about = {"sizes": sizes, "machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        options.json.write_text(json.dumps({"about": about, "results": results}, indent=2))
+
+
+def write(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    sizes = {name: value for name, value in vars(options).items() if isinstance(value, int)}
+    about = {"sizes": sizes, "machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    options.json.write_text(json.dumps({"about": about, "results": results}, indent=2))
 
 
 if __name__ == "__main__":
