@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from serving import GatewayServer, ScriptedModel
@@ -10,6 +11,7 @@ from wootz.core import LanguageModel, PriceConfig
 from wootz.core.sections import CachesConfig
 from wootz.core.wire import Embedding, EmbeddingRequest, EmbeddingResponse, Usage
 from wootz.gateway.caches import Caches
+from wootz.telemetry.price_book import PriceBook
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
@@ -32,5 +34,5 @@ def switch_on(server: GatewayServer, caches: dict[str, Any], **models: LanguageM
     gateway.models = {name: ScriptedModel(name) for name in ("scripted", "other")} | models
     config = gateway.config.model_copy(update={"caches": CachesConfig.model_validate(caches)})
     gateway.caches = Caches(config, gateway.models)
-    server.telemetry.prices = {"scripted": PriceConfig(input="1000", output="2000")}  # type: ignore[arg-type]
+    server.telemetry.prices = PriceBook({"scripted": PriceConfig(input=Decimal(1000), output=Decimal(2000))})
     return gateway.caches

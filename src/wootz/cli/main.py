@@ -28,6 +28,7 @@ from wootz.cli import (
     keys,
     models,
     plan,
+    prompts,
     quantize,
     rope,
     router,
@@ -106,6 +107,7 @@ app.add_typer(spec.app, name="spec")
 app.add_typer(router.app, name="router")
 app.add_typer(cascade.app, name="cascade")
 app.add_typer(semcache.app, name="semcache")
+app.add_typer(prompts.app, name="prompts")
 
 
 def main() -> None:
