@@ -30,7 +30,7 @@ class Gate(ScriptedModel):
 
     async def _play(self, request: object) -> AsyncGenerator[str, None]:
         self.asked.append(request)  # type: ignore[arg-type]
-        request.journey.attempt("there", "script")  # type: ignore[attr-defined]
+        request.journey.attempt("scripted", "script")  # type: ignore[attr-defined]
         try:
             for line in self.script:
                 if isinstance(line, Exception):
