@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import aclosing
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
+from fakes import anthropic as fake
+from fakes.far_end import SECRET
 
 from wootz.core.wire import ChatRequest
-from wootz.providers.prompt_cache import RULES, prepare, rule_of
+from wootz.providers import AnthropicModel, Endpoint
+from wootz.providers.prompt_cache import RULES, prepare, prepare_for, rule_of
 
 LONG = "You answer questions about our products. " * 200
 SYSTEM = {"role": "system", "content": LONG}
@@ -89,6 +95,29 @@ def test_openai_gets_a_key_of_the_tenant_and_the_beginning() -> None:
 def test_others_are_told_nothing(provider: str, model: str) -> None:
     asked = request(SYSTEM, ASKED)
     assert prepare(asked, provider, model) is asked
+
+
+async def test_anthropic_reads_the_mark_in_its_own_words() -> None:
+    with fake.Anthropic() as far_end:
+        far_end.answer = [*fake.start(), *fake.text(0, "x"), *fake.end()]
+        for kept in (True, False):
+            far_end.asked.clear()
+            endpoint = Endpoint("m", f"{far_end.url}/v1", SECRET, "claude-sonnet-5", "anthropic", prompt_cache=kept)
+            model = AnthropicModel(endpoint)
+            async with aclosing(model.chat(request(SYSTEM, ASKED))) as chunks:
+                assert [chunk async for chunk in chunks]
+            await model.close()
+            assert ('"cache_control": {"type": "ephemeral"}' in json.dumps(far_end.asked[0]["system"])) is kept
+
+
+def test_an_endpoint_that_only_speaks_openais_protocol_gets_no_field_of_openais() -> None:
+    def told(**where: Any) -> ChatRequest:
+        return prepare_for(request(SYSTEM, ASKED), Endpoint("m", **where))
+
+    assert told(base_url="https://api.openai.com/v1").model_extra == {"prompt_cache_key": ANY}
+    assert told(base_url="https://api.openai.com.evil.example/v1").model_extra == {}
+    compatible = told(base_url="https://x/v1", kind="dashscope-compatible", upstream_model="qwen3-max")
+    assert marked(compatible) == [0]
 
 
 def test_every_rule_can_be_found_and_its_prices_make_sense() -> None:

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import Literal
+from urllib.parse import urlsplit
 
 from wootz.core.wire import ChatMessage, ChatRequest, ContentPart
+from wootz.providers.endpoint import Endpoint
 
 MARK = {"cache_control": {"type": "ephemeral"}}
 CHARS_PER_TOKEN = 4
@@ -63,6 +65,16 @@ RULES = (
 def rule_of(provider: str, model: str) -> Rule | None:
     """None where nobody knows that the provider keeps anything."""
     return next((rule for rule in RULES if rule.provider == provider and model.startswith(rule.prefix)), None)
+
+
+def prepare_for(request: ChatRequest, endpoint: Endpoint) -> ChatRequest:
+    """`prepare` for who answers there. Others who speak OpenAI's protocol may refuse a field that they do not know."""
+    if not endpoint.prompt_cache:
+        return request
+    provider = endpoint.kind.removesuffix("-compatible")
+    if provider == "openai" and urlsplit(endpoint.base_url).hostname != "api.openai.com":
+        return request
+    return prepare(request, provider, endpoint.upstream_model)
 
 
 def prepare(request: ChatRequest, provider: str, model: str) -> ChatRequest:

@@ -1,4 +1,4 @@
-"""``[caches]``: answers that are given again, and prompts that providers are told to keep."""
+"""``[caches]``: answers that are given again."""
 
 from __future__ import annotations
 
@@ -51,6 +51,3 @@ class CachesConfig(Section):
     )
     exact: ExactCacheConfig = Field(default_factory=ExactCacheConfig)
     semantic: SemanticCacheConfig = Field(default_factory=SemanticCacheConfig)
-    prompt_breakpoints: bool = Field(
-        default=True, description="Mark where providers that must be told are to keep a prompt's beginning."
-    )
