@@ -313,6 +313,15 @@ async def test_whole_answers_take_the_same_way() -> None:
     assert [deployment.in_flight for deployment in route.deployments] == [0, 0]
 
 
+@pytest.mark.parametrize("script", [[TimeoutError()], [ValueError("a bug")], ["Hel", ValueError("a bug")]])
+async def test_an_unforeseen_exception_is_not_tried_elsewhere_and_leaves_nothing_behind(script: list[Any]) -> None:
+    route, request = route_over(Turns("a", script), Turns("b")), question()
+    with pytest.raises(type(script[-1])):
+        await said(route, request)
+    assert attempts(request) == [("a", "internal_error")]
+    assert route.deployments[0].in_flight == 0
+
+
 async def test_routes_nest() -> None:
     from wootz.gateway.routing import Deployment, Target
 

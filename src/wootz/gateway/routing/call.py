@@ -23,6 +23,8 @@ Ask = Callable[[Any], AsyncGenerator[Chunk, None]]
 
 GONE = "cancelled"
 """The error code of an attempt that nobody waited for any longer."""
+FAULT = "internal_error"
+"""That of one which ended in an exception that nobody foresaw: ours to mend, and no other model's to try."""
 
 
 class Call(Generic[Chunk]):
@@ -54,19 +56,17 @@ class Call(Generic[Chunk]):
                         break
                 else:
                     raise UpstreamError(f'model "{self.deployment.name}": no answer came', code="incomplete_answer")
-        except TimeoutError as error:
-            if not limit.expired():
+        except WootzError as error:
+            await self._end(error)
+            raise
+        except BaseException as error:
+            if not (isinstance(error, TimeoutError) and limit.expired()):
+                await self.drop(FAULT if isinstance(error, Exception) else GONE)
                 raise
             name = self.deployment.name
             late = UpstreamError(f'model "{name}": nothing came for {seconds:.3g} s', code="first_token_timeout")
             await self._end(late)
             raise late from error
-        except WootzError as error:
-            await self._end(error)
-            raise
-        except BaseException:
-            await self.drop()
-            raise
         self.attempt.first_token = self._journey.now
         self._judged = True
         self.deployment.breaker.succeeded()
@@ -94,16 +94,16 @@ class Call(Generic[Chunk]):
             self.attempt.completion_tokens = num_parts
             await self._end(error)
             raise
-        except BaseException:
+        except BaseException as error:
             if not self._ended:  # Nobody tells the usage of half an answer; its parts are nearly its tokens.
                 self.attempt.completion_tokens = num_parts
-                await self.drop()
+                await self.drop(FAULT if isinstance(error, Exception) else GONE)
             raise
 
-    async def drop(self) -> None:
+    async def drop(self, code: str = GONE) -> None:
         """Nobody waits for it any longer."""
         if not self._ended:
-            self.attempt.error_code = self.attempt.error_code or GONE
+            self.attempt.error_code = code
             await self._end(None)
 
     async def _all(self, deadline: float | None) -> AsyncGenerator[Chunk, None]:
