@@ -1,0 +1,51 @@
+"""A few tokens times a weight in E4M3 with a scale for each output (FP8 formats, arXiv 2209.05433), inputs as they are.
+
+For weights in FP8 whose inputs are *not* rounded: where they are, the product is the hardware's own
+(`torch._scaled_mm`). Bound by memory: ``O * I`` bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST_TOKENS = 64
+"""From here on it should pay to dequantise first. An estimate."""
+
+
+def linear(x_TI: Tensor, data_OI: Tensor, scale_O: Tensor) -> Tensor:
+    """``(T, O)`` in x's dtype, for contiguous ``x``, ``data`` (float8_e4m3fn) and ``scale``."""
+    tokens, columns = x_TI.shape
+    outputs = len(data_OI)
+    out_TO = torch.empty((tokens, outputs), dtype=x_TI.dtype, device=x_TI.device)
+    _linear[triton.cdiv(outputs, 32), triton.cdiv(tokens, 16)](
+        x_TI, data_OI.view(torch.uint8), scale_O, out_TO, tokens, outputs, columns, T=16, OUT=32, IN=64
+    )
+    return out_TO
+
+
+@triton.jit
+def _linear(x, data, scales, out, tokens, outputs, columns, T: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr):
+    outputs_O = tl.program_id(0) * OUT + tl.arange(0, OUT)
+    tokens_T = tl.program_id(1) * T + tl.arange(0, T)
+    mask_O, mask_T = outputs_O < outputs, tokens_T < tokens
+    acc_TO = tl.zeros((T, OUT), tl.float32)
+    for start in range(0, columns, IN):
+        columns_I = start + tl.arange(0, IN)
+        inside_I = columns_I < columns
+        x_TI = tl.load(
+            x + tokens_T[:, None] * columns + columns_I[None, :], mask=mask_T[:, None] & inside_I[None, :], other=0
+        )
+        codes_IO = tl.load(
+            data + outputs_O.to(tl.int64)[None, :] * columns + columns_I[:, None],
+            mask=inside_I[:, None] & mask_O[None, :],
+            other=0,
+        )
+        w_IO = codes_IO.to(tl.float8e4nv, bitcast=True).to(x_TI.dtype)
+        acc_TO += tl.dot(x_TI, w_IO, input_precision="ieee")
+    scale_O = tl.load(scales + outputs_O, mask=mask_O, other=0).to(tl.float32)
+    places_TO = tokens_T[:, None].to(tl.int64) * outputs + outputs_O[None, :]
+    out_TO = acc_TO * scale_O[None, :]
+    tl.store(out + places_TO, out_TO.to(out.dtype.element_ty), mask=mask_T[:, None] & mask_O[None, :])
