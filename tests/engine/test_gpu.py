@@ -25,8 +25,8 @@ TINY = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "head_dim": 16,
     "max_position_embeddings": 128,
     "rms_norm_eps": 1e-5,
@@ -34,12 +34,12 @@ TINY = {
 }
 COMMON = {
     "llama": TINY | {"model_type": "llama", "attention_bias": True},
-    "mistral": TINY | {"model_type": "mistral", "sliding_window": 9},
+    "mistral": TINY | {"model_type": "mistral", "sliding_window": 5},
     "qwen3": TINY | {"model_type": "qwen3"},
     "gemma2": TINY
     | {
         "model_type": "gemma2",
-        "sliding_window": 9,
+        "sliding_window": 5,
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 24,
         "attn_logit_softcapping": 3.0,
@@ -47,7 +47,7 @@ COMMON = {
     "gemma3": TINY
     | {
         "model_type": "gemma3_text",
-        "sliding_window": 9,
+        "sliding_window": 5,
         "sliding_window_pattern": 2,
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 24,
@@ -57,12 +57,19 @@ OTHERS = {
     "gpt_oss": TINY
     | {
         "model_type": "gpt_oss",
-        "sliding_window": 9,
+        "sliding_window": 5,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "layer_types": ["sliding_attention", "full_attention"],
     },
-    "bloom": {"model_type": "bloom", "vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "bloom": {
+        "model_type": "bloom",
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "layer_norm_epsilon": 1e-5,
+    },
 }
 
 
@@ -103,8 +110,8 @@ def random_model(name: str) -> Decoder:
     return model.eval().requires_grad_(False)
 
 
-PROMPTS = [[5], [1, 2, 3, 4, 5, 6, 7], list(range(20, 60)), [*range(20, 50), 3]]
-PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=1)
+PROMPTS = [[5], [1, 2, 3], list(range(20, 33)), [*range(20, 29), 3]]
+PARAMS = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=1)
 
 
 @lru_cache
@@ -125,17 +132,21 @@ def same(found: list[tuple[list[int], list[float]]], expected: list[tuple[list[i
         assert logprobs == pytest.approx(expected_logprobs, abs=2e-4)
 
 
-@pytest.mark.parametrize("name", [*COMMON, *OTHERS])
+@pytest.mark.parametrize(
+    "name", ["gemma2", *OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in COMMON if name != "gemma2")]
+)
 def test_tokens_are_those_of_plain_pytorch(name: str, on_kernels: OnKernels) -> None:
     """Prompts of several lengths in chunks, a shared prefix, and answers under way, in one step."""
     expected = in_pytorch(name)
     with on_kernels as make:
-        engine = make(name, max_step_tokens=24)
+        engine = make(name, max_step_tokens=10)
         assert isinstance(engine.model.layer_loop, GpuLayers) == (name in COMMON)
         same(answers(engine), expected)
 
 
-@pytest.mark.parametrize("cache_dtype", ["fp8", "int8", "int4"])
+@pytest.mark.parametrize(
+    "cache_dtype", ["int8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fp8", "int4"))]
+)
 def test_a_cache_in_codes_is_read_by_the_kernels(cache_dtype: str, on_kernels: OnKernels) -> None:
     """Four bits are not, and fall back."""
     expected = in_pytorch("llama", cache_dtype=cache_dtype)
@@ -165,22 +176,23 @@ class FakeCapture:
 
 
 def test_replayed_steps_say_the_same(on_kernels: OnKernels) -> None:
-    """Three answers end at different times: batches of 4, 3, 2 and 1 in graphs of 4, 2 and 1."""
-    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (3, 6, 8, 11)]
+    """Answers end at different times: batches of 3, 2 and 1 in graphs of 4, 2 and 1."""
+    prompts = PROMPTS[:3]
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (3, 4, 5)]
     with on_kernels as make:
         engine = make("mistral")
         loop = engine.model.layer_loop
         loop.graphs.capture = None
-        expected = [answer.token_ids for answer in engine.generate(PROMPTS, params)]
+        expected = [answer.token_ids for answer in engine.generate(prompts, params)]
         capture = loop.graphs.capture = FakeCapture()
-        for _ in range(2):  # the second time with prompts in the cache, and other blocks
-            assert [answer.token_ids for answer in engine.generate(PROMPTS, params)] == expected
+        assert [answer.token_ids for answer in engine.generate(prompts, params)] == expected
     assert set(loop.graphs._graphs) == {(size, 256) for size in (1, 2, 4)}
     assert capture.num_captured == 3
-    assert capture.num_replayed >= 2 * 10
+    assert capture.num_replayed == 4
     engine.scheduler.check_integrity()
 
 
+@pytest.mark.slow
 def test_a_graph_that_cannot_be_captured_is_done_without(on_kernels: OnKernels) -> None:
     def fail(launch: Callable[[], Tensor]) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -81,6 +81,7 @@ def launch_all() -> None:
     data, scales = torch.empty(64, 1024, dtype=torch.uint8), torch.empty(64, 16, dtype=torch.float16)
     int4.linear(x, data, scales, None)
     int4.linear(x, data, scales, scales.to(torch.uint8))
+    float8.encode(x)
     float8.linear(x, torch.empty(64, 2048, dtype=torch.float8_e4m3fn), torch.empty(64, 1))
 
 

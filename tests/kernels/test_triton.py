@@ -75,23 +75,24 @@ CASES = {  # heads, key/value heads, head dimension, block size, window, softcap
     "one head a group": (2, 2, 32, 16, None, None, False, torch.float32, torch.float32),
     "odd sizes": (6, 2, 24, 5, None, None, False, torch.float32, torch.float32),
     "window": (4, 1, 16, 4, 7, None, False, torch.float32, torch.float32),
-    "wide window": (4, 1, 16, 16, 258, None, False, torch.float32, torch.float32),
-    "softcap": (4, 4, 16, 4, None, 2.0, False, torch.float32, torch.float32),
-    "sinks": (4, 2, 16, 4, None, None, True, torch.float32, torch.float32),
-    "window, softcap, sinks": (8, 2, 16, 8, 20, 2.0, True, torch.float32, torch.float32),
-    "float16": (4, 2, 16, 4, None, None, True, torch.float16, torch.float16),
+    "wide window": (4, 1, 16, 16, 66, None, False, torch.float32, torch.float32),
+    "softcap": (2, 2, 16, 4, None, 2.0, False, torch.float32, torch.float32),
+    "sinks": (4, 1, 16, 4, None, None, True, torch.float32, torch.float32),
+    "window, softcap, sinks": (4, 1, 16, 8, 20, 2.0, True, torch.float32, torch.float32),
+    "float16": (2, 1, 16, 4, None, None, True, torch.float16, torch.float16),
     "bfloat16": (4, 2, 16, 4, None, None, True, torch.bfloat16, torch.bfloat16),
-    "fp8 cache": (4, 2, 16, 4, None, None, False, "fp8", torch.float32),
-    "int8 cache": (4, 2, 16, 4, None, None, False, "int8", torch.float32),
+    "fp8 cache": (2, 1, 16, 4, None, None, False, "fp8", torch.float32),
+    "int8 cache": (2, 1, 16, 4, None, None, False, "int8", torch.float32),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decoding_attention(name: str, device: torch.device) -> None:
+def test_decoding_attention(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from wootz.kernels.triton import attention
 
     heads, kv_heads, dim, block_size, window, softcap, sinks, format, dtype = CASES[name]
     skip_products_of(dtype)
+    monkeypatch.setattr(attention, "SPLIT", 64)  # a step of the loop
     sinks_H = torch.randn(heads, dtype=dtype, device=device) if sinks else None
     how = attention.Scoring(dim**-0.5, window, softcap, sinks_H)
     lengths = [31, attention.SPLIT, 2 * attention.SPLIT + 1]
@@ -119,7 +120,7 @@ def test_prefill_attention(name: str, device: torch.device) -> None:
     skip_products_of(dtype)
     sinks_H = torch.randn(heads, dtype=dtype, device=device) if sinks else None
     how = attention.Scoring(dim**-0.5, window, softcap, sinks_H)
-    lengths, tokens = [5, 40, 90, 9], [5, 33, 70, 1]
+    lengths, tokens = [5, 40, 70, 9], [5, 33, 40, 1]
     store, tables = paged(lengths, block_size, (2, kv_heads, dim), format, dtype, device)
     qkv = torch.randn(sum(tokens) + 2, heads + 2, dim, dtype=dtype, device=device)
     q = qkv[:, :heads]  # part of something wider, as in a model
@@ -155,6 +156,7 @@ def test_sum_and_norm(size: int, dtype: torch.dtype, device: torch.device) -> No
                 close(out, total if norms_sum is None else F.rms_norm(total, (size,), norms_sum, 1e-5))
 
 
+@pytest.mark.filterwarnings("ignore:overflow")  # of exp, in the sigmoid of a large negative number
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
 def test_gated_product(activation: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -213,6 +215,23 @@ def test_product_of_float8(dtype: torch.dtype, device: torch.device) -> None:
     close(float8.linear(x, weight.data, weight.scale), x.float() @ weight.dequantize().T)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_in_float8(dtype: torch.dtype, device: torch.device) -> None:
+    from wootz.kernels.triton import float8
+
+    x = torch.randn(3, 1100, dtype=dtype, device=device) * torch.tensor([[1.0], [300.0], [0.0]], device=device).to(
+        dtype
+    )
+    codes, scale = float8.encode(x)
+    expected_scale = (x.float().abs().amax(1, keepdim=True) / 448).clamp(min=torch.finfo(torch.float32).tiny)
+    torch.testing.assert_close(scale, expected_scale, rtol=1e-6, atol=0)
+    expected = (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+    apart = (codes.view(torch.uint8).int() - expected.view(torch.uint8).int()).abs()
+    # Where rounding up reaches the next power of two, the interpreter forgets to carry into the exponent.
+    assert set(apart.unique().tolist()) <= ({0, 8} if gpu.INTERPRETED else {0})
+    assert (apart > 0).float().mean() < 0.05
+
+
 @pytest.mark.slow
 def test_all_kernels_compile_for_a_gpu_that_is_not_there() -> None:
     script = Path(__file__).with_name("compiling.py")
@@ -220,4 +239,13 @@ def test_all_kernels_compile_for_a_gpu_that_is_not_there() -> None:
     built = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     names = {line.split()[0] for line in built.stdout.splitlines()}
-    assert names == {"_decode", "_combine", "_prefill", "_add_norm", "_gated", "_rotate_and_store", "_linear"}
+    assert names == {
+        "_decode",
+        "_combine",
+        "_prefill",
+        "_add_norm",
+        "_gated",
+        "_rotate_and_store",
+        "_linear",
+        "_encode",
+    }

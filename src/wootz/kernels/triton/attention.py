@@ -21,6 +21,9 @@ Legend, as in the models: T tokens, H query heads, K key/value heads, d head dim
 B sequences; in a program M rows of queries and L keys at a time.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (A launch takes plain numbers for `constexpr` parameters, and options of the compiler beside them.)
+
 from __future__ import annotations
 
 from dataclasses import dataclass

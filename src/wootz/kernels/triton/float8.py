@@ -1,8 +1,13 @@
-"""A few tokens times a weight in E4M3 with a scale for each output (FP8 formats, arXiv 2209.05433), inputs as they are.
+"""FP8 (E4M3, arXiv 2209.05433): tokens put into codes, and a few tokens times a weight in codes.
 
-For weights in FP8 whose inputs are *not* rounded: where they are, the product is the hardware's own
-(`torch._scaled_mm`). Bound by memory: ``O * I`` bytes.
+- `linear` is for weights whose inputs are *not* rounded. Bound by memory: ``O * I`` bytes.
+- `encode` is for those whose inputs are, before the hardware's own product (`torch._scaled_mm`): largest number, scale
+  and codes of a token in one pass, ``T * I`` numbers read twice (the second time from the cache) and as many bytes
+  written.
 """
+
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (A launch takes plain numbers for `constexpr` parameters, and options of the compiler beside them.)
 
 from __future__ import annotations
 
@@ -24,6 +29,34 @@ def linear(x_TI: Tensor, data_OI: Tensor, scale_O: Tensor) -> Tensor:
         x_TI, data_OI.view(torch.uint8), scale_O, out_TO, tokens, outputs, columns, T=16, OUT=32, IN=64
     )
     return out_TO
+
+
+def encode(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes ``(T, I)`` and scales ``(T, 1)``, by which a token's largest number becomes the format's largest."""
+    tokens, columns = x_TI.shape
+    codes_TI = torch.empty((tokens, columns), dtype=torch.uint8, device=x_TI.device)
+    scale_T1 = torch.empty((tokens, 1), dtype=torch.float32, device=x_TI.device)
+    _encode[tokens,](x_TI.contiguous(), codes_TI, scale_T1, columns, IN=1024)
+    return codes_TI.view(torch.float8_e4m3fn), scale_T1
+
+
+@triton.jit
+def _encode(x, codes, scales, columns, IN: tl.constexpr):
+    token = tl.program_id(0)
+    x += token.to(tl.int64) * columns
+    codes += token.to(tl.int64) * columns
+    largest_I = tl.zeros((IN,), tl.float32)
+    for start in range(0, columns, IN):
+        columns_I = start + tl.arange(0, IN)
+        x_I = tl.load(x + columns_I, mask=columns_I < columns, other=0).to(tl.float32)
+        largest_I = tl.maximum(largest_I, tl.abs(x_I))
+    scale = tl.maximum(tl.max(largest_I, 0) / 448.0, 1.1754943508222875e-38)
+    tl.store(scales + token, scale)
+    for start in range(0, columns, IN):
+        columns_I = start + tl.arange(0, IN)
+        x_I = tl.load(x + columns_I, mask=columns_I < columns, other=0).to(tl.float32) / scale
+        x_I = tl.minimum(tl.maximum(x_I, -448.0), 448.0)
+        tl.store(codes + columns_I, x_I.to(tl.float8e4nv).to(tl.uint8, bitcast=True), mask=columns_I < columns)
 
 
 @triton.jit

@@ -7,6 +7,9 @@ products, so that levels need not be put in order. Bound by memory at few tokens
 many it is better to dequantise once and use PyTorch's product.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (A launch takes plain numbers for `constexpr` parameters, and options of the compiler beside them.)
+
 from __future__ import annotations
 
 import torch

@@ -8,6 +8,9 @@ Statistics are taken in float32. What is kept of the sum is rounded to its dtype
 operations one by one would.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (A launch takes plain numbers for `constexpr` parameters, and options of the compiler beside them.)
+
 from __future__ import annotations
 
 import torch

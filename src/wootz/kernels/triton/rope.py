@@ -6,6 +6,9 @@ stores it where attention reads it, which for keys and values is their place in 
 projection wrote is read once, and written once.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (A launch takes plain numbers for `constexpr` parameters, and options of the compiler beside them.)
+
 from __future__ import annotations
 
 import torch
