@@ -84,8 +84,8 @@ class PagedStep:
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, starts = [row for row, _ in self.prefilling], [chunk.start for _, chunk in self.prefilling]
-        tables_CN = tables([chunk for _, chunk in self.prefilling], self.device)
-        return *(_int32(numbers, self.device) for numbers in (rows, self.tokens, starts)), tables_CN
+        rows_C, tokens_C, starts_C = _int32([rows, self.tokens, starts], self.device)
+        return rows_C, tokens_C, starts_C, tables([chunk for _, chunk in self.prefilling], self.device)
 
 
 @dataclass(frozen=True)
