@@ -22,6 +22,9 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+MOST_SHARED_MEMORY = 227 * 1024
+"""Of a Hopper GPU, for a program."""
+
 launches: list[tuple[JITFunction, dict[str, Any], dict[str, Any]]] = []
 
 
@@ -40,6 +43,9 @@ def build(kernel: JITFunction, values: dict[str, Any], options: dict[str, Any], 
             constants[(parameter.num,)] = value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = TYPES[value.dtype]
+        elif type(value) is int and value == 1:  # a launch makes a constant of it
+            signature[parameter.name] = "constexpr"
+            constants[(parameter.num,)] = value
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
     attributes = {
@@ -67,6 +73,11 @@ def launch_all() -> None:
             for longest in (1, 2000):
                 attention.decode(q, cache, tables, lengths, scoring, longest=longest)
             attention.prefill(q, torch.empty_like(q), cache, chunks, scoring)
+    for dtype, size in ((torch.float32, 128), (torch.float16, 256)):  # the largest tiles
+        q = torch.empty(1, 2, size, dtype=dtype)
+        single = attention.Cache(torch.empty(8, 16, 2, 1, size, dtype=dtype))
+        attention.decode(q, single, tables[:1, :1], lengths, plain, longest=2000)
+        attention.prefill(q, torch.empty_like(q), single, chunks, plain)
     x, scale = torch.empty(4, 2048, dtype=bf16), torch.empty(2048, dtype=bf16)
     norms.add_norm(x, None, None, scale, 1e-5)
     norms.add_norm(x, x, scale, scale, 1e-5)
@@ -91,6 +102,7 @@ def main() -> None:
     for kernel, values, options in launches:
         built = build(kernel, values, options, GPUTarget("cuda", 90, 32))
         assert "cubin" in built.asm, kernel.fn.__name__
+        assert built.metadata.shared <= MOST_SHARED_MEMORY, kernel.fn.__name__
         print(kernel.fn.__name__, built.metadata.shared, "bytes of shared memory")
 
 

@@ -33,6 +33,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wootz.kernels.triton.float8 import e4m3_numbers
+
 SPLIT = 256
 """Keys of one decoding program."""
 
@@ -93,7 +95,7 @@ def decode(
         RUN=SPLIT,
         M=max(16, triton.next_power_of_2(group)),
         GROUP=group,
-        **_switches(cache, scoring, dim),
+        **_switches(cache, scoring, q_BHd),
     )
     if splits > 1:
         _combine[batch, heads](
@@ -153,7 +155,7 @@ def prefill(q_THd: Tensor, out_THd: Tensor, cache: Cache, chunks: Chunks, scorin
         *_common(cache, scoring, heads),
         M=max(ROWS, triton.next_power_of_2(group)),
         GROUP=group,
-        **_switches(cache, scoring, dim),
+        **_switches(cache, scoring, q_THd),
     )
 
 
@@ -172,11 +174,12 @@ def _common(cache: Cache, scoring: Scoring, heads: int) -> tuple[object, ...]:
     )
 
 
-def _switches(cache: Cache, scoring: Scoring, dim: int) -> dict[str, object]:
+def _switches(cache: Cache, scoring: Scoring, q: Tensor) -> dict[str, object]:
+    dim = q.shape[-1]
     return {
         "DIM": dim,
         "D": max(16, triton.next_power_of_2(dim)),
-        "L": 64 if dim <= 128 else 32,
+        "L": 64 if dim * q.element_size() <= 256 else 32,
         "WINDOW": scoring.window or 0,
         "SOFTCAP": scoring.softcap is not None,
         "SINKS": scoring.sinks_H is not None,
@@ -228,7 +231,7 @@ def _scan(
         k_LD = tl.load(kv + offsets_LD, mask=mask_LD, other=0)
         v_LD = tl.load(kv + offsets_LD + kv_heads * DIM, mask=mask_LD, other=0)
         if FLOAT8:
-            k_LD, v_LD = k_LD.to(tl.float8e4nv, bitcast=True), v_LD.to(tl.float8e4nv, bitcast=True)
+            k_LD, v_LD = e4m3_numbers(k_LD), e4m3_numbers(v_LD)
         if FLOAT8 or INT8:
             k_scale_L = tl.load(scales + vectors_L, mask=inside_L, other=0).to(tl.float32)
             v_scale_L = tl.load(scales + vectors_L + kv_heads, mask=inside_L, other=0).to(tl.float32)
