@@ -291,7 +291,7 @@ def transformers(shape: str, plan: Plan) -> dict[str, Any]:
         for count in plan.concurrency:
             if not plan.has_time(f"{shape} transformers at {count}"):
                 break
-            walls = []
+            walls, made = [], 0
             for _ in range(2):
                 batch = torch.randint(3, config.vocab_size, (count, plan.tokens_in)).tolist()
                 synchronize(plan)
@@ -301,7 +301,7 @@ def transformers(shape: str, plan: Plan) -> dict[str, Any]:
                 )
                 synchronize(plan)
                 walls.append(time.perf_counter() - started)
-            made = sum(len(answer.generated_tokens) for answer in answers.values())
+                made = sum(len(answer.generated_tokens) for answer in answers.values())
             row[f"tok/s at {count}"] = made / walls[-1]
     except Exception as error:  # a peer that fails must not take our own figures along
         plan.skipped.append(f"{shape} transformers: {type(error).__name__}: {str(error)[:200]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,6 +191,27 @@ def test_replayed_steps_say_the_same(on_kernels: OnKernels) -> None:
     assert capture.num_captured == 3
     assert capture.num_replayed == 4
     engine.scheduler.check_integrity()
+
+
+def chunk(token_ids: list[int], blocks: list[int]) -> Any:
+    """The last token of a sequence, as far as `Inputs` looks."""
+    sequence = SimpleNamespace(token_ids=token_ids, table=SimpleNamespace(blocks=blocks))
+    return SimpleNamespace(sequence=sequence, start=len(token_ids) - 1)
+
+
+def test_inputs_stay_where_they_are_and_are_padded_with_the_first() -> None:
+    inputs = graphs.Inputs(4, 256, 4, torch.device("cpu"))
+    addresses = [inputs.numbers_3B.data_ptr(), inputs.tables_BN.data_ptr()]
+    for length in (9, 3):
+        inputs.fill([chunk([7] * (length - 1) + [8], [5, 3, 9]), chunk([6], [2]), chunk([4, 5], [11])])
+        slots = [[5, 3, 9][(length - 1) // 4] * 4 + (length - 1) % 4, 8, 45]
+        expected = [[8, 6, 5, 8], [length - 1, 0, 1, length - 1], [*slots, slots[0]]]
+        assert inputs.numbers_3B.tolist() == expected
+        used = (length - 1) // 4 + 1
+        assert inputs.tables_BN[:, :used].tolist() == [
+            row[:used] for row in ([5, 3, 9], [2, 0, 0], [11, 0, 0], [5, 3, 9])
+        ]
+    assert [inputs.numbers_3B.data_ptr(), inputs.tables_BN.data_ptr()] == addresses
 
 
 @pytest.mark.slow

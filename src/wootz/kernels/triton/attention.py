@@ -139,8 +139,7 @@ def tiles(tokens: list[int], group: int) -> list[tuple[int, int]]:
 
 def prefill(q_THd: Tensor, out_THd: Tensor, cache: Cache, chunks: Chunks, scoring: Scoring) -> None:
     """Fill the chunks' rows of ``out``. Their own keys and values are in the cache already."""
-    heads, dim = q_THd.shape[1:]
-    kv_heads = cache.kv.shape[3]
+    heads, kv_heads = q_THd.shape[1], cache.kv.shape[3]
     group = heads // kv_heads
     _prefill[len(chunks.tiles_P2), kv_heads](
         q_THd,
