@@ -24,6 +24,8 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # Tests run side by side, one process for each core (`make test`); threads of their own would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels for GPUs run interpreted where there is none; it is decided when Triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidia0").exists() else "1")
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # Importing it would fetch its price list from the network.
 
 

@@ -9,7 +9,8 @@ layer keeps a state per sequence instead. A step has two kinds of rows:
 - *prefill chunks*, one by one: a prompt's first chunk over itself, a later one over its gathered blocks. A token with
   a draft behind it is such a chunk; in a draft that branches, each token sees the way to it, not the other branches.
 
-On a CPU in float32 a kernel reads the blocks of both where they lie, if it was built (`wootz.kernels.attend`).
+Kernels read the blocks of both where they lie: on a CPU in float32, if they were built (`wootz.kernels.attend`), and on
+a GPU, if Triton is there (`wootz.engine.gpu`).
 
 The G = H / K query heads that share a key/value head are laid out as G query positions of that head, so that each key
 and value is read once, not G times. Index tensors are made once per step and window, and serve every layer.
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wootz import kernels
+from wootz.engine.gpu import paged
 from wootz.engine.kv_store import CacheFormat, KVStore, allocate, bytes_per_token
 from wootz.engine.scheduler import Chunk
 from wootz.engine.speculation.draft import Draft
@@ -198,6 +200,9 @@ class PagedContext:
         if scoring.is_plain and dense is not None and kernels.can_attend(dense):
             kernels.attend(dense, q_THd, out_THd, self.kernel_chunks, scale=scale, window=window)
             return out_THd
+        on_gpu = paged.readable(store, q_THd) if bias is None and not self.branches else None
+        if on_gpu is not None:
+            return self.paged.attend(q_THd, on_gpu, paged.scoring(scale, window, softcap, sinks_H))
         self._attend_decodes(store, q_THd, out_THd, scoring)
         for chunk in self._prefills_of(window):
             kv_L2Kd = kv_T2Kd[chunk.rows]
@@ -283,6 +288,11 @@ class PagedContext:
         return torch.tensor(self._slots, device=self.device)
 
     # --- index tensors, made once per step and window ---------------------------------------------------------
+
+    @cached_property
+    def paged(self) -> paged.PagedStep:
+        """The step, as the kernels for GPUs take it."""
+        return paged.PagedStep(self.decoding, self.prefilling, self.device)
 
     @cached_property
     def kernel_chunks(self) -> kernels.Chunks:

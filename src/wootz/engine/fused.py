@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wootz import kernels
 from wootz.engine.attention import PagedCache, PagedContext
+from wootz.engine.gpu import layers as gpu
 from wootz.kernels.packing import PackedMatrix
 from wootz.models.blocks.attention import Attention
 from wootz.models.blocks.mlp import GatedMLP, GatedMLPConfig
@@ -30,10 +31,14 @@ from wootz.models.run import Run
 def fuse(model: object, cache: PagedCache, num_positions: int) -> bool:
     """Let ``model`` run its layers in one call over ``cache``, if all of them can. Returns whether. No text will be
     longer than ``num_positions`` tokens."""
-    if not isinstance(model, Decoder) or not kernels.AVAILABLE or model.dtype != torch.float32:
+    if not isinstance(model, Decoder):
+        return False
+    if gpu.fuse(model, cache, is_common):
+        return True
+    if not kernels.AVAILABLE or model.dtype != torch.float32:
         return False
     layers = [cast(Layer, layer) for layer in model.layers]
-    if not all(_is_common(layer) and _can_hold(layer, cache) for layer in layers):
+    if not all(is_common(layer) and _is_packed(layer) and _can_hold(layer, cache) for layer in layers):
         return False
     if type(model.norm) is not RMSNorm:
         return False
@@ -89,14 +94,14 @@ class FusedLayers:
         return x_TD
 
 
-def _is_common(layer: Layer) -> bool:
+def is_common(layer: Layer) -> bool:
+    """Whether it is of the kind that both this file and `wootz.engine.gpu.layers` are about."""
     config, attention, mlp = layer.config, layer.mixer, layer.ffn
     if type(attention) is not Attention or type(mlp) is not GatedMLP or config.parallel:
         return False
     norms = [layer.mixer_norm, layer.mixer_output_norm, layer.ffn_norm, layer.ffn_output_norm]
     norms += [attention.q_norm, attention.k_norm]
     own, rotary = attention.config, attention.rotary
-    linears = [attention.qkv, attention.output, mlp.gate_up, mlp.down]
     return (
         config.norms in ("pre", "sandwich", "output")
         and config.residual_scale == 1.0
@@ -105,12 +110,19 @@ def _is_common(layer: Layer) -> bool:
         and not rotary.config.interleaved
         and rotary.config.decay is None
         and own.causal
-        and own.softcap is None
-        and attention.sinks_H is None
         and attention.score_bias is None
         and not own.qkv_by_group
         and (own.qk_norm is None or own.qk_norm_over == "head")
         and cast(GatedMLPConfig, mlp.config).activation in kernels.ACTIVATIONS
+    )
+
+
+def _is_packed(layer: Layer) -> bool:
+    attention, mlp = cast(Attention, layer.mixer), cast(GatedMLP, layer.ffn)
+    linears = [attention.qkv, attention.output, mlp.gate_up, mlp.down]
+    return (
+        attention.config.softcap is None
+        and attention.sinks_H is None
         and all(type(linear) is Linear and isinstance(linear.blocks, PackedWeight) for linear in linears)
         and all(size % 32 == 0 for size in (attention.qkv.in_features, mlp.down.in_features))
     )

@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         x_TD = self.embedding(token_ids_T)
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' dtype first, as those models were trained.
-            x_TD = x_TD * torch.tensor(self.config.embedding_scale, dtype=x_TD.dtype, device=x_TD.device)
+            x_TD = x_TD * torch.tensor(self.config.embedding_scale, dtype=x_TD.dtype).item()
         if self.embedding_positions is not None:
             x_TD = self.embedding_positions(x_TD, positions_T)
         if self.embedding_norm is not None:

@@ -2,11 +2,12 @@
 
 A `Linear` that holds one of these (`Linear.hold_blocks`) computes with it. The product itself is PyTorch's, on the
 weight turned into floats on the way: right on every device, which is what it is for. Where the CPU kernels have a block
-format that says exactly the same (`for_kernels`), they take over, and the weight is never turned into floats whole.
+format that says exactly the same (`for_kernels`), they take over, and the weight is never turned into floats whole. On
+a GPU `wootz.models.gpu_products` knows faster ways for some.
 
 What also quantises activations (W8A8, FP8, LLM.int8()) rounds them as the hardware would and computes in floats, so the
-numbers are those of a machine with eight-bit products, without its speed. A token is rounded by itself alone: an answer
-does not depend on what else is in the batch.
+numbers are those of a machine with eight-bit products, without its speed (but for FP8 on a GPU that has them). A token
+is rounded by itself alone: an answer does not depend on what else is in the batch.
 
 Legend: O outputs, I inputs, G groups of a row, T tokens.
 """
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wootz.kernels.packing import COLUMNS, Parts
+from wootz.models import gpu_products
 from wootz.models.block_weight import BlockWeight
 
 FLOAT8 = torch.float8_e4m3fn
@@ -118,6 +120,10 @@ class IntWeight(_ByDequantizing):
         if bits <= 4:
             levels_OI = levels_OI[:, ::2] | levels_OI[:, 1::2] << 4
         return cls(levels_OI.contiguous(), scale, bits, zero, group_of_I)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        y = gpu_products.times_int4(x, self)
+        return super().multiply(x) if y is None else y
 
     @property
     def levels_OI(self) -> Tensor:
@@ -243,6 +249,10 @@ class Float8Weight(_ByDequantizing):
     block: tuple[int, int] | None = None
     format = "float8"
 
+    def multiply(self, x: Tensor) -> Tensor:
+        y = gpu_products.times_float8(x, self)
+        return super().multiply(x) if y is None else y
+
     @property
     def shape(self) -> tuple[int, int]:
         rows, columns = self.data.shape
@@ -309,6 +319,10 @@ class RoundedInputs:
         return self.weight.num_bytes
 
     def multiply(self, x: Tensor) -> Tensor:
+        if isinstance(self.weight, Float8Weight) and self.dtype == FLOAT8 and self.group == self.keep_above is None:
+            y = gpu_products.rounded_times_float8(x, self.weight, self.input_scale)
+            if y is not None:
+                return y
         return self.weight.multiply(self.rounded(x)).to(x.dtype)
 
     def rounded(self, x: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class Rotary(nn.Module):
         else:
             angles = torch.outer(positions_T.float(), self.frequencies)
         if self.unscaled_tokens:
-            plain = torch.outer(positions_T.float(), self._plain.to(angles.device))
+            plain = torch.outer(positions_T.float(), self._plain)
             angles = torch.where(positions_T.unsqueeze(1) < self.unscaled_tokens, plain, angles)
         cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
         if self.config.decay is not None:
@@ -122,6 +122,7 @@ class Rotary(nn.Module):
         frequencies = self.frequencies
         super()._apply(fn, recurse)
         self.frequencies = frequencies.to(self.frequencies.device)
+        self._plain = self._plain.to(self.frequencies.device)
         return self
 
 
