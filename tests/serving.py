@@ -26,7 +26,7 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
-from wootz.gateway import Gateway, KeyStore, install, routes
+from wootz.gateway import Gateway, KeyStore, install, routes, working
 from wootz.store import Database
 from wootz.telemetry import Ledger, RequestRecord, Telemetry
 
@@ -44,7 +44,8 @@ async def until(condition: Callable[[], Awaitable[Result]]) -> Result:
 
 
 class ScriptedModel(LanguageModel):
-    """Says the texts of ``script``, raises its exceptions, and hangs at its `HANG`. Remembers what it was asked."""
+    """Says the texts of ``script`` (in a chat also whole deltas), raises its exceptions, and hangs at its `HANG`.
+    Remembers what it was asked."""
 
     def __init__(self, name: str, script: list[Any] | None = None) -> None:
         self.name = name
@@ -53,6 +54,7 @@ class ScriptedModel(LanguageModel):
             prompt_tokens=7, completion_tokens=3, total_tokens=10,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=2),
         )  # fmt: skip
+        self.last = ChunkChoice(delta=Delta(), finish_reason="stop")
         self.loaded = True
         self.asked: list[SamplingFields] = []
         self.hanging = threading.Event()
@@ -63,10 +65,11 @@ class ScriptedModel(LanguageModel):
             return ChatChunk(id="chatcmpl-1", model=self.name, choices=choices, usage=usage)
 
         role: str | None = "assistant"
-        async for text in self._play(request):
-            yield chunk([ChunkChoice(delta=Delta(role=role, content=text))])
+        async for line in self._play(request):
+            delta = line if isinstance(line, Delta) else Delta(content=line)
+            yield chunk([ChunkChoice(delta=delta.model_copy(update={"role": role}))])
             role = None
-        yield chunk([ChunkChoice(delta=Delta(), finish_reason="stop")])
+        yield chunk([self.last])
         yield chunk([], self.usage)
 
     async def complete(self, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
@@ -81,7 +84,7 @@ class ScriptedModel(LanguageModel):
     async def ready(self) -> bool:
         return self.loaded
 
-    async def _play(self, request: SamplingFields) -> AsyncGenerator[str, None]:
+    async def _play(self, request: SamplingFields) -> AsyncGenerator[Any, None]:
         self.asked.append(request)
         for line in self.script:
             if isinstance(line, Exception):
@@ -155,7 +158,8 @@ class GatewayServer(Server):
             app.include_router(routes(self.gateway))
             self.key = (await self.keys.create("user"))[1]
             self.admin_key = (await self.keys.create("root", scopes=["admin"]))[1]
-            yield
+            async with working(self.gateway):
+                yield
             for model in self.gateway.models.values():
                 await model.close()
             await self.telemetry.close()

@@ -54,7 +54,7 @@ def route_over(
         for model, target in zip(models, settings.targets, strict=True)
     ]
     others = [Deployment(model, clock) for model in fallbacks]
-    return Route("way", settings, targets, others, clock=clock, sleep=clock.sleep, random=Random(seed))
+    return Route("way", settings, targets, others, sleep=clock.sleep, random=Random(seed))
 
 
 def question(text: str = "hi", **fields: Any) -> ChatRequest:

@@ -15,11 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
 from wootz.cli.main import app
-from wootz.core import BadRequestError, ConfigError
+from wootz.core import BadRequestError, ConfigError, LanguageModel, UnavailableError
+from wootz.core.wire import Embedding, EmbeddingRequest, EmbeddingResponse, Usage
 from wootz.gateway.routing.candidate import Candidate
 from wootz.gateway.routing.features import terms
-from wootz.gateway.routing.policies.learned import Router, learned
-from wootz.gateway.routing.training import RARE, Preference, cross_scores, curve, read_preferences, train
+from wootz.gateway.routing.policies.learned import Router, learned, look_of
+from wootz.gateway.routing.training import RARE, Preference, cross_scores, curve, read_preferences, train, vectors_of
 
 EASY = ["say hello to {}", "what is the capital of {}", "translate {} into French", "thank you {}", "define {} briefly"]
 HARD = ["prove that {} is irrational", "find the bug in this {} code ```x = 1```", "derive the {} theorem step by step"]
@@ -48,10 +49,10 @@ def test_the_classifier_is_scikit_learns() -> None:
     vectorizer = TfidfVectorizer(analyzer=analyse, min_df=RARE, sublinear_tf=True)
     features = vectorizer.fit_transform([row.prompt for row in rows])
     theirs = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(features, [row.needs_dear for row in rows])
-    assert set(ours.terms) == set(vectorizer.get_feature_names_out())
+    assert set(ours.weights) == set(ours.idf) == set(vectorizer.get_feature_names_out())
     new = [row.prompt for row in preferences(60, seed=1)] + ["nothing of this was ever seen"]
     expected = theirs.predict_proba(vectorizer.transform(new))[:, 1]
-    assert [ours.score(prompt) for prompt in new] == pytest.approx(expected, abs=1e-4)
+    assert [ours.score_text(prompt) for prompt in new] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_curve_is_what_counting_gives() -> None:
@@ -84,21 +85,54 @@ def test_it_learns_what_can_be_learned_and_nothing_from_noise() -> None:
     assert 0.3 < curve(mixed, cross_scores(mixed), 0.1).recovered < 0.7
 
 
-def test_a_route_asks_the_dear_one_for_hard_prompts(tmp_path: Path) -> None:
-    train(preferences()).save(tmp_path / "router.json")
-    policy = learned(tmp_path / "router.json", 0.5)
-    two = [Candidate(name="cheap"), Candidate(name="dear")]
-    assert policy(two, question("prove that the square root of primes is irrational"))[0].name == "dear"
-    assert policy(two, question("say hello to Spain"))[0].name == "cheap"
+class Embedder(LanguageModel):
+    """Two dimensions: how hard a prompt is, which it knows, and a constant."""
+
+    def __init__(self) -> None:
+        self.name, self.up = "embedder", True
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        if not self.up:
+            raise UnavailableError("down")
+        vectors = [
+            [1.0, 0.5] if any(text.startswith(hard[:5]) for hard in HARD) else [-1.0, 0.5] for text in request.input
+        ]  # type: ignore[union-attr]
+        data = [Embedding(index=number, embedding=vector) for number, vector in enumerate(vectors)]
+        return EmbeddingResponse(data=data, model=self.name, usage=Usage())
+
+
+async def first_asked(router: Router, folder: Path, text: str, embedder: Embedder) -> tuple[str, list[str]]:
+    router.save(folder / "router.json")
+    look, policy = look_of("way", folder / "router.json", {"embedder": embedder}), learned("way", 0.5)
+    asked = question(text)
+    await look(asked)
+    return policy([Candidate(name="cheap"), Candidate(name="dear")], asked)[0].name, asked.journey.notes
+
+
+@pytest.mark.parametrize("by", ["terms", "embeddings"])
+async def test_a_route_asks_the_dear_one_for_hard_prompts(tmp_path: Path, by: str) -> None:
+    rows, embedder = preferences(), Embedder()
+    vectors = await vectors_of(rows, embedder) if by == "embeddings" else None
+    router = train(rows, vectors, "embedder" if vectors else None)
+    assert curve(rows, cross_scores(rows, vectors), 0.1).recovered > 0.75
+    hard, easy = "prove that the square root of primes is irrational", "say hello to Spain"
+    assert await first_asked(router, tmp_path, hard, embedder) == ("dear", [])
+    assert await first_asked(router, tmp_path, easy, embedder) == ("cheap", [])
+    embedder.up = False
+    name, notes = await first_asked(router, tmp_path, easy, embedder)
+    assert (name, len(notes)) == (("dear", 1) if by == "embeddings" else ("cheap", 0))
+    if by == "embeddings":
+        with pytest.raises(ConfigError, match="embedder"):
+            look_of("way", tmp_path / "router.json", {})
 
 
 @given(st.text())
 def test_any_text_has_a_score(text: str) -> None:
-    router = Router(0.3, {"a": (1.0, 1e6), "#code": (2.0, -1e6)})
-    assert 0 <= router.score(text) <= 1
+    router = Router(0.3, {"a": 1e6, "#code": -1e6}, {"a": 1.0, "#code": 2.0})
+    assert 0 <= router.score_text(text) <= 1
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"bias": 1, "terms": {"a": 1}}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"bias": 1, "weights": {"a": "x"}, "idf": {}, "embedder": null}'])
 def test_a_file_that_is_no_router_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "router.json").write_text(content)
     with pytest.raises(ConfigError, match=r"router\.json"):
@@ -123,7 +157,7 @@ def test_the_commands(tmp_path: Path) -> None:
     file, router, picture = tmp_path / "prefs.jsonl", tmp_path / "router.json", tmp_path / "curve.png"
     file.write_text("\n".join(row.model_dump_json(exclude_none=True) for row in preferences(100)))
     assert run(app, ["router", "train", str(file), "-o", str(router)]).exit_code == 0
-    assert Router.load(router).terms
+    assert Router.load(router).weights
     result = run(app, ["router", "curve", str(file), "--plot", str(picture)])
     assert result.exit_code == 0
     assert "chance: 50%" in result.output

@@ -11,10 +11,13 @@ import openai
 import pytest
 from routing_house import Turns
 from serving import GatewayServer, ScriptedModel
+from starlette.testclient import TestClient
 
+from wootz.app.http import create_app
 from wootz.core import Config, ConfigError, UnavailableError, load_config
 from wootz.gateway.routing import open_routes
 from wootz.gateway.routing.breaker import FAILURES
+from wootz.telemetry import PriceBook
 
 CONFIG: dict[str, Any] = {
     "models": {name: {"base_url": "http://unused/v1"} for name in ("small-2026-01", "middle", "large", "sick")},
@@ -45,7 +48,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
             "large": Turns("large", ["large"]),
             "sick": Turns("sick", [UnavailableError("restarting")]),
         }
-        server.gateway.models = models | open_routes(config, models, lambda _: None)
+        server.gateway.models = models | open_routes(config, models, PriceBook())
         yield server
 
 
@@ -135,3 +138,20 @@ def test_the_toml_of_the_docs_and_what_is_wrong_with_one(tmp_path: Path) -> None
     file.write_text('[models.a]\nbase_url = "http://x/v1"\n[routes.r]\ntargets = ["a"]\npolicy = "fastest"\n')
     with pytest.raises(ConfigError, match=r"routes\.r\.policy"):
         load_config(cwd=tmp_path, environ={"WOOTZ_HOME": str(tmp_path)})
+
+
+def test_the_whole_application_opens_the_routes_of_its_config(tmp_path: Path) -> None:
+    tree = {
+        "home": tmp_path,
+        "providers": {"near": {"base_url": "http://127.0.0.1:9/v1", "region": "cn-beijing"}},
+        "models": {"a": {"base_url": "http://127.0.0.1:9/v1"}, "b": {"provider": "near"}},
+        "routes": {"way": {"targets": ["a", "b"], "policy": "cheapest", "regions": ["cn-beijing"], "retries": 0}},
+    }
+    application = create_app(Config.model_validate(tree), {}, accounts=False)
+    with TestClient(application, base_url="http://127.0.0.1") as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["a", "b", "way"]
+        answer = client.post(
+            "/v1/chat/completions", json={"model": "way", "messages": [{"role": "user", "content": "x"}]}
+        )
+        assert (answer.status_code, answer.headers["x-wootz-attempts"]) == (502, "2")
+        assert '"a"' in answer.json()["error"]["message"]  # "b" is in the preferred region, so it was asked first.

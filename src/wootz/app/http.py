@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import uvicorn
@@ -30,7 +29,7 @@ from wootz.gateway.errors import error_response
 from wootz.gateway.routing import open_routes
 from wootz.providers import EngineModel, open_models
 from wootz.store import Database
-from wootz.telemetry import Ledger, Price, PriceBook, Telemetry
+from wootz.telemetry import Ledger, PriceBook, Telemetry
 
 try:
     from uvloop import new_event_loop
@@ -55,9 +54,6 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     models: dict[str, LanguageModel] = {}
     front = Gateway(config, models, KeyStore(database) if accounts else None, telemetry)
 
-    def price_of(name: str) -> Price | None:
-        return prices.find(name, models[name].provider, datetime.now(UTC))
-
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
@@ -65,11 +61,12 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             await database.migrate()
             stack.push_async_callback(telemetry.close)
             models.update(open_models(config, engine_sockets))
-            models.update(open_routes(config, models, price_of))
+            models.update(open_routes(config, models, prices))
             for model in models.values():
                 stack.push_async_callback(model.close)
             watch = asyncio.create_task(_watch_engines(models, telemetry))
             stack.callback(watch.cancel)
+            await stack.enter_async_context(gateway.working(front))
             yield
 
     app = FastAPI(title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)

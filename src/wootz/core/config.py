@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from wootz.core.errors import ConfigError
 from wootz.core.secrets import resolve_secret
 from wootz.core.sections import (
+    BatchesConfig,
     DatabaseConfig,
     EngineConfig,
     ModelConfig,
@@ -52,6 +53,7 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
+    batches: BatchesConfig = Field(default_factory=BatchesConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
     routes: dict[str, RouteConfig] = Field(default_factory=dict)
 

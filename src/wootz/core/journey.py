@@ -66,6 +66,8 @@ class Journey:
     spans: list[Span] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Why it went as it went, a sentence each: "route chat: cheapest of 3 is qwen-flash". No content, no secrets."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """How hard a learned router thinks it is, by route: 0, a cheap model does, to 1, it takes a dear one."""
     begun: float = field(default_factory=time.perf_counter)
 
     @property

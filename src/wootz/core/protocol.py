@@ -62,6 +62,10 @@ class LanguageModel(Protocol):
     async def rerank(self, request: RerankRequest) -> RerankResponse:
         raise UnsupportedError(f'model "{self.name}" cannot rank documents', param="model")
 
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """How many tokens the model would read; nothing is computed."""
+        raise UnsupportedError(f'the tokens of model "{self.name}" can\'t be counted beforehand', param="model")
+
     async def ready(self) -> bool:
         """Whether a request sent now would be worked on (the engine is up, its weights are loaded)."""
         return True

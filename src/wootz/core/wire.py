@@ -34,6 +34,8 @@ Guarantee = Literal["schema", "json", "prompted"]
 """What is certain of an answer that was to have a structure. ``schema``: it is what was asked for, by construction;
 ``json``: it is JSON, its schema was not enforced; ``prompted``: the model was asked, and what it wrote was read."""
 
+LEAST_URGENT = 100
+
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
@@ -130,13 +132,21 @@ class SamplingFields(StructuredFields):
     stream_options: StreamOptions | None = None
     safety_identifier: str | None = None
     priority: int | None = Field(
-        default=None, ge=-100, le=100, description="Lower goes first, as in vLLM. Below 0 is for administrators' keys."
+        default=None,
+        ge=-100,
+        le=LEAST_URGENT,
+        description="Lower goes first, as in vLLM. Below 0 is for administrators' keys.",
     )
 
     @property
     def caller(self) -> str:
         """Whom the work is counted for: the key, where there is one, else what the request says of its user."""
         return self.journey.caller or self.safety_identifier or self.user or ""
+
+    @property
+    def urgency(self) -> int:
+        """The engine's priority: lower goes first. The batch lane gives way to everybody."""
+        return LEAST_URGENT if self.journey.lane == "batch" else self.priority or 0
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> SamplingFields:
@@ -311,6 +321,8 @@ class ChunkChoice(Answer):
     delta: Delta
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = OMIT_NONE
+    """The stop string or token that ended it, as in vLLM."""
     guarantee: Guarantee | None = OMIT_NONE
 
 

@@ -25,6 +25,8 @@ from wootz.engine import protocol
 from wootz.engine.protocol import (
     CacheBlocks,
     Cancel,
+    Counted,
+    CountTokens,
     Done,
     Encode,
     Encoded,
@@ -51,7 +53,7 @@ from wootz.engine.protocol import (
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 1.0
 
 
-Event = Output | Finished | Encoded | Done | CacheBlocks
+Event = Output | Finished | Encoded | Counted | Done | CacheBlocks
 """What an engine says about one request, unless it fails."""
 
 
@@ -138,6 +140,17 @@ class EngineClient:
                 return event
         raise AssertionError("no event ends a request in silence")
 
+    async def count_tokens(
+        self, messages: list[dict[str, Any]], tools: ToolUse | None = None, adapter: str | None = None
+    ) -> int:
+        """Of the prompt that these make. Raises as `generate` does."""
+        count = CountTokens(uuid.uuid4().hex, messages, tools, adapter)
+        async with contextlib.aclosing(self._ask(count)) as events:
+            async for event in events:
+                assert isinstance(event, Counted)
+                return event.num_tokens
+        raise AssertionError("no event ends a request in silence")
+
     async def sleep(self, level: int = 1) -> None:
         """Have the engine give memory back until `wake`; see `wootz.engine.Engine.sleep`. Requests wait."""
         await self._order(Sleep(uuid.uuid4().hex, level))
@@ -174,7 +187,7 @@ class EngineClient:
                 assert isinstance(event, CacheBlocks | Finished)
                 yield event
 
-    async def _ask(self, message: Submit | Encode | Prefill | Order) -> AsyncGenerator[Event, None]:
+    async def _ask(self, message: Submit | Encode | CountTokens | Prefill | Order) -> AsyncGenerator[Event, None]:
         """All that the engine says about one request. Closing the iterator early cancels it."""
         request_id = message.request_id
         self._send(message)
@@ -219,7 +232,7 @@ class EngineClient:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Output() | Finished() | Encoded() | Done() | CacheBlocks():
+            case Output() | Finished() | Encoded() | Counted() | Done() | CacheBlocks():
                 if message.request_id in self._requests:  # else it was cancelled while this was on its way
                     self._requests[message.request_id].put_nowait(message)
             case Failed():

@@ -139,7 +139,7 @@ class Engine:
             vocab_size = self.model.config.vocab_size
             self.planner = Planner(self.tokenizer, vocab_size, self.eos_token_ids, config.tool_format)
         self.writer = Writer(self.tokenizer)
-        self.make_request = Intake(
+        self.intake = Intake(
             self.tokenizer,
             self.planner,
             self.adapters,
@@ -148,7 +148,8 @@ class Engine:
             eos_token_ids=self.eos_token_ids,
             max_model_len=self.max_model_len,
             max_running=config.max_running,
-        ).make_request
+        )
+        self.make_request = self.intake.make_request
         """Tokenize and check; see `Intake.make_request`. Any thread may."""
         self._arrivals = itertools.count()
         self._chunks: list[Chunk] = []

@@ -101,6 +101,11 @@ class Intake:
             request.beams = BeamSearch(request)
         return request
 
+    def num_tokens(self, messages: Many[dict[str, Any]], tools: ToolUse | None, adapter: str | None) -> int:
+        """Of the prompt that a chat would have."""
+        known = None if adapter is None else self.adapters.find(adapter)
+        return len(self._encode(messages, tools)[0]) + (known.num_virtual_tokens if known else 0)
+
     def _encode(self, prompt: Prompt, tools: ToolUse | None) -> tuple[list[int], str]:
         """The prompt's token ids, and what a user calls it."""
         if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], dict)):

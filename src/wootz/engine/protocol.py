@@ -160,6 +160,15 @@ class Encode(msgspec.Struct, frozen=True, tag="encode"):
     """Cut what is too long, instead of refusing it."""
 
 
+class CountTokens(msgspec.Struct, frozen=True, tag="count_tokens"):
+    """How long is the prompt that the chat template makes of this? Answered by `Counted` or `Failed`."""
+
+    request_id: str
+    messages: list[dict[str, Any]]
+    tools: ToolUse | None = None
+    adapter: str | None = None
+
+
 class Prefill(msgspec.Struct, frozen=True, tag="prefill"):
     """From another engine process: compute this prompt, and send its cache blocks but for the first ``num_blocks``.
     Answered by any number of `CacheBlocks`, then `Finished`. See `wootz.engine.handover`."""
@@ -260,6 +269,11 @@ class Encoded(msgspec.Struct, frozen=True, tag="encoded"):
     scores: list[float] = []
 
 
+class Counted(msgspec.Struct, frozen=True, tag="counted"):
+    request_id: str
+    num_tokens: int
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """What was asked for has been done: an `Order` carried out."""
 
@@ -324,8 +338,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
 
 
 Order = Sleep | Wake | UpdateWeights | LoadAdapter | UnloadAdapter
-ToEngine = Submit | Encode | Prefill | Cancel | Order | GetStats
-FromEngine = Hello | Output | Finished | Encoded | CacheBlocks | Done | Failed | Stats
+ToEngine = Submit | Encode | CountTokens | Prefill | Cancel | Order | GetStats
+FromEngine = Hello | Output | Finished | Encoded | Counted | CacheBlocks | Done | Failed | Stats
 
 MAX_MESSAGE_BYTES = 256 * 2**20
 

@@ -44,6 +44,8 @@ from wootz.engine.handover import PromptAsker, read_prompt
 from wootz.engine.parallel.lost import RankLostError
 from wootz.engine.protocol import (
     Cancel,
+    Counted,
+    CountTokens,
     Done,
     Encode,
     Failed,
@@ -111,6 +113,8 @@ class Server:
                     case Encode(request_id=id):
                         error = UnsupportedError("this model writes, it has no embeddings", param="model")
                         connection.send(failed(id, error))
+                    case CountTokens(request_id=id) as count:
+                        connection.requests[id] = asyncio.create_task(self.count(connection, count))
                     case Prefill(request_id=id) as prefill:
                         connection.requests[id] = asyncio.create_task(read_prompt(self, connection, prefill))
                     case Cancel(request_id=id):
@@ -158,6 +162,19 @@ class Server:
             connection.requests[id] = request
             self.owners[request] = connection
             self.steps.call(partial(self.steps.submit, request))
+
+    async def count(self, connection: Caller, count: CountTokens) -> None:
+        num_tokens = partial(self.engine.intake.num_tokens, count.messages, count.tools, count.adapter)
+        try:
+            number = await asyncio.get_running_loop().run_in_executor(self.tokenizing, num_tokens)
+            answer: FromEngine = Counted(count.request_id, number)
+        except Exception as error:
+            if not isinstance(error, WootzError):
+                log.exception("a prompt could not be tokenized")
+                error = WootzError("the prompt could not be tokenized")
+            answer = failed(count.request_id, error)
+        del connection.requests[count.request_id]
+        connection.send(answer)
 
     async def change_adapter(self, connection: Caller, change: LoadAdapter | UnloadAdapter) -> None:
         """Files are read here; the step thread puts the adapter in, or out, between two steps."""

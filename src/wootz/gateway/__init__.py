@@ -3,5 +3,6 @@
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import SCOPES, Key, KeyStore
 from wootz.gateway.routes import install, routes
+from wootz.gateway.surfaces import working
 
-__all__ = ["SCOPES", "Gateway", "Key", "KeyStore", "install", "routes"]
+__all__ = ["SCOPES", "Gateway", "Key", "KeyStore", "install", "routes", "working"]

@@ -44,23 +44,32 @@ class StreamedAnswer(Response):
                     if not started:
                         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                         started = True
-                    if chunk.usage is None or self.include_usage:
-                        await _send_event(send, chunk.model_dump_json().encode())
+                    if events := self.events(chunk):
+                        await send({"type": "http.response.body", "body": events, "more_body": True})
+                events = self.last_events()
             except WootzError as error:
                 if not started:
                     raise
-                await _send_event(send, msgspec.json.encode(error.to_openai()))
-            else:
-                await _send_event(send, b"[DONE]")
-            await send({"type": "http.response.body", "body": b""})
+                events = self.error_events(error)
+            await send({"type": "http.response.body", "body": events})
+
+    def events(self, chunk: Any) -> bytes:
+        """A chunk as it goes over the wire; nothing for one that the client is not told of."""
+        return _event(chunk.model_dump_json().encode()) if chunk.usage is None or self.include_usage else b""
+
+    def last_events(self) -> bytes:
+        return _event(b"[DONE]")
+
+    def error_events(self, error: WootzError) -> bytes:
+        return _event(msgspec.json.encode(error.to_openai()))
 
 
 class WholeAnswer(Response):
-    """One JSON body."""
+    """One JSON body, from a model or ready to be sent."""
 
     media_type = "application/json"
 
-    def __init__(self, answer: Coroutine[Any, Any, BaseModel]) -> None:
+    def __init__(self, answer: Coroutine[Any, Any, BaseModel | bytes]) -> None:
         super().__init__()
         self.answer = answer
 
@@ -68,7 +77,8 @@ class WholeAnswer(Response):
         await _unless_gone(receive, self._send_whole(scope, receive, send))
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = (await self.answer).model_dump_json()
+        answer = await self.answer
+        body = answer if isinstance(answer, bytes) else answer.model_dump_json()
         await Response(body, media_type=self.media_type)(scope, receive, send)
 
 
@@ -83,8 +93,8 @@ def answer_with(
     return StreamedAnswer(chunks, include_usage=include_usage) if stream else WholeAnswer(collect(chunks))
 
 
-async def _send_event(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -2,14 +2,14 @@
 
 Messages and codes for a request of the wrong shape follow OpenAI's own (``invalid_type``,
 ``missing_required_parameter``, ``integer_below_min_value``, …), and ``param`` names the field as one would write it:
-``messages[0].content``.
+``messages[0].content``. The routes of another protocol have another body (`wootz.gateway.entrance`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -22,6 +22,9 @@ from wootz.core import BadRequestError, NotFoundError, PayloadTooLargeError, Rat
 
 MAX_PARAM_CHARS = 200
 
+ErrorBodyOf = Callable[[WootzError, str], dict[str, Any]]
+"""How a protocol words an error: the error and the request's id to a JSON body."""
+
 
 def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(WootzError, _wootz_error)
@@ -29,35 +32,39 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
 
 
-def error_response(error: WootzError) -> JSONResponse:
+def error_response(error: WootzError, request: Request | None = None, *, status: int | None = None) -> JSONResponse:
+    """In the words of the protocol that the request came by, else in OpenAI's."""
     headers = {}
     if isinstance(error, RateLimitError):
         headers["retry-after"] = str(math.ceil(error.retry_after))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(error.to_openai(), error.status, headers)
+    body_of: ErrorBodyOf | None = getattr(request.state, "error_body", None) if request else None
+    body = body_of(error, request.state.request_id) if request and body_of else error.to_openai()
+    return JSONResponse(body, status or error.status, headers)
 
 
-async def _wootz_error(_: Request, error: Exception) -> JSONResponse:
-    return error_response(cast(WootzError, error))
+async def _wootz_error(request: Request, error: Exception) -> JSONResponse:
+    return error_response(cast(WootzError, error), request)
 
 
-async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     invalid = cast(RequestValidationError, error)
-    return error_response(bad_request(invalid.errors(), invalid.body))
+    return error_response(bad_request(invalid.errors(), invalid.body), request)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     """The framework's own refusals: no such path, wrong method, body too large."""
     refusal = cast(HTTPException, error)
     if refusal.status_code == HTTPStatus.NOT_FOUND:
-        return error_response(NotFoundError(f"nothing is served at {request.url.path}", code="unknown_url"))
+        return error_response(NotFoundError(f"nothing is served at {request.url.path}", code="unknown_url"), request)
     if refusal.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return error_response(PayloadTooLargeError("the request body is too large"))
+        return error_response(PayloadTooLargeError("the request body is too large"), request)
     code = {405: "method_not_allowed"}.get(refusal.status_code, "invalid_request")
     phrase = f"{HTTPStatus(refusal.status_code).phrase.lower()}: {request.method} {request.url.path}"
-    body = BadRequestError(phrase, code=code).to_openai()
-    return JSONResponse(body, refusal.status_code, refusal.headers)
+    response = error_response(BadRequestError(phrase, code=code), request, status=refusal.status_code)
+    response.headers.update(refusal.headers or {})
+    return response
 
 
 # --- what is wrong with a request --------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ class Gateway:
         self.keys = keys
         self.telemetry = telemetry
         self.started = int(time.time())
+        self.database = telemetry.ledger.database
+        """Where the surfaces keep what they keep."""
         self._limiter = RequestLimiter(clock)
 
     # --- who ------------------------------------------------------------------------------------------------------
@@ -150,6 +152,10 @@ class Gateway:
             answer = await self._admit(key, request).rerank(request)
             observation.usage(answer.usage)
             return answer
+
+    async def count_tokens(self, key: Key | None, request: ChatRequest, *, request_id: str, route: str) -> int:
+        async with self._recorded(key, request, request_id, route):
+            return await self._admit(key, request).count_tokens(request)
 
     async def _answer(
         self,

@@ -141,6 +141,14 @@ class KeyStore:
             raise AuthenticationError("this API key has expired", code="api_key_expired")
         return row.to_key()
 
+    async def get(self, id_or_name: str) -> Key:
+        """Also one that was revoked or has expired. Raises `NotFoundError`."""
+        async with self.database.session() as session:
+            row = await session.scalar(select(KeyRow).where(or_(KeyRow.id == id_or_name, KeyRow.name == id_or_name)))
+        if row is None:
+            raise NotFoundError(f'no key has the id or name "{id_or_name[:MAX_NAME_CHARS]}"', code="key_not_found")
+        return row.to_key()
+
     async def list(self) -> list[Key]:
         """All keys, oldest first, the revoked ones too."""
         async with self.database.session() as session:

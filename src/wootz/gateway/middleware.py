@@ -6,15 +6,17 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wootz.core import WootzError
 from wootz.core.wire import new_id
 from wootz.gateway import journey_headers
+from wootz.gateway.errors import error_response
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +58,24 @@ class RequestId:
             if started:
                 raise  # The server cuts the connection, so that half an answer can't pass for a whole one.
             error = WootzError(f"the server failed; its log tells more under {request_id}")
-            await JSONResponse(error.to_openai(), error.status)(scope, receive, send_with_id)
+            await error_response(error, Request(scope))(scope, receive, send_with_id)
 
 
 class BodyLimit:
-    """Refuses a body of more than ``max_bytes`` with 413, by its declared length or, without one, as it arrives."""
+    """Refuses a body of more than ``max_bytes`` with 413, by its declared length or, without one, as it arrives.
+    ``larger`` are paths with a limit of their own."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, larger: Mapping[str, int]) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.larger = larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         declared = Headers(scope=scope).get("content-length", "")
-        too_large = declared.isdecimal() and int(declared) > self.max_bytes
+        max_bytes = self.larger.get(scope["path"], self.max_bytes)
+        too_large = declared.isdecimal() and int(declared) > max_bytes
         num_bytes = 0
 
         async def receive_within_limit() -> Message:
@@ -79,7 +84,7 @@ class BodyLimit:
                 raise HTTPException(413)
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self.max_bytes:
+            if num_bytes > max_bytes:
                 raise HTTPException(413)
             return message
 

@@ -1,16 +1,11 @@
 """The HTTP face: OpenAI's endpoints, keys for administrators, and what a load balancer and Prometheus ask.
 
-A route that needs a key authenticates before it reads the body, so a stranger can't make us parse megabytes.
+Other protocols are in `wootz.gateway.surfaces`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
-from fastapi import APIRouter, FastAPI, Request, Response, Security
-from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
+from fastapi import APIRouter, FastAPI, Request, Response
 
 from wootz.core import Config, collect_chat, collect_completion
 from wootz.core.wire import (
@@ -24,55 +19,37 @@ from wootz.core.wire import (
     RerankResponse,
     SamplingFields,
 )
-from wootz.gateway import adapters, engines, errors
+from wootz.gateway import adapters, engines, errors, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
+from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import KeyStore
 from wootz.gateway.middleware import BodyLimit, RequestId
 from wootz.gateway.routing import admin as route_states
-from wootz.gateway.schemas import ErrorBody, Health, KeyInfo, KeyList, KeyRequest, ModelInfo, ModelList, NewKeyInfo
-from wootz.gateway.strict_json import StrictJSONRequest
+from wootz.gateway.schemas import Health, KeyInfo, KeyList, KeyRequest, ModelInfo, ModelList, NewKeyInfo
 from wootz.telemetry import CONTENT_TYPE
-
-BEARER = HTTPBearer(scheme_name="key", description="A Wootz key: sk-wootz-…", auto_error=False)
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "The request can never succeed as it is written."},
-    401: {"model": ErrorBody, "description": "No key, or an unknown, revoked or expired one."},
-    403: {"model": ErrorBody, "description": "The key lacks the scope."},
-    404: {"model": ErrorBody, "description": "It does not exist, or this key may not see it."},
-    413: {"model": ErrorBody, "description": "The body is larger than server.max_body_bytes."},
-    "default": {"model": ErrorBody, "description": "Any other failure."},
-}
-ANSWER_ERRORS: dict[int | str, dict[str, Any]] = {
-    429: {"model": ErrorBody, "description": "A rate limit is used up; the header retry-after says for how long."},
-    502: {"model": ErrorBody, "description": "A remote endpoint failed."},
-    503: {"model": ErrorBody, "description": "The model is loading or restarting; the same request may succeed later."},
-}
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": 'The whole answer, or with "stream": true its chunks as server-sent events.',
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
-}
 
 
 def install(app: FastAPI, config: Config) -> None:
     """Error bodies, request ids and the body limit for all of an application's routes, the console's too."""
     errors.add_handlers(app)
-    app.add_middleware(BodyLimit, max_bytes=config.server.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, max_bytes=config.server.max_body_bytes, larger={"/v1/files": config.batches.max_file_bytes}
+    )
     app.add_middleware(RequestId)  # The last one added is the outermost.
 
 
 def routes(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     router.include_router(_inference(gateway))
+    for surface in surfaces.routers(gateway):
+        router.include_router(surface)
     router.include_router(_operations(gateway))
-    adapters.add_routes(changes := _router_with_key(gateway, "admin", tags=["adapters"]), gateway)
+    adapters.add_routes(changes := router_with_key(gateway, "admin", tags=["adapters"]), gateway)
     router.include_router(changes)
     if gateway.keys is not None:
         router.include_router(_admin(gateway, gateway.keys))
-        administration = _router_with_key(gateway, "admin", tags=["engines"])
+        administration = router_with_key(gateway, "admin", tags=["engines"])
         engines.add_routes(administration, gateway)
         route_states.add_routes(administration, gateway)
         router.include_router(administration)
@@ -80,7 +57,7 @@ def routes(gateway: Gateway) -> APIRouter:
 
 
 def _inference(gateway: Gateway) -> APIRouter:
-    router = _router_with_key(gateway, "inference", tags=["inference"])
+    router = router_with_key(gateway, "inference", tags=["inference"])
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> ModelList:
@@ -121,7 +98,7 @@ def _inference(gateway: Gateway) -> APIRouter:
 
 
 def _admin(gateway: Gateway, keys: KeyStore) -> APIRouter:
-    router = _router_with_key(gateway, "admin", prefix="/admin/keys", tags=["keys"])
+    router = router_with_key(gateway, "admin", prefix="/admin/keys", tags=["keys"])
 
     @router.post("", status_code=201)
     async def create_key(body: KeyRequest, response: Response) -> NewKeyInfo:
@@ -163,22 +140,6 @@ def _operations(gateway: Gateway) -> APIRouter:
         return Response(gateway.telemetry.metrics_text(), media_type=CONTENT_TYPE)
 
     return router
-
-
-def _router_with_key(gateway: Gateway, scope: str, **options: Any) -> APIRouter:
-    class RouteWithKey(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handle = super().get_route_handler()
-
-            async def authenticate_then_handle(request: Request) -> Response:
-                request.state.key = await gateway.authenticate(request.headers.get("authorization"), scope)
-                return await handle(StrictJSONRequest(request.scope, request.receive))
-
-            return authenticate_then_handle
-
-    # BEARER checks nothing; it puts the key into /openapi.json.
-    dependencies = [Security(BEARER)] if gateway.keys is not None else []
-    return APIRouter(route_class=RouteWithKey, dependencies=dependencies, responses=ERRORS, **options)
 
 
 def _wants_usage(body: SamplingFields) -> bool:

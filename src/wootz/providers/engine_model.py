@@ -108,7 +108,7 @@ class EngineModel(LanguageModel):
             messages=messages,
             params=params,
             tools=tools,
-            priority=request.priority or 0,
+            priority=request.urgency,
             user=request.caller,
             adapter=self._adapter,
         )
@@ -134,6 +134,7 @@ class EngineModel(LanguageModel):
                     delta=delta,
                     logprobs=logprobs,
                     finish_reason=cast("FinishReason | None", output.finish_reason),
+                    stop_reason=output.stop_reason,
                     guarantee=cast("Guarantee | None", output.guarantee),
                 )
                 yield ChatChunk(id=id, created=created, model=self.name, choices=[choice])
@@ -150,7 +151,7 @@ class EngineModel(LanguageModel):
             params = structs.replace(params, prompt_logprobs=request.logprobs or 0)
         echoed = dict[int, list[TokenLogprob]]()
 
-        priority, user = request.priority or 0, request.caller
+        priority, user = request.urgency, request.caller
         id, created = new_id("cmpl"), now()
         finished: list[Finished] = []
         writers: dict[int, CompletionLogprobsWriter] = {}
@@ -210,6 +211,12 @@ class EngineModel(LanguageModel):
             for index in ranked[: request.top_n]
         ]
         return RerankResponse(id=new_id("rerank"), model=self.name, results=results, usage=_prompt_usage(encoded))
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Exact: the engine renders its chat template and counts."""
+        _refuse_what_chat_lacks(request, self._hello())
+        messages = [_template_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)]
+        return await self.client.count_tokens(messages, tool_use(request), self._adapter)
 
     async def ready(self) -> bool:
         return self.client.ready

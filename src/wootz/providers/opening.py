@@ -11,6 +11,7 @@ from wootz.core import Config, ConfigError, LanguageModel, ModelConfig, resolve_
 from wootz.core.sections import ProviderConfig, ProviderKind
 from wootz.engine.client import EngineClient
 from wootz.providers.anthropic import AnthropicModel
+from wootz.providers.dashscope import DashScopeModel
 from wootz.providers.dialects import DIALECTS
 from wootz.providers.endpoint import Endpoint, Timeouts
 from wootz.providers.engine_model import EngineModel
@@ -21,6 +22,7 @@ PROVIDERS: dict[ProviderKind, Callable[[Endpoint], LanguageModel]] = {
     **dict.fromkeys(DIALECTS, OpenAICompatibleModel),
     "anthropic": AnthropicModel,
     "gemini": GeminiModel,
+    "dashscope": DashScopeModel,
 }
 """What makes a model of each kind of provider. A new kind is a file, a line here and one in `ProviderKind`."""
 

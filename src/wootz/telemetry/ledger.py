@@ -101,6 +101,14 @@ class Ledger:
             raise NotFoundError(f'no request "{request_id}" in the ledger')
         return RequestRecord(**row._mapping)
 
+    async def statuses(self, prefix: str) -> dict[str, int]:
+        """How the requests whose ids begin with this ended."""
+        query = select(requests.c.request_id, requests.c.status).where(
+            requests.c.request_id.startswith(prefix, autoescape=True)
+        )
+        async with self.database.session() as session:
+            return {row.request_id: row.status for row in await session.execute(query)}
+
     async def list(
         self,
         limit: int = 50,

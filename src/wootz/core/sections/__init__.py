@@ -1,5 +1,6 @@
 """The parts of the config tree, a file for each concern; `core/config.py` puts them together and reads them."""
 
+from wootz.core.sections.batches import BatchesConfig
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
 from wootz.core.sections.providers import ProviderConfig, ProviderKind
@@ -9,6 +10,7 @@ from wootz.core.sections.server import DatabaseConfig, ServerConfig
 from wootz.core.sections.telemetry import TelemetryConfig
 
 __all__ = [
+    "BatchesConfig",
     "DatabaseConfig",
     "EngineConfig",
     "ModelConfig",

@@ -21,7 +21,7 @@ class TargetConfig(Section):
 
     model: str
     weight: int = Field(default=1, ge=0, description='Its share under the policies "weights" and "ab".')
-    region: str | None = Field(default=None, description="Where it is computed; see a route's regions.")
+    region: str | None = Field(default=None, description="Where it is computed. Default: its provider's.")
     tags: list[str] = Field(default_factory=list, description="Words that rules may mean it by.")
     capacity: int | None = Field(
         default=None, ge=1, description='Under the policy "overflow": with so many requests under way it is full.'

@@ -108,7 +108,8 @@ class Call(Generic[Chunk]):
         attempt = self.attempt
         attempt.completion_tokens = usage.completion_tokens if usage else num_parts
         if usage is not None:
-            attempt.prompt_tokens, attempt.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+            attempt.prompt_tokens = usage.prompt_tokens
+            attempt.cached_tokens, attempt.cache_write_tokens = usage.cached_tokens, usage.cache_write_tokens
 
     async def _end(self, error: WootzError | None) -> None:
         if self._ended:

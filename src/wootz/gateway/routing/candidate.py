@@ -9,7 +9,7 @@ from typing import Any
 
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import ChatMessage, ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, SamplingFields
-from wootz.telemetry import Price
+from wootz.telemetry.prices import Price
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,8 +19,8 @@ class Candidate:
     region: str | None = None
     tags: Sequence[str] = ()
     capacity: int | None = None
-    price: Price | None = None
-    """None where nobody knows it."""
+    price: Callable[[int], Price | None] = lambda num_prompt_tokens: None
+    """What it costs now for a prompt of so many tokens; None when nobody knows."""
     in_flight: int = 0
     first_token: float | None = None
     """Seconds on average; None when it is not known."""

@@ -4,56 +4,73 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 from wootz.core import Config, LanguageModel
 from wootz.core.sections import RouteConfig
-from wootz.core.sections.routes import in_order
+from wootz.core.sections.routes import CascadeConfig, in_order
 from wootz.gateway.routing.deployment import Deployment
+from wootz.gateway.routing.policies.learned import look_of
 from wootz.gateway.routing.route import Route, Target
 from wootz.providers.cascade import Cascade
 from wootz.providers.confidence import signal_of
-from wootz.telemetry import Price
+from wootz.telemetry import PriceBook
+from wootz.telemetry.prices import Price
 
 
 def open_routes(
     config: Config,
     models: Mapping[str, LanguageModel],
-    price_of: Callable[[str], Price | None],
+    prices: PriceBook,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, LanguageModel]:
-    """Every configured route by its name. A model that is in several is one deployment in all of them."""
+    """Every configured route by its name. A model that is in several is one deployment in all of them.
+
+    Raises `ConfigError` for a learned router that can't be read.
+    """
     deployments = {name: Deployment(model, clock) for name, model in models.items()}
     routes: dict[str, LanguageModel] = {}
     for name in in_order(config.routes, models):
-        routes[name] = _open(name, config.routes[name], deployments, price_of, clock)
+        route = config.routes[name]
+        if route.cascade is not None:
+            routes[name] = _cascade(name, route, route.cascade, deployments)
+        else:
+            routes[name] = _route(name, config, deployments, prices)
         deployments[name] = Deployment(routes[name], clock, composed=True)
     return routes
 
 
-def _open(
-    name: str,
-    config: RouteConfig,
-    deployments: Mapping[str, Deployment],
-    price_of: Callable[[str], Price | None],
-    clock: Callable[[], float],
-) -> LanguageModel:
-    if config.cascade is not None:
-        # Each model is a route of its own, so that its attempts are recorded, retried and kept from what is down.
-        alone = config.model_copy(update={"policy": "order", "cascade": None, "fallbacks": [], "rules": []})
-        stages = [
-            Route(name, alone, [Target(deployment=deployments[one.model])], clock=clock) for one in config.targets
-        ]
-        stages[-1].fallbacks = [deployments[fallback] for fallback in config.fallbacks]
-        return Cascade(name, stages, config.cascade.thresholds, signal_of(config.cascade))
+def _route(name: str, config: Config, deployments: Mapping[str, Deployment], prices: PriceBook) -> Route:
+    route = config.routes[name]
+
+    def price_of(model: LanguageModel) -> Callable[[int], Price | None]:
+        return lambda num_prompt: prices.find(model.name, model.provider, datetime.now(UTC), num_prompt)
+
     targets = [
         Target(
             deployment=deployments[target.model],
             weight=target.weight,
-            region=target.region,
+            region=target.region or _region_of(config, target.model),
             tags=target.tags,
             capacity=target.capacity,
-            price=lambda model=target.model: price_of(model),
+            price=price_of(deployments[target.model].model),
         )
-        for target in config.targets
+        for target in route.targets
     ]
-    return Route(name, config, targets, [deployments[fallback] for fallback in config.fallbacks], clock=clock)
+    models = {model: deployment.model for model, deployment in deployments.items()}
+    look = look_of(name, route.router, models) if route.router is not None else None
+    return Route(name, route, targets, [deployments[fallback] for fallback in route.fallbacks], look=look)
+
+
+def _region_of(config: Config, name: str) -> str | None:
+    """That of the provider which computes the model."""
+    model = config.models.get(name)
+    return config.providers[model.provider].region if model is not None and model.provider is not None else None
+
+
+def _cascade(name: str, config: RouteConfig, cascade: CascadeConfig, deployments: Mapping[str, Deployment]) -> Cascade:
+    """Each model is a route of its own, so that its attempts are recorded, retried and kept from what is down."""
+    alone = config.model_copy(update={"policy": "order", "cascade": None, "fallbacks": [], "rules": []})
+    stages = [Route(one.model, alone, [Target(deployment=deployments[one.model])]) for one in config.targets]
+    stages[-1].fallbacks = [deployments[fallback] for fallback in config.fallbacks]
+    return Cascade(name, stages, cascade.thresholds, signal_of(cascade))

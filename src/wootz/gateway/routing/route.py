@@ -15,7 +15,6 @@ other 400 is the user's.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -41,11 +40,12 @@ from wootz.gateway.routing.candidate import Candidate
 from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.hedge import in_a_task, race
 from wootz.gateway.routing.policies import policy_of
-from wootz.telemetry import Price
+from wootz.gateway.routing.policies.learned import Look
+from wootz.telemetry.prices import Price
 
 Chunk = TypeVar("Chunk")
 
-NOT_REPEATED = ("upstream_refused", "first_token_timeout")
+NOT_REPEATED = ("upstream_refused", "upstream_tls", "upstream_redirect", "first_token_timeout")
 """Failures that the same deployment would most likely give again, at the price of another wait or another 401."""
 
 
@@ -58,8 +58,7 @@ class Target:
     region: str | None = None
     tags: Sequence[str] = ()
     capacity: int | None = None
-    price: Callable[[], Price | None] = lambda: None
-    """Asked at each request, since prices change."""
+    price: Callable[[int], Price | None] = lambda num_prompt_tokens: None
 
     def candidate(self) -> Candidate:
         deployment = self.deployment
@@ -69,7 +68,7 @@ class Target:
             region=self.region,
             tags=self.tags,
             capacity=self.capacity,
-            price=self.price(),
+            price=self.price,
             in_flight=deployment.in_flight,
             first_token=deployment.latency.first_token,
             inter_token=deployment.latency.inter_token,
@@ -77,7 +76,7 @@ class Target:
 
 
 class Route(LanguageModel):
-    """``clock`` is the one that its deployments have. Members are closed by whoever opened them."""
+    """Members are closed by whoever opened them."""
 
     provider = "route"
 
@@ -88,7 +87,7 @@ class Route(LanguageModel):
         targets: Sequence[Target],
         fallbacks: Sequence[Deployment] = (),
         *,
-        clock: Callable[[], float] = time.monotonic,
+        look: Look | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Random | None = None,
     ) -> None:
@@ -98,7 +97,7 @@ class Route(LanguageModel):
         self.fallbacks = fallbacks
         self._random = random or Random()
         self._policy = policy_of(name, config, self._random)
-        self._clock = clock
+        self._look = look
         self._sleep = sleep
 
     @property
@@ -151,6 +150,8 @@ class Route(LanguageModel):
         """The call that has content, and one that was stopped for it."""
         error: WootzError | None = None
         hopeless = set[str]()
+        if self._look is not None:
+            await self._look(request)
         for round in range(1 + self.config.retries):
             waiting = [one for one in self._order(request, first=round == 0) if one.name not in hopeless]
             if not waiting or (round and not await self._wait(round, waiting, deadline, request)):

@@ -3,7 +3,7 @@
 A line of the file is a prompt with what two models made of it: ``{"prompt": …, "cheap": 0.4, "dear": 1.0}`` (qualities
 between 0 and 1), or only whose answer was preferred: ``{"prompt": …, "winner": "dear" | "cheap" | "tie"}``. The router
 learns which prompts the dear model is better at. The classifier is a logistic regression with an L2 penalty, fitted by
-accelerated gradient steps over the sparse terms; it is convex, so there is one answer, and no seed.
+accelerated gradient steps over sparse rows; it is convex, so there is one answer, and no seed.
 
 A curve is only worth something for prompts that were not trained on: `cross_scores` gives each its score from a router
 trained on the other folds.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +21,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wootz.core import BadRequestError, MissingExtraError
-from wootz.gateway.routing.features import terms
+from wootz.core import BadRequestError, LanguageModel, MissingExtraError
+from wootz.gateway.routing.features import embedded, terms, tf_idf
 from wootz.gateway.routing.policies.learned import Router
 
 PENALTY = 1.0
@@ -32,6 +32,7 @@ RARE = 2
 STEPS = 2000
 STILL = 1e-6
 FOLDS = 5
+BATCH = 32
 
 
 class Preference(BaseModel):
@@ -77,32 +78,38 @@ def read_preferences(path: Path) -> list[Preference]:
     return preferences
 
 
-def train(preferences: Sequence[Preference]) -> Router:
-    """Raises `MissingExtraError` without numpy."""
+Vectors = Sequence[Mapping[str, float]]
+
+
+def train(preferences: Sequence[Preference], vectors: Vectors | None = None, embedder: str | None = None) -> Router:
+    """Over terms; or over ``vectors``, a prompt each, which the ``embedder`` made of them (`features.embedded`)."""
+    labels = [preference.needs_dear for preference in preferences]
+    if vectors is not None:
+        return Router(*_fit(vectors, labels), embedder=embedder)
+    counts = [terms(preference.prompt) for preference in preferences]
+    frequency = Counter(term for count in counts for term in count)
+    n = len(preferences)
+    idf = {term: math.log((1 + n) / (1 + seen)) + 1 for term, seen in sorted(frequency.items()) if seen >= RARE}
+    return Router(*_fit([tf_idf(count, idf) for count in counts], labels), idf=idf)
+
+
+def _fit(vectors: Vectors, labels: Sequence[bool]) -> tuple[float, dict[str, float]]:
+    """The bias and each term's weight. Raises `MissingExtraError` without numpy."""
     try:
         import numpy as np
     except ImportError:
         raise MissingExtraError("gateway.routing.training", "engine", "numpy") from None
 
-    counts = [terms(preference.prompt) for preference in preferences]
-    frequency = Counter(term for count in counts for term in count)
-    vocabulary = sorted(term for term, number in frequency.items() if number >= RARE)
-    n = len(preferences)
-    idf = {term: math.log((1 + n) / (1 + frequency[term])) + 1 for term in vocabulary}
+    n = len(vectors)
+    vocabulary = list(dict.fromkeys(term for vector in vectors for term in vector))
     place = {term: number for number, term in enumerate(vocabulary)}
-
-    rows, columns, values = [], [], []
-    for row, count in enumerate(counts):
-        weighted = {term: (1 + math.log(number)) * idf[term] for term, number in count.items() if term in idf}
-        norm = math.sqrt(sum(value * value for value in weighted.values())) or 1.0
-        rows += [row] * len(weighted)
-        columns += [place[term] for term in weighted]
-        values += [value / norm for value in weighted.values()]
-    row_E, column_E, value_E = np.array(rows, int), np.array(columns, int), np.array(values)
-    label_N = np.array([float(preference.needs_dear) for preference in preferences])
+    size = len(vocabulary)
+    row_E = np.array([row for row, vector in enumerate(vectors) for _ in vector], int)
+    column_E = np.array([place[term] for vector in vectors for term in vector], int)
+    value_E = np.array([value for vector in vectors for value in vector.values()], float)
+    label_N = np.array(labels, float)
 
     # Nesterov's steps. Rows have length 1, so with the bias the curvature is at most (1 + 1) / 4 a prompt.
-    size = len(vocabulary)
     step = 1 / (n / 2 + PENALTY)
     weight_F = ahead_F = np.zeros(size + 1)
     momentum = 1.0
@@ -116,21 +123,29 @@ def train(preferences: Sequence[Preference]) -> Router:
         weight_F, momentum = next_F, next_momentum
         if np.abs(slope_F).max() < STILL * n:
             break
-    return Router(
-        float(weight_F[size]),
-        {term: (round(idf[term], 6), round(float(weight_F[place[term]]), 6)) for term in vocabulary},
-    )
+    return float(weight_F[size]), {term: float(weight_F[place[term]]) for term in vocabulary}
 
 
-def cross_scores(preferences: Sequence[Preference]) -> list[float]:
+def cross_scores(preferences: Sequence[Preference], vectors: Vectors | None = None) -> list[float]:
     """Each prompt's score by a router that has not seen it."""
     scores = [0.0] * len(preferences)
     for fold in range(FOLDS):
-        others = [preference for number, preference in enumerate(preferences) if number % FOLDS != fold]
-        router = train(others)
+        others = [number for number in range(len(preferences)) if number % FOLDS != fold]
+        seen = None if vectors is None else [vectors[number] for number in others]
+        router = train([preferences[number] for number in others], seen)
         for number in range(fold, len(preferences), FOLDS):
-            scores[number] = router.score(preferences[number].prompt)
+            if vectors is None:
+                scores[number] = router.score_text(preferences[number].prompt)
+            else:
+                scores[number] = router.score(vectors[number])
     return scores
+
+
+async def vectors_of(preferences: Sequence[Preference], embedder: LanguageModel) -> Vectors:
+    """In batches, as endpoints limit what one request may hold."""
+    prompts = [preference.prompt for preference in preferences]
+    batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+    return [vector for batch in batches for vector in await embedded(embedder, batch)]
 
 
 # --- what it buys -------------------------------------------------------------------------------------------------

@@ -47,7 +47,6 @@ def _by_name(name: str, config: RouteConfig, random: Random) -> Policy:
         case "overflow":
             return overflow
         case "learned":
-            assert config.router is not None
-            return learned(config.router, config.router_threshold)
+            return learned(name, config.router_threshold)
         case "order" | "cascade":
             return lambda candidates, _request: list(candidates)

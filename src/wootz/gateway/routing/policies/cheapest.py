@@ -1,5 +1,5 @@
 """The least price for a request of this size: a model with dear input may be the cheap one for a short question with a
-long answer. What nobody knows the price of comes last."""
+long answer. Whose price nobody knows is asked last."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from wootz.gateway.routing.candidate import Candidate, answer_tokens, prompt_tok
 
 def price_of(candidate: Candidate, num_prompt: int, num_answer: int) -> Decimal:
     """USD times a million."""
-    if candidate.price is None:
-        return Decimal("Infinity")
-    return num_prompt * candidate.price.input + num_answer * candidate.price.output
+    price = candidate.price(num_prompt)
+    return Decimal("Infinity") if price is None else num_prompt * price.input + num_answer * price.output
 
 
 def cheapest(candidates: Sequence[Candidate], request: ModelRequest) -> list[Candidate]:

@@ -1,0 +1,81 @@
+"""Routers whose routes take a key, whatever protocol they speak.
+
+A route authenticates before it reads the body, so a stranger can't make us parse megabytes. A protocol that says what
+went wrong in its own words gives its ``error_body``; it then holds for every failure of its routes: a bad key, a body
+of the wrong shape or size, a model that fails before its first chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request, Response, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+
+from wootz.core import AuthenticationError
+from wootz.gateway.errors import ErrorBodyOf
+from wootz.gateway.gateway import Gateway
+from wootz.gateway.schemas import ErrorBody
+from wootz.gateway.strict_json import StrictJSONRequest
+
+BEARER = HTTPBearer(scheme_name="key", description="A Wootz key: sk-wootz-…", auto_error=False)
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The request can never succeed as it is written."},
+    401: {"model": ErrorBody, "description": "No key, or an unknown, revoked or expired one."},
+    403: {"model": ErrorBody, "description": "The key lacks the scope."},
+    404: {"model": ErrorBody, "description": "It does not exist, or this key may not see it."},
+    413: {"model": ErrorBody, "description": "The body is larger than server.max_body_bytes."},
+    "default": {"model": ErrorBody, "description": "Any other failure."},
+}
+ANSWER_ERRORS: dict[int | str, dict[str, Any]] = {
+    429: {"model": ErrorBody, "description": "A rate limit is used up; the header retry-after says for how long."},
+    502: {"model": ErrorBody, "description": "A remote endpoint failed."},
+    503: {"model": ErrorBody, "description": "The model is loading or restarting; the same request may succeed later."},
+}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": 'The whole answer, or with "stream": true its chunks as server-sent events.',
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def router_with_key(
+    gateway: Gateway,
+    scope: str,
+    *,
+    error_body: ErrorBodyOf | None = None,
+    key_header: str | None = None,
+    **options: Any,
+) -> APIRouter:
+    """``key_header`` is another place for the key beside ``Authorization``, such as Anthropic's ``x-api-key``."""
+
+    class RouteWithKey(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def authenticate_then_handle(request: Request) -> Response:
+                request.state.error_body = error_body
+                request.state.key = await gateway.authenticate(_authorization(request, key_header), scope)
+                return await handle(StrictJSONRequest(request.scope, request.receive))
+
+            return authenticate_then_handle
+
+    # BEARER checks nothing; it puts the key into /openapi.json.
+    dependencies = [Security(BEARER)] if gateway.keys is not None else []
+    options.setdefault("responses", ERRORS)
+    return APIRouter(route_class=RouteWithKey, dependencies=dependencies, **options)
+
+
+def _authorization(request: Request, key_header: str | None) -> str | None:
+    """Two different keys are refused: a filter in front might have checked the other one."""
+    authorization = request.headers.get("authorization")
+    token = request.headers.get(key_header) if key_header else None
+    if token is None:
+        return authorization
+    if authorization is not None and authorization.partition(" ")[2].strip() != token.strip():
+        raise AuthenticationError(f"Authorization and {key_header} hold two different keys", hint="send one of them")
+    return f"Bearer {token}"

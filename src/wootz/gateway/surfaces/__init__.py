@@ -1,0 +1,16 @@
+"""Other protocols at the front door, each over any model: see `wootz.gateway.surfaces.surface`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from wootz.gateway.gateway import Gateway
+from wootz.gateway.surfaces import batches, files, messages, responses
+from wootz.gateway.surfaces.batch_worker import working
+
+__all__ = ["routers", "working"]
+
+
+def routers(gateway: Gateway) -> list[APIRouter]:
+    """One for each surface."""
+    return [surface.router(gateway) for surface in (responses, messages, files, batches)]

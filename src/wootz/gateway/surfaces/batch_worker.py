@@ -1,0 +1,82 @@
+"""Works on batches in the background, a few lines at a time, and gives way to all others (`SamplingFields.urgency`).
+
+Every HTTP process has one; claims in the database keep them apart. The claim of a killed one runs out after ``lease``
+seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from wootz.core import WootzError
+from wootz.gateway.gateway import Gateway
+from wootz.gateway.surfaces.batch_run import BatchRun, Lost
+from wootz.gateway.surfaces.batch_store import BatchStore
+from wootz.gateway.surfaces.file_store import FileStore
+from wootz.gateway.surfaces.responses import Responses
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 15.0
+POLL_SECONDS = 1.0
+SWEEP_SECONDS = 3600.0
+MAX_BATCHES = 8
+"""That are under way at a time; their lines take turns."""
+
+
+class BatchWorker:
+    def __init__(self, gateway: Gateway, *, lease: float = LEASE_SECONDS, poll: float = POLL_SECONDS) -> None:
+        self.id = uuid.uuid4().hex
+        self.gateway = gateway
+        self.lease, self.poll = lease, poll
+        self.batches = BatchStore(gateway.database)
+        self.files = file_store(gateway)
+        self.responses = Responses(gateway)
+        self.folder = gateway.config.home / "batches"
+        self.places = asyncio.Semaphore(gateway.config.batches.concurrency)
+        """First come, first served, so that a long batch does not keep a short one waiting."""
+
+    async def run(self) -> None:
+        """For ever; when cancelled, what was under way is given back for the next worker."""
+        swept = 0.0
+        async with asyncio.TaskGroup() as group:
+            runs = set[asyncio.Task[None]]()
+            while True:
+                try:
+                    if time.monotonic() > swept + SWEEP_SECONDS:
+                        swept = time.monotonic()
+                        await self.files.sweep()
+                    while len(runs) < MAX_BATCHES and (claimed := await self.batches.claim(self.id, self.lease)):
+                        runs.add(task := group.create_task(self._run(BatchRun(self, *claimed))))
+                        task.add_done_callback(runs.discard)
+                except WootzError as error:
+                    log.warning("batches wait: %s", error)
+                await asyncio.sleep(self.poll)
+
+    async def _run(self, run: BatchRun) -> None:
+        try:
+            await run.go()
+        except Lost:
+            log.warning("batch %s: another worker has it", run.batch["id"])
+        except Exception:
+            log.exception("batch %s stopped; it will be taken up again", run.batch["id"])
+
+
+@asynccontextmanager
+async def working(gateway: Gateway) -> AsyncIterator[None]:
+    """Batches are worked on inside of the block."""
+    task = asyncio.create_task(BatchWorker(gateway).run(), name="batches")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def file_store(gateway: Gateway) -> FileStore:
+    return FileStore(gateway.database, gateway.config.home / "files", gateway.config.batches.max_stored_bytes)
