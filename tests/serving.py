@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,9 @@ from wootz.core.wire import (
     Usage,
 )
 from wootz.gateway import Gateway, KeyStore, install, routes, working
+from wootz.gateway.limits import MemoryCounters
+from wootz.gateway.limits.ledger_sums import LedgerSums
+from wootz.gateway.limits.limiter import Limiter
 from wootz.store import Database
 from wootz.telemetry import Ledger, RequestRecord, Telemetry
 
@@ -142,7 +146,7 @@ class GatewayServer(Server):
         accounts: bool = True,
         max_body_bytes: int = 64 * 1024,
     ) -> None:
-        self.time = 0.0
+        self.time, self.wall = 0.0, time.time()
         names = {"unused": ModelConfig(source="file:unused")}
         self.config = Config(home=folder, server=ServerConfig(max_body_bytes=max_body_bytes), models=names)
 
@@ -154,12 +158,16 @@ class GatewayServer(Server):
             self.keys = KeyStore(self.database)
             self.telemetry = Telemetry(self.ledger, {})
             keys = self.keys if accounts else None
-            self.gateway = Gateway(self.config, models(), keys, self.telemetry, clock=lambda: self.time)
+            counters = MemoryCounters(clock=lambda: self.time, wall=lambda: self.wall)
+            sums = LedgerSums(self.database, self.keys)
+            limits = Limiter(counters, sums, self.telemetry, self.config.limits, wall=lambda: self.wall)
+            self.gateway = Gateway(self.config, models(), keys, self.telemetry, limits=limits)
             app.include_router(routes(self.gateway))
             self.key = (await self.keys.create("user"))[1]
             self.admin_key = (await self.keys.create("root", scopes=["admin"]))[1]
             async with working(self.gateway):
                 yield
+            await self.gateway.tasks.close()
             for model in self.gateway.models.values():
                 await model.close()
             await self.telemetry.close()

@@ -259,3 +259,37 @@ def test_chat_and_bench_go_to_this_setups_own_server(wootz, monkeypatch):
     monkeypatch.setenv("WOOTZ_SERVER__HOST", "0.0.0.0")
     for command in (("chat", "Hello"), ("bench", "serve")):
         assert only_line(wootz(*command)).startswith("error: http://127.0.0.1:1 can't be reached")
+
+
+def test_teams_and_their_keys(wootz, tmp_path, monkeypatch):
+    assert wootz("teams", "create", "research", "--budget", "5/daily", "--zone", "Asia/Shanghai").exit_code == 0
+    created = wootz(
+        "keys", "create", "agent", "--team", "research", "--tag", "feature=search", "--tpm", "900", "--json"
+    )
+    key = json.loads(created.stdout)
+    assert (key["team"], key["tags"], key["tokens_per_minute"]) == ("research", {"feature": "search"}, 900)
+    assert "5 USD daily" in wootz("teams", "list").stdout
+    assert "900 tokens/min" in wootz("keys", "list").stdout
+    assert "belong" not in wootz("teams", "limit", "research", "--rpm", "3").output
+    (team,) = json.loads(wootz("teams", "list", "--json").stdout)
+    assert {name: team[name] for name in team if name not in ("id", "created_at")} == {
+        "name": "research",
+        "requests_per_minute": 3,
+    }
+    assert only_line(wootz("teams", "delete", "research")) == 'error: team "research" has keys'
+    rotated = wootz("keys", "rotate", "agent", "--overlap", "1h").stdout.strip()
+    assert rotated.startswith("sk-wootz-")
+    assert rotated != key["key"]
+    assert "monthly" in wootz("teams", "create", "x", "--budget", "5").output
+
+
+def test_accounts_from_a_file(wootz, tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENT_KEY", "x" * 40)
+    file = tmp_path / "accounts.toml"
+    file.write_text('[users.ada]\n[keys.agent]\nsecret = "env:AGENT_KEY"\nuser = "ada"\nrequests_per_minute = 5\n')
+    planned = wootz("provision", str(file), "--dry-run").stdout
+    assert "create key agent" in planned
+    assert "x" * 40 not in planned
+    assert wootz("provision", str(file)).stdout == planned
+    assert "Nothing to change" in wootz("provision", str(file)).output
+    assert "No key was used" in wootz("limits", "suggest").output

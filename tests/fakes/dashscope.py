@@ -44,6 +44,7 @@ class Says:
     """Code and message, after the pieces."""
     task_states: list[dict[str, Any]] = field(default_factory=lambda: [{"task_status": "RUNNING"}])
     """What a task is at its next polls; its last one stays."""
+    poll_failure: tuple[int, str, str] | None = None
 
 
 class FakeDashScope:
@@ -52,13 +53,15 @@ class FakeDashScope:
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         """Path, body and headers of each."""
         self.tasks: dict[str, dict[str, Any]] = {}
+        self.downloads: list[dict[str, str]] = []
+        """The headers of each."""
         self.left = threading.Event()
         """Set when a client went away in the middle of an answer."""
         self.app = FastAPI()
         self.app.add_api_route("/api/v1/services/{service:path}", self.serve, methods=["POST"])
         self.app.add_api_route("/api/v1/tasks/{task_id}", self.task, methods=["GET"])
         self.app.add_api_route("/api/v1/tasks/{task_id}/cancel", self.cancel, methods=["POST"])
-        self.app.add_api_route("/made/{name}", lambda name: Response(f"bytes of {name}"), methods=["GET"])
+        self.app.add_api_route("/made/{name}", self.made, methods=["GET"])
 
     @property
     def body(self) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class FakeDashScope:
                 return _error(403, "AccessDenied", "current user api does not support synchronous calls.")
             return self._submit(model)
         match service:
-            case "aigc/multimodal-generation/generation" if "text" in input and "voice" in input:
+            case "aigc/multimodal-generation/generation" | "audio/tts/SpeechSynthesizer" if "voice" in input:
                 audio = {"url": f"{request.base_url}made/speech.wav", "id": "audio_1", "expires_at": 1}
                 return JSONResponse(
                     _whole({"finish_reason": "stop", "audio": audio}, {"characters": len(input["text"])})
@@ -158,6 +161,8 @@ class FakeDashScope:
     async def task(self, task_id: str, request: Request) -> Response:
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return _error(401, "InvalidApiKey", "Invalid API-key provided.")
+        if self.says.poll_failure:
+            return _error(*self.says.poll_failure)
         task = self.tasks.get(task_id)
         if task is None:
             return JSONResponse(_whole({"task_id": task_id, "task_status": "UNKNOWN"}))
@@ -166,6 +171,10 @@ class FakeDashScope:
         usage = state.get("usage")
         output = {"task_id": task_id} | {key: value for key, value in state.items() if key != "usage"}
         return JSONResponse(_whole(output, usage))
+
+    async def made(self, name: str, request: Request) -> Response:
+        self.downloads.append(dict(request.headers))
+        return Response(f"bytes of {name}")
 
     async def cancel(self, task_id: str) -> Response:
         task = self.tasks[task_id]

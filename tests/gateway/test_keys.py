@@ -71,6 +71,7 @@ async def test_an_expired_key_is_refused(keys: KeyStore, database: Database) -> 
     await keys.authenticate(token)
     async with database.session() as session:
         await session.execute(update(KeyRow).values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+    keys.cache.clear()
     with pytest.raises(AuthenticationError) as refusal:
         await keys.authenticate(token)
     assert refusal.value.code == "api_key_expired"

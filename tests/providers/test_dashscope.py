@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 from collections.abc import AsyncGenerator, Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import dashscope
@@ -14,6 +18,8 @@ from serving import HANG, Server
 
 from wootz.core import (
     BadRequestError,
+    Config,
+    ModelConfig,
     PayloadTooLargeError,
     RateLimitError,
     UnsupportedError,
@@ -21,9 +27,13 @@ from wootz.core import (
     WootzError,
     collect_chat,
 )
+from wootz.core.media import MediaModel, MediaRequest, MediaTask, Pace, follow
+from wootz.core.sections import ProviderConfig
 from wootz.core.wire import ChatChunk, ChatRequest, EmbeddingRequest, RerankRequest
-from wootz.providers.dashscope import DashScopeModel
+from wootz.providers import open_models
+from wootz.providers.dashscope import DashScopeModel, open_dashscope
 from wootz.providers.dashscope_catalogue import facts_of
+from wootz.providers.dashscope_tasks import DashScopeMediaModel
 from wootz.providers.endpoint import Endpoint
 
 ASK = [{"role": "user", "content": "hi"}]
@@ -143,10 +153,9 @@ async def test_a_whole_answer_may_think_too_though_dashscope_wants_a_stream_for_
 
 
 async def test_parameters_are_dashscopes(model: DashScopeModel, far_end: FakeDashScope) -> None:
-    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     await chunks_of(
         model, temperature=0.5, top_p=0.9, top_k=-1, max_completion_tokens=9, max_tokens=8, seed=3, stop=["x"],
-        presence_penalty=1.0, repetition_penalty=1.1, response_format=schema, stream=True, user="u",
+        presence_penalty=1.0, repetition_penalty=1.1, response_format={"type": "json_object"}, stream=True, user="u",
         stream_options={"include_usage": True}, result_format="text", vl_high_resolution_images=True,
     )  # fmt: skip
     assert far_end.body == {
@@ -162,7 +171,7 @@ async def test_parameters_are_dashscopes(model: DashScopeModel, far_end: FakeDas
             "stop": ["x"],
             "presence_penalty": 1.0,
             "repetition_penalty": 1.1,
-            "response_format": schema,
+            "response_format": {"type": "json_object"},
             "vl_high_resolution_images": True,
         },
     }
@@ -176,7 +185,8 @@ async def test_parameters_are_dashscopes(model: DashScopeModel, far_end: FakeDas
         ({"guided_regex": "a+"}, "guided_regex"),
         ({"tools": [WEATHER], "tool_choice": "required"}, "tool_choice"),
         ({"stop": "x", "stop_token_ids": [1]}, "stop_token_ids"),
-        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0].type"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, "messages[0].content[0].type"),
     ],
 )
 async def test_what_dashscope_lacks_is_refused(
@@ -226,7 +236,7 @@ async def test_parallel_tool_calls_stream_and_their_results_go_back(
 
 
 async def test_pictures_go_to_the_multimodal_service(url: str, far_end: FakeDashScope) -> None:
-    model = model_of(url, "qwen3-vl-plus")
+    model = model_of(url, "qwen3-omni-flash")
     parts = [
         {"type": "text", "text": "what?", "cache_control": {"type": "ephemeral"}},
         {"type": "image_url", "image_url": {"url": "https://x/y.png"}, "max_pixels": 99},
@@ -336,9 +346,9 @@ async def test_failures_by_their_code(
     await model.close()
     assert raised.value.code == code
     assert KEY not in str(raised.value)
-    assert "DashScope request r-1" in str(raised.value)  # What DashScope's support asks for.
+    assert "request r-1" in str(raised.value)  # What DashScope's support asks for.
     if "odel" in failure[1] or "not exist" in failure[2]:
-        assert "in the region us-east-1" in str(raised.value)
+        assert "in us-east-1" in str(raised.value)
 
 
 async def test_a_failure_in_the_middle_ends_the_stream(model: DashScopeModel, far_end: FakeDashScope) -> None:
@@ -364,23 +374,179 @@ async def test_who_goes_away_stops_the_work_there(model: DashScopeModel, far_end
     chunks = model.chat(ask())
     await anext(chunks)
     await chunks.aclose()
-    assert far_end.left.wait(20)
+    assert await asyncio.to_thread(far_end.left.wait, 20)
 
 
 def test_the_table_knows_what_is_where() -> None:
     kinds = {
-        "qwen-plus": ("chat", True),
-        "qwen3-omni-flash": ("chat", True),
-        "wan2.5-t2v-plus": ("video", False),
-        "wan2.2-kf2v-flash": ("video", False),
-        "wanx2.1-t2i-plus": ("image", False),
-        "qwen3-tts-flash": ("speech", False),
-        "cosyvoice-v3-flash": ("speech", False),
-        "paraformer-v2": ("transcription", False),
-        "text-embedding-v4": ("embedding", True),
-        "qwen3-vl-rerank": ("rerank", False),
+        "qwen-plus": "chat",
+        "qwen3-omni-flash": "chat",
+        "wan2.5-t2v-plus": "video",
+        "wan2.2-kf2v-flash": "video",
+        "wanx2.1-t2i-plus": "image",
+        "qwen3-tts-flash": "speech",
+        "cosyvoice-v3-flash": "speech",
+        "paraformer-v2": "transcription",
+        "text-embedding-v4": "embedding",
+        "qwen3-vl-rerank": "rerank",
     }
-    for name, expected in kinds.items():
-        facts = facts_of(name)
-        assert (facts.kind, facts.compatible) == expected, name
-    assert facts_of("text-embedding-v1").batch == 25
+    for name, kind in kinds.items():
+        assert facts_of(name).kind == kind, name
+    assert (facts_of("text-embedding-v1").batch, facts_of("text-embedding-v4").batch) == (25, 10)
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+PICTURES = {
+    "task_status": "SUCCEEDED",
+    "submit_time": "2026-11-28 12:00:00.000",
+    "end_time": "2026-11-28 12:00:30.000",
+    "results": [{"url": "https://store/1.png?Expires=1795000000&Signature=x"}, {"code": "DataInspectionFailed"}],
+    "task_metrics": {"TOTAL": 2, "SUCCEEDED": 1, "FAILED": 1},
+    "usage": {"image_count": 1},
+}
+
+
+def media_of(url: str, upstream: str) -> DashScopeMediaModel:
+    model = open_dashscope(Endpoint("ours", url, KEY, upstream_model=upstream, kind="dashscope"))
+    assert isinstance(model, DashScopeMediaModel)
+    assert isinstance(model, MediaModel)
+    return model
+
+
+def make(**fields: Any) -> MediaRequest:
+    return MediaRequest.model_validate({"model": "ours", "input": {"prompt": "a cat"}, **fields})
+
+
+def test_the_official_sdk_makes_pictures_with_the_fake(
+    far_end: FakeDashScope, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashscope, "base_http_api_url", url)
+    far_end.says.task_states = [PICTURES]
+    task = dashscope.ImageSynthesis.async_call("wanx2.1-t2i-turbo", prompt="a cat", n=2, api_key=KEY)
+    assert task.output.task_status == "PENDING"
+    done = dashscope.ImageSynthesis.fetch(task, api_key=KEY)
+    assert done.output.results[0].url.startswith("https://store/1.png")
+    assert done.usage.image_count == 1
+    refused = dashscope.ImageSynthesis.cancel(task, api_key=KEY)
+    assert (refused.status_code, refused.code) == (400, "UnsupportedOperation")
+
+
+async def test_a_task_is_followed_to_its_end_with_pauses_that_grow(url: str, far_end: FakeDashScope) -> None:
+    states = [{"task_status": "PENDING"}, *[{"task_status": "RUNNING"}] * 6, PICTURES]
+    far_end.says.task_states = states
+    model, pauses, seen = media_of(url, "wanx2.1-t2i-turbo"), [], []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(round(seconds, 2))
+
+    async def changed(task: MediaTask) -> None:
+        seen.append(task.status)
+
+    task = await model.submit(make(parameters={"n": 2, "size": "1024*1024"}))
+    assert (task.status, task.id, task.ended) == ("PENDING", f"task-{len(far_end.tasks) - 1}", False)
+    assert far_end.requests[-1][0] == "aigc/text2image/image-synthesis"
+    assert far_end.requests[-1][2]["x-dashscope-async"] == "enable"
+    again = media_of(url, "wanx2.1-t2i-turbo")  # Another process, that knows no more than the id.
+    done = await follow(again, task, sleep=sleep, changed=changed)
+    assert pauses == [5, 7.5, 11.25, 16.88, 25.31, 30, 30, 30]
+    assert seen == ["RUNNING", "SUCCEEDED"]
+    assert (done.units, done.unit, done.urls[0][:19]) == (1, "image", "https://store/1.png")
+    assert done.expires_at == datetime(2026, 11, 18, 11, 6, 40, tzinfo=UTC)
+    await model.close()
+    await again.close()
+
+
+async def test_waiting_ends_at_its_limit_and_survives_a_bad_moment(url: str, far_end: FakeDashScope) -> None:
+    model, pauses = media_of(url, "wan2.5-t2v-plus"), []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        failing = len(pauses) == 1
+        far_end.says.poll_failure = (429, "Throttling.RateQuota", "slower") if failing else None
+
+    task = await model.submit(make())
+    with pytest.raises(UpstreamError, match="has not ended in 60 seconds") as late:
+        await follow(model, task, Pace(limit=60), sleep=sleep)
+    assert late.value.code == "task_timeout"
+    assert sum(pauses) >= 60
+    await model.close()
+
+
+@pytest.mark.parametrize(
+    ("upstream", "state", "units", "url_end"),
+    [
+        (
+            "wan2.5-t2v-plus",
+            {"video_url": "https://s/v.mp4", "usage": {"video_duration": 5, "video_count": 1}},
+            "5",
+            "v.mp4",
+        ),
+        ("wan2.6-image", {"choices": [{"message": {"content": [{"image": "https://s/i.png"}]}}]}, "1", "i.png"),
+        (
+            "paraformer-v2",
+            {"results": [{"transcription_url": "https://s/t.json"}], "usage": {"duration": 9.5}},
+            "9.5",
+            "t.json",
+        ),
+    ],
+)
+async def test_each_kind_has_its_units_and_addresses(
+    url: str, far_end: FakeDashScope, upstream: str, state: dict[str, Any], units: str, url_end: str
+) -> None:
+    far_end.says.task_states = [{"task_status": "SUCCEEDED", **state}]
+    model = media_of(url, upstream)
+    done = await model.fetch((await model.submit(make())).id)
+    await model.close()
+    assert done.units == Decimal(units)
+    assert done.urls[0].endswith(url_end)
+    assert done.expires_at is not None
+    assert timedelta(hours=23) < done.expires_at - datetime.now(UTC) <= timedelta(hours=24)
+    if upstream == "wan2.6-image":
+        assert far_end.body["input"] == {"messages": [{"role": "user", "content": [{"text": "a cat"}]}]}
+
+
+async def test_speech_is_made_while_one_waits_and_fetched_from_its_own_store_only(
+    url: str, far_end: FakeDashScope
+) -> None:
+    model = media_of(url, "qwen3-tts-flash")
+    task = await model.submit(make(input={"text": "hello", "voice": "Cherry"}))
+    assert (task.status, task.units, task.unit) == ("SUCCEEDED", 5, "character")
+    assert await model.download(task.urls[0]) == b"bytes of speech.wav"
+    assert "authorization" not in far_end.downloads[-1]
+    for elsewhere in ("http://169.254.169.254/latest", "file:///etc/passwd"):
+        with pytest.raises(UpstreamError, match="not one of DashScope's"):
+            await model.download(elsewhere)
+    with pytest.raises(UnsupportedError, match="cannot chat"):
+        model.chat(ask())
+    await model.close()
+
+
+async def test_tasks_are_cancelled_while_they_wait(url: str, far_end: FakeDashScope) -> None:
+    far_end.says.task_states = [{"task_status": "PENDING"}]
+    model = media_of(url, "wanx2.1-t2i-turbo")
+    task = await model.submit(make())
+    await model.cancel(task.id)
+    assert (await model.fetch(task.id)).status == "CANCELED"
+    with pytest.raises(BadRequestError):
+        await model.cancel(task.id)
+    assert (await model.fetch("nobody-knows")).status == "UNKNOWN"
+    await model.close()
+
+
+async def test_an_account_opens_models_of_both_kinds_in_its_region(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BAILIAN_KEY", KEY)
+    account = ProviderConfig(kind="dashscope", region="ap-southeast-1", api_key="env:BAILIAN_KEY")
+    names = {"chat": "qwen-plus", "pictures": "wanx2.1-t2i-turbo"}
+    config = Config(
+        home=tmp_path,
+        providers={"bailian": account},
+        models={name: ModelConfig(provider="bailian", upstream_model=upstream) for name, upstream in names.items()},
+    )
+    models = open_models(config, {})
+    assert (type(models["chat"]), type(models["pictures"])) == (DashScopeModel, DashScopeMediaModel)
+    assert {model.provider for model in models.values()} == {"dashscope-intl.aliyuncs.com"}
+    for model in models.values():
+        await model.close()

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wootz import __version__, console, gateway
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
-from wootz.core import BadRequestError, Config, LanguageModel, WootzError
+from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
 from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
 from wootz.gateway.routing import open_routes
@@ -59,11 +59,17 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
         async with AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
             await database.migrate()
+            stack.push_async_callback(front.limits.counters.close)
             stack.push_async_callback(telemetry.close)
+            if front.keys is not None:
+                master = config.server.master_key
+                await front.keys.set_master(master and resolve_secret(master, used_by="server.master_key"))
             models.update(open_models(config, engine_sockets))
             models.update(open_routes(config, models, prices))
             for model in models.values():
                 stack.push_async_callback(model.close)
+            stack.push_async_callback(front.tasks.close)
+            await front.tasks.resume()
             watch = asyncio.create_task(_watch_engines(models, telemetry))
             stack.callback(watch.cancel)
             await stack.enter_async_context(gateway.working(front))

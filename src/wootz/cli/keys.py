@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wootz.cli.common import AsJson, load, print_json, stderr, stdout, table
+from wootz.cli.limit_options import (
+    Budget,
+    Concurrent,
+    RequestsPerMinute,
+    ResetHour,
+    TimeZone,
+    TokensPerDay,
+    TokensPerMinute,
+    limits_of,
+    shown,
+)
 
 if TYPE_CHECKING:
     from wootz.gateway import Key, KeyStore
 
-app = typer.Typer(help="Create, list and revoke the keys that callers show.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, rotate and revoke the keys that callers show.", no_args_is_help=True)
 
 
 @app.command("create")
@@ -24,7 +35,16 @@ def create(
     name: Annotated[str, typer.Argument(help="Whom it is for; shown in reports.")],
     scope: Annotated[list[str] | None, typer.Option(help="inference (default) or admin; may be repeated.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated. \\[default: all]")] = None,
-    rpm: Annotated[int | None, typer.Option(min=1, help="Most requests a minute.")] = None,
+    team: Annotated[str | None, typer.Option(help="The team that it belongs to.")] = None,
+    user: Annotated[str | None, typer.Option(help="The user that it belongs to.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="For example feature=support; may be repeated.")] = None,
+    rpm: RequestsPerMinute = None,
+    tpm: TokensPerMinute = None,
+    daily_tokens: TokensPerDay = None,
+    concurrent: Concurrent = None,
+    budget: Budget = None,
+    reset_hour: ResetHour = 0,
+    zone: TimeZone = "UTC",
     expires: Annotated[str | None, typer.Option(help="Valid for this long: 12h, 30d, 8w.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -33,18 +53,47 @@ def create(
     Examples:
       [bold]wootz keys create alice[/bold]
       [bold]wootz keys create ci --model smollm2-135m-instruct --rpm 60 --expires 30d[/bold]
+      [bold]wootz keys create agent --team research --budget 5/daily --daily-tokens 2000000[/bold]
     """
+    from wootz.gateway.accounts import split_tag
     from wootz.telemetry import parse_period
 
     expires_at = datetime.now(UTC) + parse_period(expires) if expires else None
+    limits = limits_of(rpm, tpm, daily_tokens, concurrent, budget, reset_hour, zone)
+    tags = dict(split_tag(text) for text in tag or ())
 
     async def run() -> tuple[Key, str]:
-        async with _key_store(ctx) as store:
+        async with key_store(ctx) as store:
             return await store.create(
-                name, scopes=tuple(scope or ["inference"]), models=model, requests_per_minute=rpm, expires_at=expires_at
-            )
+                name, scopes=tuple(scope or ["inference"]), models=model, expires_at=expires_at,
+                team=team, user=user, tags=tags, **limits,
+            )  # fmt: skip
 
-    key, secret = asyncio.run(run())
+    _show_once(*asyncio.run(run()), as_json=as_json)
+
+
+@app.command("rotate")
+def rotate(
+    ctx: typer.Context,
+    key: Annotated[str, typer.Argument(help="A key's name or id.")],
+    overlap: Annotated[str, typer.Option(help="How long the old secret holds too: 30m, 24h, 7d.")] = "24h",
+    as_json: AsJson = False,
+) -> None:
+    """Make a new secret for a key and print it, once. The key keeps its limits and what it has used.
+
+    Examples:
+      [bold]wootz keys rotate ci --overlap 7d[/bold]
+    """
+    from wootz.telemetry import parse_period
+
+    async def run() -> tuple[Key, str]:
+        async with key_store(ctx) as store:
+            return await store.rotate(key, parse_period(overlap))
+
+    _show_once(*asyncio.run(run()), as_json=as_json)
+
+
+def _show_once(key: Key, secret: str, *, as_json: bool) -> None:
     if as_json:
         print_json({**_as_dict(key), "key": secret})
         return
@@ -57,21 +106,22 @@ def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List the keys: what each may do, and whether it still holds."""
 
     async def run() -> list[Key]:
-        async with _key_store(ctx) as store:
+        async with key_store(ctx) as store:
             return await store.list()
 
     keys = asyncio.run(run())
     if as_json:
         print_json([_as_dict(key) for key in keys])
         return
-    rows = table("name", "key", "scopes", "models", "per minute", "created", "state", right=("per minute",))
+    rows = table("name", "key", "scopes", "models", "belongs to", "limits", "created", "state")
     for key in keys:
         rows.add_row(
             key.name,
             f"{key.prefix}…",
             ", ".join(key.scopes),
             "all" if key.models is None else ", ".join(key.models),
-            str(key.requests_per_minute or "no limit"),
+            ", ".join(account.name for account in (key.team, key.user) if account) or "-",
+            shown(key.limits.plain),
             f"{key.created_at:%Y-%m-%d}",
             _state(key),
         )
@@ -80,10 +130,10 @@ def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command("revoke")
 def revoke(ctx: typer.Context, key: Annotated[str, typer.Argument(help="A key's name or id.")]) -> None:
-    """Revoke a key: the platform refuses it from the next request on."""
+    """Revoke a key: a running platform refuses it within a second."""
 
     async def run() -> None:
-        async with _key_store(ctx) as store:
+        async with key_store(ctx) as store:
             await store.revoke(key)
 
     asyncio.run(run())
@@ -91,7 +141,7 @@ def revoke(ctx: typer.Context, key: Annotated[str, typer.Argument(help="A key's 
 
 
 @asynccontextmanager
-async def _key_store(ctx: typer.Context) -> AsyncIterator[KeyStore]:
+async def key_store(ctx: typer.Context) -> AsyncIterator[KeyStore]:
     from wootz.app.preflight import open_database
     from wootz.gateway import KeyStore
 
@@ -108,15 +158,6 @@ def _state(key: Key) -> str:
 
 
 def _as_dict(key: Key) -> dict[str, Any]:
-    names = (
-        "id",
-        "name",
-        "prefix",
-        "scopes",
-        "models",
-        "requests_per_minute",
-        "created_at",
-        "expires_at",
-        "revoked_at",
-    )
-    return {name: getattr(key, name) for name in names}
+    from wootz.gateway.schemas import KeyInfo
+
+    return KeyInfo.of(key).model_dump()

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from wootz import __version__
 from wootz.cli import (
+    accounts,
     arch,
     bench,
     cascade,
@@ -26,8 +27,10 @@ from wootz.cli import (
     doctor,
     evals,
     keys,
+    limits,
     models,
     plan,
+    provision,
     quantize,
     rope,
     router,
@@ -90,6 +93,11 @@ app.command("chat")(chat.chat)
 app.command("pull")(models.pull)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(accounts.commands("team", "Teams: limits over several keys together."), name="teams")
+app.add_typer(accounts.commands("user", "Users: limits over all the keys of one person."), name="users")
+app.add_typer(accounts.commands("tag", "Tags that keys carry, with limits of their own."), name="tags")
+app.add_typer(limits.app, name="limits")
+app.command("provision")(provision.provision)
 app.add_typer(cost.app, name="cost")
 app.add_typer(config.app, name="config")
 app.add_typer(arch.app, name="arch")

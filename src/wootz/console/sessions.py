@@ -76,14 +76,14 @@ class Sessions:
     async def find(self, token: str) -> Visitor | None:
         now = datetime.now(UTC)
         query = (
-            select(SessionRow.csrf_token, KeyRow)
+            select(SessionRow.csrf_token, SessionRow.key_id)
             .join(KeyRow, KeyRow.id == SessionRow.key_id)
             .where(SessionRow.id_hash == _hash(token), SessionRow.expires_at > now, KeyRow.revoked_at.is_(None))
             .where(or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > now))
         )
         async with self._database.session() as sql:
             found = (await sql.execute(query)).one_or_none()
-        return Visitor(found.KeyRow.to_key(), found.csrf_token) if found else None
+        return Visitor(await self.keys.get(found.key_id), found.csrf_token) if found else None
 
     async def close(self, token: str) -> None:
         async with self._database.session() as sql:

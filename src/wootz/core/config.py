@@ -25,6 +25,7 @@ from wootz.core.sections import (
     BatchesConfig,
     DatabaseConfig,
     EngineConfig,
+    LimitsConfig,
     ModelConfig,
     ProviderConfig,
     RouteConfig,
@@ -54,6 +55,7 @@ class Config(Section):
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
     batches: BatchesConfig = Field(default_factory=BatchesConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
     routes: dict[str, RouteConfig] = Field(default_factory=dict)
 

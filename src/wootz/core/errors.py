@@ -106,7 +106,7 @@ class PayloadTooLargeError(WootzError):
 
 
 class RateLimitError(WootzError):
-    """A limit of this key is used up. ``retry_after`` is in seconds."""
+    """A limit is used up. ``retry_after`` is in seconds; infinite: no waiting helps."""
 
     status = 429
     type = "rate_limit_error"
@@ -116,6 +116,8 @@ class RateLimitError(WootzError):
     def __init__(self, message: str, *, retry_after: float = 1.0, code: str | None = None) -> None:
         super().__init__(message, code=code)
         self.retry_after = retry_after
+        self.headers: dict[str, str] = {}
+        """Of the answer, besides ``retry-after``."""
 
 
 class UnavailableError(WootzError):

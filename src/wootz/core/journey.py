@@ -68,6 +68,8 @@ class Journey:
     """Why it went as it went, a sentence each: "route chat: cheapest of 3 is qwen-flash". No content, no secrets."""
     scores: dict[str, float] = field(default_factory=dict)
     """How hard a learned router thinks it is, by route: 0, a cheap model does, to 1, it takes a dear one."""
+    answer_headers: dict[str, str] = field(default_factory=dict)
+    """HTTP headers that go out with the answer, where it goes out by HTTP."""
     begun: float = field(default_factory=time.perf_counter)
 
     @property

@@ -36,7 +36,9 @@ def error_response(error: WootzError, request: Request | None = None, *, status:
     """In the words of the protocol that the request came by, else in OpenAI's."""
     headers = {}
     if isinstance(error, RateLimitError):
-        headers["retry-after"] = str(math.ceil(error.retry_after))
+        headers |= error.headers
+        if math.isfinite(error.retry_after):
+            headers["retry-after"] = str(math.ceil(error.retry_after))
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     body_of: ErrorBodyOf | None = getattr(request.state, "error_body", None) if request else None

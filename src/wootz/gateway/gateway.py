@@ -1,9 +1,10 @@
 """The life of a request, from the key to the record. HTTP, the console and tests all walk this same path:
 
 1. *observe*: the record begins, so what is refused from here on is recorded too
-2. *authorize*: the key may use this model, and has not used up its requests per minute
-3. *answer*: the model's chunks go through as they come
-4. *record*: written, durably, before the caller gets the answer's last word
+2. *authorize*: the key may use this model
+3. *hold*: what the answer may use up is reserved in every limit and budget; it is settled when the record is left
+4. *answer*: the model's chunks go through as they come
+5. *record*: written, durably, before the caller gets the answer's last word
 
 A caller who closes the iterator (or is cancelled) cancels the model's work at once, and is recorded as gone.
 """
@@ -26,6 +27,7 @@ from wootz.core import (
     UpstreamError,
     WootzError,
 )
+from wootz.core.media import MediaRequest
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
     ChatChunk,
@@ -42,8 +44,9 @@ from wootz.core.wire import (
     Usage,
 )
 from wootz.gateway.keys import Key, KeyStore
-from wootz.gateway.limits import RequestLimiter
+from wootz.gateway.limits.limiter import Limiter
 from wootz.gateway.routing import Route
+from wootz.gateway.tasks import Tasks
 from wootz.telemetry import Observation, Telemetry
 
 log = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ class Gateway:
         keys: KeyStore | None,
         telemetry: Telemetry,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        limits: Limiter | None = None,
     ) -> None:
         self.config = config
         self.models = models
@@ -70,7 +73,8 @@ class Gateway:
         self.started = int(time.time())
         self.database = telemetry.ledger.database
         """Where the surfaces keep what they keep."""
-        self._limiter = RequestLimiter(clock)
+        self.limits = limits or Limiter.of(config, keys, telemetry)
+        self.tasks = Tasks(self, self.database)
 
     # --- who ------------------------------------------------------------------------------------------------------
 
@@ -141,7 +145,8 @@ class Gateway:
         self, key: Key | None, request: EmbeddingRequest, *, request_id: str, route: str = "/v1/embeddings"
     ) -> EmbeddingResponse:
         async with self._recorded(key, request, request_id, route) as observation:
-            answer = await self._admit(key, request).embed(request)
+            model = await self._admit(key, request, observation)
+            answer = await model.embed(request)
             observation.usage(answer.usage)
             return answer
 
@@ -149,13 +154,23 @@ class Gateway:
         self, key: Key | None, request: RerankRequest, *, request_id: str, route: str = "/v1/rerank"
     ) -> RerankResponse:
         async with self._recorded(key, request, request_id, route) as observation:
-            answer = await self._admit(key, request).rerank(request)
+            model = await self._admit(key, request, observation)
+            answer = await model.rerank(request)
             observation.usage(answer.usage)
             return answer
 
     async def count_tokens(self, key: Key | None, request: ChatRequest, *, request_id: str, route: str) -> int:
-        async with self._recorded(key, request, request_id, route):
-            return await self._admit(key, request).count_tokens(request)
+        async with self._recorded(key, request, request_id, route) as observation:
+            model = await self._admit(key, request, observation)
+            return await model.count_tokens(request)
+
+    @asynccontextmanager
+    async def make(
+        self, key: Key | None, request: MediaRequest, *, request_id: str, route: str
+    ) -> AsyncGenerator[tuple[LanguageModel, Observation], None]:
+        """A task's whole life (`wootz.gateway.tasks`): held while it lasts, recorded when it has ended."""
+        async with self._recorded(key, request, request_id, route) as observation:
+            yield await self._admit(key, request, observation), observation
 
     async def _answer(
         self,
@@ -167,7 +182,7 @@ class Gateway:
     ) -> AsyncGenerator[Chunk, None]:
         num_parts, complete = 0, False
         async with self._recorded(key, request, request_id, route) as observation:
-            model = self._admit(key, request)
+            model = await self._admit(key, request, observation)
             try:
                 async with aclosing(ask(model)) as chunks:
                     async for chunk in chunks:
@@ -189,14 +204,16 @@ class Gateway:
             if not complete:
                 raise UpstreamError("the model's answer broke off", code="incomplete_answer")
 
-    def _admit(self, key: Key | None, request: ModelRequest) -> LanguageModel:
-        model = self.model(key, request.model)
-        if key is not None and key.requests_per_minute is not None:
-            self._limiter.take(key.id, key.requests_per_minute)
+    async def _admit(self, key: Key | None, request: ModelRequest, observation: Observation) -> LanguageModel:
         if key is not None:
+            journey = request.journey
+            journey.caller, journey.tenant = key.id, key.tenant
+            journey.team, journey.user = key.team.id if key.team else "", key.user.id if key.user else ""
+            journey.tags.update(key.tags)
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
-            request.journey.caller = request.journey.tenant = key.id
+        model = self.model(key, request.model)
+        await self.limits.hold(key, request, model, observation)
         return model
 
     @asynccontextmanager

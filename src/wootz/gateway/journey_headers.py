@@ -1,4 +1,4 @@
-"""What an answer's headers say of its way: which model answered, after how many attempts."""
+"""What an answer's headers say of its way: which model answered, after how many attempts, what is left of limits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from wootz.core.journey import Journey
 
 
 def tell(headers: MutableHeaders, journey: Journey) -> None:
+    headers.update(journey.answer_headers)
     if (attempt := journey.answered_by) is None:
         return
     headers["x-wootz-attempts"] = str(len(journey.attempts))

@@ -19,14 +19,13 @@ from wootz.core.wire import (
     RerankResponse,
     SamplingFields,
 )
-from wootz.gateway import adapters, engines, errors, surfaces
+from wootz.gateway import account_routes, adapters, engines, errors, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key
 from wootz.gateway.gateway import Gateway
-from wootz.gateway.keys import KeyStore
 from wootz.gateway.middleware import BodyLimit, RequestId
 from wootz.gateway.routing import admin as route_states
-from wootz.gateway.schemas import Health, KeyInfo, KeyList, KeyRequest, ModelInfo, ModelList, NewKeyInfo
+from wootz.gateway.schemas import Health, ModelInfo, ModelList
 from wootz.telemetry import CONTENT_TYPE
 
 
@@ -48,7 +47,9 @@ def routes(gateway: Gateway) -> APIRouter:
     adapters.add_routes(changes := router_with_key(gateway, "admin", tags=["adapters"]), gateway)
     router.include_router(changes)
     if gateway.keys is not None:
-        router.include_router(_admin(gateway, gateway.keys))
+        accounts = router_with_key(gateway, "admin", tags=["accounts"])
+        account_routes.add_routes(accounts, gateway.keys)
+        router.include_router(accounts)
         administration = router_with_key(gateway, "admin", tags=["engines"])
         engines.add_routes(administration, gateway)
         route_states.add_routes(administration, gateway)
@@ -93,27 +94,6 @@ def _inference(gateway: Gateway) -> APIRouter:
 
     def model_info(name: str) -> ModelInfo:
         return ModelInfo.of(gateway.models[name], gateway.started)
-
-    return router
-
-
-def _admin(gateway: Gateway, keys: KeyStore) -> APIRouter:
-    router = router_with_key(gateway, "admin", prefix="/admin/keys", tags=["keys"])
-
-    @router.post("", status_code=201)
-    async def create_key(body: KeyRequest, response: Response) -> NewKeyInfo:
-        key, token = await keys.create(**dict(body))
-        response.headers["cache-control"] = "no-store"
-        return NewKeyInfo(**dict(KeyInfo.of(key)), key=token)
-
-    @router.get("")
-    async def list_keys() -> KeyList:
-        return KeyList(data=[KeyInfo.of(key) for key in await keys.list()])
-
-    @router.delete("/{id_or_name:path}")
-    async def revoke_key(id_or_name: str) -> KeyInfo:
-        """The key is refused from now on; it stays in the list, and so does what it used."""
-        return KeyInfo.of(await keys.revoke(id_or_name))
 
     return router
 

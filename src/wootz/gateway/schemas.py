@@ -8,7 +8,9 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from wootz.core import LanguageModel
-from wootz.gateway.keys import MAX_NAME_CHARS, Key
+from wootz.gateway.accounts import MAX_NAME_CHARS, Account
+from wootz.gateway.keys import Key
+from wootz.gateway.limits import Limits
 
 
 class ErrorDetail(BaseModel):
@@ -45,31 +47,47 @@ class Health(BaseModel):
     waiting_for: list[str] = Field(default=[], description="The models that do not answer yet.")
 
 
-class KeyRequest(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
+class KeyChange(Limits):
     scopes: list[Literal["inference", "admin"]] = Field(default=["inference"], min_length=1)
     models: list[str] | None = Field(default=None, min_length=1, description="Default: all.")
-    requests_per_minute: int | None = Field(default=None, ge=1, lt=2**31, description="Default: no limit.")
     expires_at: AwareDatetime | None = Field(default=None, strict=False, description="Default: never.")
+    team: str | None = Field(default=None, description="Its name or id.")
+    user: str | None = Field(default=None, description="Its name or id.")
+    tags: dict[str, str] = Field(default={}, description="What its requests are counted under, besides.")
 
 
-class KeyInfo(BaseModel):
+class KeyRequest(KeyChange):
+    name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
+
+
+class RotationRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    overlap_seconds: int = Field(default=0, ge=0, le=366 * 86400, description="How long the old secret holds too.")
+
+
+class KeyInfo(Limits):
+    model_config = ConfigDict(strict=False)
+
     object: Literal["key"] = "key"
     id: str
     name: str
     prefix: str
     scopes: list[str]
     models: list[str] | None
-    requests_per_minute: int | None
+    team: str | None
+    user: str | None
+    tags: dict[str, str]
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    rotated_until: datetime | None = Field(description="Until when the secret before this one holds too.")
 
     @classmethod
     def of(cls, key: Key) -> KeyInfo:
-        return cls.model_validate(key, from_attributes=True)
+        fields = {name: getattr(key, name) for name in cls.model_fields if name in Key.__dataclass_fields__}
+        belongs = {"team": key.team and key.team.name, "user": key.user and key.user.name}
+        return cls.model_validate(dict(key.limits) | fields | belongs)
 
 
 class NewKeyInfo(KeyInfo):
@@ -79,3 +97,25 @@ class NewKeyInfo(KeyInfo):
 class KeyList(BaseModel):
     object: Literal["list"] = "list"
     data: list[KeyInfo]
+
+
+class AccountRequest(Limits):
+    name: str = Field(min_length=1, max_length=MAX_NAME_CHARS, description="Of a tag: feature=support.")
+
+
+class AccountInfo(Limits):
+    object: Literal["team", "user", "tag"]
+    id: str
+    name: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, account: Account) -> AccountInfo:
+        return cls(
+            **dict(account.limits), object=account.kind, id=account.id, name=account.name, created_at=account.created_at
+        )
+
+
+class AccountList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[AccountInfo]

@@ -34,12 +34,19 @@ from wootz.core.wire import (
     Usage,
     new_id,
 )
-from wootz.providers.dashscope_catalogue import MULTIMODAL_SERVICE, TEXT_SERVICE, Kind, facts_of
+from wootz.providers.capabilities import capabilities_of, check
+from wootz.providers.dashscope_catalogue import MULTIMODAL_SERVICE, TASK_KINDS, TEXT_SERVICE, Kind, facts_of
 from wootz.providers.dashscope_errors import WRONG_SERVICE
-from wootz.providers.dashscope_http import SSE, DashScopeHTTP
+from wootz.providers.dashscope_http import SSE, DashScopeHttp
+from wootz.providers.dashscope_tasks import DashScopeMediaModel
 from wootz.providers.dashscope_wire import chat_body, choices_of, needs_multimodal, usage_of
 from wootz.providers.endpoint import Endpoint
-from wootz.providers.sse import event_data
+
+
+def open_dashscope(endpoint: Endpoint) -> LanguageModel:
+    """By what the table says of the model: one that answers, or one that makes pictures, videos, speech (tasks)."""
+    kind = facts_of(endpoint.upstream_model).kind
+    return DashScopeMediaModel(endpoint) if kind in TASK_KINDS else DashScopeModel(endpoint)
 
 
 class DashScopeModel(LanguageModel):
@@ -47,12 +54,17 @@ class DashScopeModel(LanguageModel):
         self.name = endpoint.name
         self.upstream_model = endpoint.upstream_model
         self.facts = facts_of(endpoint.upstream_model)
-        self._http = DashScopeHTTP(endpoint)
+        self._http = DashScopeHttp(endpoint)
         self.provider = self._http.host
+        self._abilities = capabilities_of("dashscope-compatible", endpoint.upstream_model)  # The same on both surfaces.
         self._chat_service = self.facts.service
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         self._must_be("chat", "chat")
+        check(self._abilities, request, region=self._http.endpoint.region)
+        return self._http.in_time(self._from_either_service(request))
+
+    async def _from_either_service(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         has_media, begun = needs_multimodal(request), False
         service = MULTIMODAL_SERVICE if has_media else self._chat_service
         try:
@@ -75,23 +87,24 @@ class DashScopeModel(LanguageModel):
         chunk: ChatChunk | None = None
         usages: dict[int, dict[str, Any]] = {}
         unfinished = set(range(request.n or 1))
-        async with self._http.open("POST", f"services/{service}", body, SSE) as response:
-            events = event_data(response.aiter_bytes())
-            try:
-                async with aclosing(events):
-                    async for data in events:
-                        event = from_json(data, allow_inf_nan=False)
-                        chunk = self._chunk(event)
-                        if event.get("usage"):
-                            usages[chunk.choices[0].index if chunk.choices else 0] = event["usage"]
-                        unfinished -= {choice.index for choice in chunk.choices if choice.finish_reason}
-                        if chunk.choices:
-                            yield chunk
-                usage = _sum(usages)
-            except (ValueError, TypeError, AttributeError):
-                raise self._http.malformed() from None
+        async with aclosing(self._http.events(f"services/{service}", body, SSE)) as events:
+            async for data in events:
+                try:
+                    event = from_json(data, allow_inf_nan=False)
+                    chunk = self._chunk(event)
+                    if event.get("usage"):
+                        usages[chunk.choices[0].index if chunk.choices else 0] = event["usage"]
+                except (ValueError, TypeError, AttributeError):
+                    raise self._http.malformed() from None
+                unfinished -= {choice.index for choice in chunk.choices if choice.finish_reason}
+                if chunk.choices:
+                    yield chunk
         if chunk is None or unfinished:
             raise UpstreamError(f'model "{self.name}": DashScope cut its answer short', code="upstream_cut_off")
+        try:
+            usage = _sum(usages)
+        except (ValueError, TypeError, AttributeError):
+            raise self._http.malformed() from None
         yield chunk.model_copy(update={"choices": [], "usage": usage})
 
     def _chunk(self, event: Any) -> ChatChunk:
@@ -134,7 +147,7 @@ class DashScopeModel(LanguageModel):
 
     async def _embed(self, texts: list[Any], parameters: dict[str, Any]) -> tuple[list[Embedding], int]:
         body = {"model": self.upstream_model, "input": {"texts": texts}, "parameters": parameters}
-        answer = await self._http.ask("POST", f"services/{self.facts.service}", body)
+        answer = await self._http.ask(f"services/{self.facts.service}", body)
         try:
             found = sorted(answer["output"]["embeddings"], key=lambda one: one["text_index"])
             vectors = [Embedding(index=0, embedding=one.get("embedding") or []) for one in found]
@@ -155,7 +168,7 @@ class DashScopeModel(LanguageModel):
             "input": {"query": request.query, "documents": request.texts},
             "parameters": (request.model_extra or {}) | parameters,
         }
-        answer = await self._http.ask("POST", f"services/{self.facts.service}", body)
+        answer = await self._http.ask(f"services/{self.facts.service}", body)
         try:
             results = [
                 RerankResult(

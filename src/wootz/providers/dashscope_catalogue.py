@@ -1,8 +1,8 @@
-"""What DashScope offers where, as dated data: ``dashscope_models.json``.
+"""Which of DashScope's native services each model is on, as dated data: ``dashscope_models.json``.
 
-Each model has a native *service* (a path), and only some are on the OpenAI-compatible surface too: images, videos,
-speech and ranking are native only. Names change every month, so the table has patterns and not a list of names, and it
-says when it was true. It decides where a request goes and how a refusal is worded; what DashScope itself says wins.
+Names change every month, so the table has patterns and not a list of names, and it says when it was true. It decides
+where a request goes and how a refusal is worded; what DashScope itself says wins. What a chat model can do, and which
+models the OpenAI-compatible surface lacks (pictures, videos, speech), is in ``capabilities.toml``.
 """
 
 from __future__ import annotations
@@ -29,16 +29,9 @@ class ModelFacts:
     kind: Kind = "chat"
     service: str = TEXT_SERVICE
     """The path below ``/services/``."""
-    compatible: bool = True
-    """Whether it is on ``/compatible-mode/v1`` too."""
-    only_streams: bool = False
-    thinks: Literal["always", "when asked", "never"] | None = None
-    """None where the table does not know."""
     batch: int = 10
     """How many texts one embedding request may hold."""
     dimensions: tuple[int, ...] = ()
-    regions: tuple[str, ...] = ()
-    """Empty: every region."""
 
 
 def facts_of(model: str) -> ModelFacts:
@@ -54,6 +47,8 @@ def _patterns() -> list[tuple[str, ModelFacts]]:
     table: dict[str, Any] = from_json((files("wootz.providers") / "dashscope_models.json").read_bytes())
     patterns = []
     for entry in table["models"]:
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
         patterns.append((fields.pop("pattern"), ModelFacts(**fields)))
     return patterns

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 from pydantic_core import from_json
 
 from wootz.core import BadRequestError, PayloadTooLargeError, RateLimitError, UpstreamError, WootzError
-from wootz.providers.upstream_errors import MAX_MESSAGE_CHARS, OPERATORS, read_start, retry_after
+from wootz.providers.endpoint import Endpoint
+from wootz.providers.upstream_errors import MAX_MESSAGE_CHARS, OPERATORS, seconds_to_wait
 
 WRONG_SERVICE = "url error"
 """What the message says when a model is on the other generation service."""
@@ -31,55 +31,47 @@ OPERATORS_CODES = {
 }
 """By what a code begins with, up to its first dot."""
 
+USERS_CODES = ("InvalidParameter", "BadRequest", "InvalidURL", "InvalidFile", "UnsupportedOperation")
 
-async def error_from_response(
-    response: httpx.Response, *, model: str, region: str | None, secret: str | None
-) -> WootzError:
+
+def error_from_body(status: int, retry_after: str | None, body: bytes, endpoint: Endpoint) -> WootzError:
     """For an answer whose status is not 2xx; to a request for events, its body may be one event."""
-    text = (await read_start(response)).decode(errors="replace").strip()
+    text = body.decode(errors="replace")
     for line in text.splitlines():
         if line.startswith("data:"):
             text = line.removeprefix("data:")
     try:
-        body = from_json(text)
+        said = from_json(text)
     except ValueError:
-        body = {}
-    wait = retry_after(response)
-    return error_of(body, model=model, region=region, secret=secret, status=response.status_code, wait=wait)
+        said = {}
+    return error_of(said, endpoint, status, seconds_to_wait(retry_after))
 
 
-def error_of(
-    body: Any, *, model: str, region: str | None, secret: str | None, status: int | None = None, wait: float = 1.0
-) -> WootzError:
+def error_of(said: Any, endpoint: Endpoint, status: int | None = None, wait: float | None = None) -> WootzError:
     """``status`` is None for an event in a stream, or a task that failed."""
 
     def text(key: str) -> str:
-        value = body.get(key) if isinstance(body, dict) else None
+        value = said.get(key) if isinstance(said, dict) else None
         value = value if isinstance(value, str) else ""
-        return (value.replace(secret, "***") if secret else value)[:MAX_MESSAGE_CHARS]
+        return (value.replace(endpoint.api_key, "***") if endpoint.api_key else value)[:MAX_MESSAGE_CHARS]
 
-    code, message = text("code"), text("message")
-    told = f" (DashScope request {request_id})" if (request_id := text("request_id")) else ""
+    code, message, model = text("code"), text("message"), f'model "{endpoint.name}": DashScope'
+    told = f" (its request {request_id})" if (request_id := text("request_id")) else ""
     head = code.partition(".")[0]
     if head == "Throttling" or status == 429:
         return RateLimitError(
-            f'model "{model}": DashScope\'s rate limit is reached{told}', retry_after=wait, code="upstream_rate_limit"
+            f"{model}'s rate limit is reached{told}", retry_after=wait or 1.0, code="upstream_rate_limit"
         )
     operators = OPERATORS_CODES.get(head) or (status if status in OPERATORS else None)
     if operators == 404 or "model not exist" in message.lower():
-        where = f" in the region {region}" if region else ""
-        return UpstreamError(
-            f'model "{model}": DashScope does not have it{where}, or this account may not use it{told}',
-            code="upstream_refused",
-        )
+        where = f" in {endpoint.region}" if endpoint.region else ""
+        return UpstreamError(f"{model} does not have it{where}, or not for this account{told}", code="upstream_refused")
     if operators:
-        return UpstreamError(f'model "{model}": {OPERATORS[operators]}{told}', code="upstream_refused")
+        return UpstreamError(f"{model} {OPERATORS[operators]}{told}", code="upstream_refused")
     if head == "DataInspectionFailed":
         return BadRequestError(f"{message or 'the content was refused'}{told}", code="content_filter")
     if status == 413 or code == "BadRequest.TooLarge":
         return PayloadTooLargeError(f"{message or 'the request is too large for DashScope'}{told}")
-    if head in ("InvalidParameter", "BadRequest", "InvalidURL", "InvalidFile", "UnsupportedOperation") or (
-        status is not None and 400 <= status < 500 and status != 408
-    ):
+    if head in USERS_CODES or (status is not None and 400 <= status < 500 and status != 408):
         return BadRequestError(f"{message or 'DashScope refused the request'}{told}", code=code or None)
-    return UpstreamError(f'model "{model}": DashScope failed: {message or code or f"status {status}"}{told}')
+    return UpstreamError(f"{model} failed: {message or code or f'status {status}'}{told}", retry_after=wait)

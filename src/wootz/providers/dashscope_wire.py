@@ -20,7 +20,6 @@ from wootz.core.wire import (
     ContentPart,
     Delta,
     FinishReason,
-    PromptTokensDetails,
     Usage,
 )
 
@@ -200,19 +199,21 @@ def _call(call: Any, place: int) -> dict[str, Any]:
 
 
 def usage_of(usage: dict[str, Any]) -> Usage:
-    """DashScope's ``input_tokens`` include the cached ones, as OpenAI's do. Its details are kept as they are."""
+    """DashScope's ``input_tokens`` include the cached ones, as OpenAI's do. Details of its own are kept."""
     prompt, completion = usage.get("input_tokens") or 0, usage.get("output_tokens") or 0
-    details = usage.get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens") or usage.get("cached_tokens") or 0
-    answer = Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=usage.get("total_tokens") or prompt + completion,
-    )
-    counts = {"text_tokens", "image_tokens", "audio_tokens", "video_tokens"}
-    inputs = {name: value for name, value in (usage.get("input_tokens_details") or {}).items() if name in counts}
-    if details or inputs or cached:
-        answer.prompt_tokens_details = PromptTokensDetails(**(inputs | details | {"cached_tokens": cached}))
+    told: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": usage.get("total_tokens") or prompt + completion,
+    }
+    inputs = {name: value for name, value in (usage.get("input_tokens_details") or {}).items() if value is not None}
+    inputs |= usage.get("prompt_tokens_details") or {}
+    if cached := inputs.get("cached_tokens") or usage.get("cached_tokens"):
+        inputs["cached_tokens"] = cached
+    if written := inputs.get("cache_creation_input_tokens"):
+        inputs["cache_write_tokens"] = written
+    if inputs:
+        told["prompt_tokens_details"] = inputs
     if outputs := usage.get("output_tokens_details"):
-        answer.completion_tokens_details = outputs  # pyright: ignore[reportAttributeAccessIssue]
-    return answer
+        told["completion_tokens_details"] = outputs
+    return Usage.model_validate(told)

@@ -23,7 +23,7 @@ import aiohttp
 import certifi
 import msgspec
 
-from wootz.core import UpstreamError
+from wootz.core import UpstreamError, WootzError
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.sse import event_data
 from wootz.providers.upstream_errors import error_from_response
@@ -63,9 +63,16 @@ class Http:
             except ValueError:
                 raise self.failed("what it answered is not JSON events", "upstream_malformed") from None
 
-    async def json(self, path: str, body: Mapping[str, Any] | None = None, *, method: str = "POST") -> bytes:
+    async def json(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "POST",
+    ) -> bytes:
         """The whole answer, which says that it is JSON."""
-        async with self.response(method, path, body, accept=JSON) as response:
+        async with self.response(method, path, body, accept=JSON, headers=headers) as response:
             whole = bytearray()
             async for piece in response.content.iter_any():
                 whole += piece
@@ -106,10 +113,14 @@ class Http:
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise self.failed("its answer is compressed, which was not asked for", "upstream_compressed")
         if response.status // 100 != 2:
-            raise await error_from_response(response, self.endpoint)
+            raise await self.refusal(response)
         if response.content_type != accept:
             said = response.headers.get("content-type", "nothing")[:60]
             raise self.failed(f"it answered {said} instead of {accept}", "upstream_content_type")
+
+    async def refusal(self, response: aiohttp.ClientResponse) -> WootzError:
+        """For a status that is not good; a protocol with words of its own has this of its own."""
+        return await error_from_response(response, self.endpoint)
 
     def failed(self, how: str, code: str) -> UpstreamError:
         return UpstreamError(f'model "{self.endpoint.name}": the endpoint failed: {how}', code=code)

@@ -11,7 +11,7 @@ from wootz.core import Config, ConfigError, LanguageModel, ModelConfig, resolve_
 from wootz.core.sections import ProviderConfig, ProviderKind
 from wootz.engine.client import EngineClient
 from wootz.providers.anthropic import AnthropicModel
-from wootz.providers.dashscope import DashScopeModel
+from wootz.providers.dashscope import open_dashscope
 from wootz.providers.dialects import DIALECTS
 from wootz.providers.endpoint import Endpoint, Timeouts
 from wootz.providers.engine_model import EngineModel
@@ -22,7 +22,7 @@ PROVIDERS: dict[ProviderKind, Callable[[Endpoint], LanguageModel]] = {
     **dict.fromkeys(DIALECTS, OpenAICompatibleModel),
     "anthropic": AnthropicModel,
     "gemini": GeminiModel,
-    "dashscope": DashScopeModel,
+    "dashscope": open_dashscope,
 }
 """What makes a model of each kind of provider. A new kind is a file, a line here and one in `ProviderKind`."""
 

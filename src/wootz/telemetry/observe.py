@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -28,7 +28,7 @@ from wootz.telemetry.journal import HITS, MAX_TOOLS, queue_time, storable, tags_
 from wootz.telemetry.ledger import Ledger
 from wootz.telemetry.metrics import Metrics, model_label
 from wootz.telemetry.price_book import PriceBook
-from wootz.telemetry.prices import Tokens, cost
+from wootz.telemetry.prices import Tokens, cost, cost_of_units
 from wootz.telemetry.record import RequestRecord
 from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
 
@@ -112,9 +112,12 @@ class Observation:
         self._metadata = metadata
         self._tools: dict[str, None] = {}
         self._usage = Usage()
+        self._units = Decimal(0)
         self._num_tokens = self._num_first_tokens = 0
         self._first = self._last = 0.0
         self._ended: asyncio.Future[RequestRecord] | None = None
+        self.settle: Callable[[RequestRecord], Awaitable[None]] | None = None
+        """What is to be told of the record before it is kept: the limits, of what was used."""
         self._in_flight = telemetry.metrics.in_flight.labels(model_label(begun))
         self._in_flight.inc()
         self._span = start_span(telemetry.tracer, begun)
@@ -137,6 +140,10 @@ class Observation:
     def usage(self, usage: Usage) -> None:
         self._usage = usage
 
+    def made(self, units: Decimal) -> None:
+        """What a task made, counted as it is charged: images, seconds, characters."""
+        self._units = units
+
     async def end(
         self, status: int = 200, error: WootzError | None = None, client_disconnected: bool = False
     ) -> RequestRecord:
@@ -154,6 +161,8 @@ class Observation:
         return await asyncio.shield(self._ended)
 
     async def _keep(self, record: RequestRecord) -> RequestRecord:
+        if self.settle is not None:
+            await self.settle(record)
         try:
             await self._telemetry.ledger.write(record)
         except Exception:
@@ -211,7 +220,7 @@ class Observation:
             fields |= {
                 "deployment": begun.model,
                 "price": price.version if price else None,
-                "cost": cost(tokens, price, journey.lane),
-                "priced": price is not None or not tokens.any,
+                "cost": cost(tokens, price, journey.lane) + cost_of_units(self._units, price),
+                "priced": bool(price and price.unit) if self._units else price is not None or not tokens.any,
             }
         return fields

@@ -177,5 +177,6 @@ def _price(entry: PriceConfig, version: str, rate: Decimal = Decimal(1), batch: 
         cache_write=usd(entry.cache_write),
         output=usd(entry.output),
         batch=batch if batch is not None and "batch" not in entry.model_fields_set else entry.batch,
+        unit=usd(entry.unit),
         version=version,
     )

@@ -27,6 +27,8 @@ class Price:
     cache_write: Decimal
     output: Decimal
     batch: Decimal
+    unit: Decimal
+    """USD for one of what is not counted in tokens: an image, a second, a character."""
     version: str
     """Where it stands and since when it holds: ``prices.toml 2025-08-07 gpt-5``."""
 
@@ -80,3 +82,10 @@ def cost(tokens: Tokens, price: Price | None, lane: Lane = "interactive") -> Dec
     for item in items(tokens, price, lane):
         total = EXACT.fma(item.tokens, item.price, total)
     return EXACT.scaleb(total, -6).quantize(_LAST_DECIMAL, ROUND_HALF_EVEN, EXACT)
+
+
+def cost_of_units(units: Decimal, price: Price | None) -> Decimal:
+    """USD for what a task made."""
+    if price is None:
+        return Decimal(0)
+    return EXACT.multiply(units, price.unit).quantize(_LAST_DECIMAL, ROUND_HALF_EVEN, EXACT)

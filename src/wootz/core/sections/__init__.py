@@ -2,6 +2,7 @@
 
 from wootz.core.sections.batches import BatchesConfig
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
+from wootz.core.sections.limits import LimitsConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
 from wootz.core.sections.providers import ProviderConfig, ProviderKind
 from wootz.core.sections.routes import RouteConfig
@@ -13,6 +14,7 @@ __all__ = [
     "BatchesConfig",
     "DatabaseConfig",
     "EngineConfig",
+    "LimitsConfig",
     "ModelConfig",
     "PriceConfig",
     "ProviderConfig",

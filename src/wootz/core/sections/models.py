@@ -25,8 +25,11 @@ class PriceConfig(Section):
     batch: Decimal = Field(
         default=Decimal(1), ge=0, description="What the batch lane pays of these prices: 0.5 is half of them."
     )
+    unit: Decimal = Field(
+        default=Decimal(0), ge=0, description="USD for an image, a second or a character, of a model that makes them."
+    )
 
-    @field_validator("input", "cached_input", "cache_write", "output", "batch", mode="before")
+    @field_validator("input", "cached_input", "cache_write", "output", "batch", "unit", mode="before")
     @classmethod
     def _no_binary_floats(cls, value: Any) -> Any:
         return str(value) if isinstance(value, float) else value

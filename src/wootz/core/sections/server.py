@@ -12,6 +12,10 @@ from wootz.core.sections.section import Section
 class ServerConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    master_key: str | None = Field(
+        default=None,
+        description="A reference (env:NAME, file:PATH) to an administrator's key. Default: the first start makes one.",
+    )
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="Larger request bodies are refused with 413.")
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     drain_seconds: float = Field(default=10.0, ge=0, description="How long running answers may go on after Ctrl-C.")

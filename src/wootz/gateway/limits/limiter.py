@@ -1,0 +1,146 @@
+"""What a request may use up is held before it is answered, and settled to what it used, whatever way it ended.
+
+One reservation covers every counter that applies: those of the key and of its team, user and tags. It is taken as a
+whole or not at all, so parallel requests can't spend the same dollar twice. Settling belongs to leaving the record
+(`Observation.settle`): what the counters get is what the ledger gets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from wootz.core import BadRequestError, Config, LanguageModel, RateLimitError, resolve_secret
+from wootz.core.sections import LimitsConfig
+from wootz.core.tool_wire import ModelRequest
+from wootz.core.wire import Usage, new_id
+from wootz.gateway.keys import Key, KeyStore
+from wootz.gateway.limits.estimate import dearest, estimate
+from wootz.gateway.limits.ledger_sums import LedgerSums
+from wootz.gateway.limits.memory import MemoryCounters
+from wootz.gateway.limits.meters import Counters, CountersUnavailable, Meter, Seed, Verdict, meters_of, to_picodollars
+from wootz.gateway.limits.redis import RedisCounters
+from wootz.telemetry import Observation, RequestRecord, Telemetry
+
+WORDS = {
+    "requests_per_minute": "{limit:,} requests a minute",
+    "tokens_per_minute": "{limit:,} tokens a minute",
+    "tokens_per_day": "{limit:,} tokens a day",
+    "concurrent_requests": "{limit:,} requests at once",
+    "budget_exceeded": "{usd} USD",
+}
+
+ALL_FREE_AGAIN = "1m1s"
+"""As OpenAI writes it: after that long without a request, a minute's limit is whole again."""
+
+
+class Limiter:
+    """``wall`` is Unix time, by which periods begin."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        seed: Seed,
+        telemetry: Telemetry,
+        config: LimitsConfig,
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.counters = counters
+        self._seed = seed
+        self._telemetry = telemetry
+        self._config = config
+        self._wall = wall
+
+    @classmethod
+    def of(cls, config: Config, keys: KeyStore | None, telemetry: Telemetry) -> Limiter:
+        """As ``[limits]`` says. Without accounts there is nobody to limit."""
+        url = config.limits.redis and resolve_secret(config.limits.redis, used_by="limits.redis")
+        counters = RedisCounters(url) if url and keys else MemoryCounters()
+        database = telemetry.ledger.database
+        return cls(counters, LedgerSums(database, keys or KeyStore(database)), telemetry, config.limits)
+
+    async def hold(
+        self, key: Key | None, request: ModelRequest, model: LanguageModel, observation: Observation
+    ) -> None:
+        """Reserve, and see to it that it is settled when the observation ends.
+
+        Raises `RateLimitError` (its ``code`` says which limit), `BadRequestError` for what no limit could ever let by,
+        and `CountersUnavailable` where the counters are gone and the config says that nothing passes then.
+        """
+        if key is None or not any(subject.limits.any for subject in key.subjects):
+            return
+        usage = estimate(request, self._config.assumed_completion_tokens)
+        meters = self._meters(key, request, model, usage)
+        for meter in meters:
+            if meter.amount > meter.limit:
+                raise _never(meter, usage)
+        id = new_id("hold")
+
+        async def settle(record: RequestRecord) -> None:
+            tokens, picodollars = record.prompt_tokens + record.completion_tokens, to_picodollars(record.cost)
+            await self.counters.settle(id, [(meter, meter.used(tokens, picodollars)) for meter in meters])
+
+        try:
+            verdict = await self.counters.reserve(id, meters, self._seed)
+        except CountersUnavailable:
+            if any(self._closed(meter) for meter in meters):
+                raise
+            request.journey.notes.append("limits: not checked, their Redis is out of reach")
+            verdict = Verdict()
+        if (refused_by := verdict.refused_by) is not None:
+            request.journey.notes.append(f"limits: refused by {refused_by.limit_name} of {refused_by.subject}")
+            raise _refusal(refused_by, verdict.retry_after)
+        observation.settle = settle
+        request.journey.answer_headers.update(_headers(meters, verdict.left))
+
+    def _meters(self, key: Key, request: ModelRequest, model: LanguageModel, usage: Usage) -> list[Meter]:
+        tokens, now = usage.total_tokens, self._wall()
+        usd = dearest(model, usage, self._telemetry.prices, now, request.journey.lane)
+        picodollars = to_picodollars(usd)
+        return [meter for subject in key.subjects for meter in meters_of(subject, now, tokens, picodollars)]
+
+    def _closed(self, meter: Meter) -> bool:
+        if meter.kind == "period":
+            return self._config.budgets_without_redis == "closed"
+        return self._config.rates_without_redis == "closed"
+
+
+def _limit(meter: Meter) -> str:
+    return WORDS[meter.limit_name].format(limit=meter.limit, usd=meter.subject.limits.plain.get("budget_usd"))
+
+
+def _never(meter: Meter, usage: Usage) -> BadRequestError:
+    return BadRequestError(
+        f"this request may take {usage.total_tokens:,} tokens (about {usage.prompt_tokens:,} to read and at most "
+        f"{usage.completion_tokens:,} to write), and {meter.subject} may use {_limit(meter)} in all",
+        code="request_exceeds_limit",
+        param="max_tokens",
+        hint="set a smaller max_tokens or send less",
+    )
+
+
+def _refusal(meter: Meter, retry_after: float) -> RateLimitError:
+    limits = meter.subject.limits
+    if meter.limit_name == "budget_exceeded":
+        period = "" if limits.budget_period == "never" else f"{limits.budget_period} "
+        message = f"{meter.subject} has used up its {period}budget of {_limit(meter)}, or holds the rest of it"
+    else:
+        message = f"{meter.subject} may use {_limit(meter)}"
+    error = RateLimitError(message, retry_after=retry_after, code=meter.limit_name)
+    error.headers = _headers([meter], [0])
+    return error
+
+
+def _headers(meters: Sequence[Meter], left: Sequence[int]) -> dict[str, str]:
+    """OpenAI's ``x-ratelimit-…`` of the minute, of whichever subject has least left."""
+    tightest: dict[str, tuple[int, int]] = {}
+    for meter, remaining in zip(meters, left, strict=False):
+        if meter.kind == "window":
+            what = meter.limit_name.split("_")[0]
+            tightest[what] = min(tightest.get(what, (remaining, meter.limit)), (remaining, meter.limit))
+    return {
+        f"x-ratelimit-{name}-{what}": value
+        for what, (remaining, limit) in tightest.items()
+        for name, value in (("limit", str(limit)), ("remaining", str(max(remaining, 0))), ("reset", ALL_FREE_AGAIN))
+    }

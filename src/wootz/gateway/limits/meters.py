@@ -1,0 +1,116 @@
+"""The counters that one request has to fit into, all of them or none.
+
+Three kinds, and what each promises:
+
+- ``window`` (requests and tokens a minute): what was admitted in *any* 60 seconds is at most the limit. Time is cut
+  into seconds and rounded up, so a counter is at most 61 numbers, and what was used is free 60 to 61 seconds later.
+- ``period`` (tokens a day, budgets): what requests that began in the period have used and what running ones hold is at
+  most the limit. It begins as the ledger's sum, so neither a restart nor a lost Redis forgets anything.
+- ``open`` (concurrent requests): how many run now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, Protocol
+
+from wootz.core import UnavailableError
+from wootz.gateway.limits.periods import period_at
+from wootz.gateway.limits.rules import Limits, Subject
+
+WINDOW_SECONDS = 60
+
+LimitName = Literal[
+    "requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent_requests", "budget_exceeded"
+]
+"""As the ``code`` of a refusal says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """One counter, and what a request holds of it. Money is in picodollars."""
+
+    name: str
+    kind: Literal["window", "period", "open"]
+    subject: Subject
+    limit_name: LimitName
+    limit: int
+    amount: int
+    start: int = 0
+    end: int = 0
+    """Of a period, in Unix seconds; 0 when it never ends."""
+
+    def used(self, tokens: int, picodollars: int) -> int:
+        """What it counts of a request that has ended."""
+        if self.limit_name == "requests_per_minute":
+            return 1
+        if self.limit_name == "concurrent_requests":
+            return 0
+        return picodollars if self.limit_name == "budget_exceeded" else tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``left`` has what is left of each meter, in their order, when the request was admitted."""
+
+    left: Sequence[int] = ()
+    refused_by: Meter | None = None
+    retry_after: float = 0.0
+    """Seconds until the same request fits if nothing else comes; infinite when that is never."""
+
+
+Seed = Callable[[Meter], Awaitable[int]]
+"""What the ledger says was used in a meter's period."""
+
+
+class CountersUnavailable(UnavailableError):
+    """Where it is counted is out of reach."""
+
+    code = "limits_unavailable"
+
+
+class Counters(Protocol):
+    """Where it is counted. Both calls are atomic over all the meters."""
+
+    async def reserve(self, id: str, meters: Sequence[Meter], seed: Seed) -> Verdict:
+        """Hold every meter's amount, or nothing. Raises `CountersUnavailable`."""
+        ...
+
+    async def settle(self, id: str, used: Sequence[tuple[Meter, int]]) -> None:
+        """Put what was used in the place of what was held. Only the first call counts; it never raises."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def meters_of(subject: Subject, now: float, tokens: int, picodollars: int) -> list[Meter]:
+    """The meters of a request that may take so many tokens and so much money. ``now`` is in Unix seconds."""
+    limits, meters, prefix = subject.limits, [], f"{subject.kind}:{subject.id}"
+
+    def add(kind: Literal["window", "open"], limit_name: LimitName, limit: int | None, amount: int) -> None:
+        if limit is not None:
+            meters.append(Meter(f"{prefix}:{limit_name}", kind, subject, limit_name, limit, amount))
+
+    add("open", "concurrent_requests", limits.concurrent_requests, 1)
+    add("window", "requests_per_minute", limits.requests_per_minute, 1)
+    add("window", "tokens_per_minute", limits.tokens_per_minute, tokens)
+    if limits.tokens_per_day is not None:
+        meters.append(_period(subject, "tokens_per_day", limits.tokens_per_day, tokens, now))
+    if limits.budget_usd is not None:
+        meters.append(_period(subject, "budget_exceeded", to_picodollars(limits.budget_usd), picodollars, now))
+    return meters
+
+
+def _period(subject: Subject, limit_name: LimitName, limit: int, amount: int, now: float) -> Meter:
+    """When the period is changed, another counter begins, as the ledger's sum over the new period."""
+    limits: Limits = subject.limits
+    period = "daily" if limit_name == "tokens_per_day" else limits.budget_period or "never"
+    start, end = period_at(now, period, limits.time_zone, limits.reset_hour)
+    name = f"{subject.kind}:{subject.id}:{limit_name}:{period}:{limits.time_zone}:{limits.reset_hour}"
+    return Meter(name, "period", subject, limit_name, limit, amount, start, end)
+
+
+def to_picodollars(usd: Decimal) -> int:
+    return int(usd * 10**12)
