@@ -28,7 +28,8 @@ from serving import GatewayServer
 
 from wootz.core import Config
 from wootz.core.journey import Journey
-from wootz.gateway.routing import open_routes
+from wootz.gateway.routing import Route, open_routes
+from wootz.gateway.routing.latency import ENOUGH
 from wootz.providers import open_models
 from wootz.telemetry import PriceBook, RequestRecord
 
@@ -86,6 +87,7 @@ class Gate:
             "hasty-alone": {"targets": ["faulty"], "retries": 0, "first_token_seconds": 0.3},
             "hasty-pair": {"targets": ["hasty-alone", "sound"], "retries": 0},
             "ending": {"targets": ["faulty", "sound"], "retries": 0, "total_seconds": 2},
+            "hedged": {"targets": ["faulty", "sound"], "retries": 0, "hedge": True},
             "patient": {"targets": ["faulty"], "retries": 1, "max_wait_seconds": 2},
         }
         config = Config.model_validate({"home": self.server.config.home, "models": models, "routes": routes})
@@ -251,6 +253,22 @@ def test_a_passing_failure_is_tried_again(gate: Gate) -> None:
     outcome = gate.ask("patient", stream=False)
     assert (outcome.text, outcome.attempts) == ("Hello", [("faulty", "upstream_error"), ("faulty", None)])
     assert (outcome.record.completion_tokens, outcome.record.cost) == (2, ANSWER_COST)
+
+
+@STREAMED
+def test_a_hedge_stops_the_slower_connection_and_both_prompts_are_paid(gate: Gate, stream: bool) -> None:
+    gate.faulty.fault = faulty.hang_before_content
+    route = gate.server.gateway.models["hedged"]
+    assert isinstance(route, Route)
+    for _ in range(ENOUGH):
+        route.deployments[0].latency.measure_first_token(0.01)
+    outcome = gate.ask("hedged", stream=stream)
+    assert (outcome.status, outcome.text, outcome.ended_well) == (200, "Hello", True)
+    assert sorted(outcome.attempts) == [("faulty", "cancelled"), ("sound", None)]
+    assert gate.faulty.left.wait(5)
+    (prompt,) = {attempt.prompt_tokens for attempt in outcome.journey.attempts}
+    assert prompt == 11
+    assert (outcome.record.prompt_tokens, outcome.record.cost) == (11, ANSWER_COST + Decimal("0.000022"))
 
 
 def test_a_slow_client_gets_all_of_it_once(gate: Gate) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from routing_house import HANG, Clock, Turns, question, route_over
 from serving import until
 
@@ -254,6 +257,53 @@ async def test_a_cancelled_race_stops_both() -> None:
     assert second.cancelled.is_set()
 
 
+PIECES = st.lists(
+    st.sampled_from(["x", "y", "", DOWN, HANG, RateLimitError("slow"), BadRequestError("no")]), max_size=4
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(PIECES, min_size=1, max_size=2), min_size=1, max_size=3), st.booleans(), st.integers(0, 5))
+def test_whatever_happens_an_answer_is_one_models_and_everything_is_let_go(
+    turns: list[list[list[Any]]], hedge: bool, patience: int
+) -> None:
+    """Each model's words end with its own name, so that a mixed or doubled answer would show."""
+
+    async def run() -> None:
+        models = [
+            Turns(
+                name,
+                *([*(f"{name}{one}" if isinstance(one, str) and one else one for one in turn), name] for turn in own),
+            )
+            for name, own in zip("abc", turns, strict=False)
+        ]
+        route, request = route_over(*models, hedge=hedge, first_token_seconds=0.01, total_seconds=0.03), question()
+        if hedge:
+            warm(route, 0.001)
+        text, whole = "", False
+        with suppress(WootzError):
+            async with aclosing(route.chat(request)) as chunks:
+                async for chunk in chunks:
+                    text += "".join(choice.delta.content or "" for choice in chunk.choices)
+                    whole = chunk.usage is not None
+                    if len(text) > 2 * patience + 1:
+                        break  # Some clients leave.
+        authors = {letter for letter in text if letter in "abc"}
+        assert len(authors) <= 1
+        ended = [attempt for attempt in request.journey.attempts if attempt.end is not None]
+        assert len(ended) == len(request.journey.attempts)
+        answered = [attempt for attempt in ended if attempt.error_code is None]
+        assert len(answered) == whole
+        if whole:
+            assert [answered[0].deployment] == list(authors)
+            assert text.endswith(answered[0].deployment)
+        assert all(deployment.in_flight == 0 for deployment in route.deployments)
+        assert all(model.cancelled.is_set() for model in models if model.hanging.is_set())
+        assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+    asyncio.run(run())
+
+
 async def test_whole_answers_take_the_same_way() -> None:
     route = route_over(Turns("a"), Turns("b"))
     with pytest.raises(UnsupportedError, match="embeddings"):
@@ -261,6 +311,15 @@ async def test_whole_answers_take_the_same_way() -> None:
     with pytest.raises(UnsupportedError):
         await route.rerank(RerankRequest(model="way", query="x", documents=["y"]))
     assert [deployment.in_flight for deployment in route.deployments] == [0, 0]
+
+
+@pytest.mark.parametrize("script", [[TimeoutError()], [ValueError("a bug")], ["Hel", ValueError("a bug")]])
+async def test_an_unforeseen_exception_is_not_tried_elsewhere_and_leaves_nothing_behind(script: list[Any]) -> None:
+    route, request = route_over(Turns("a", script), Turns("b")), question()
+    with pytest.raises(type(script[-1])):
+        await said(route, request)
+    assert attempts(request) == [("a", "internal_error")]
+    assert route.deployments[0].in_flight == 0
 
 
 async def test_routes_nest() -> None:

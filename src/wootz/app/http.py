@@ -64,6 +64,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             if front.keys is not None:
                 master = config.server.master_key
                 await front.keys.set_master(master and resolve_secret(master, used_by="server.master_key"))
+            stack.push_async_callback(front.caches.close)
             models.update(open_models(config, engine_sockets))
             models.update(open_routes(config, models, prices))
             for model in models.values():

@@ -30,10 +30,12 @@ from wootz.cli import (
     limits,
     models,
     plan,
+    prompts,
     provision,
     quantize,
     rope,
     router,
+    semcache,
     serve,
     spec,
     tokenizer,
@@ -112,6 +114,8 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(spec.app, name="spec")
 app.add_typer(router.app, name="router")
 app.add_typer(cascade.app, name="cascade")
+app.add_typer(semcache.app, name="semcache")
+app.add_typer(prompts.app, name="prompts")
 
 
 def main() -> None:

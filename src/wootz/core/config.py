@@ -23,6 +23,7 @@ from wootz.core.errors import ConfigError
 from wootz.core.secrets import resolve_secret
 from wootz.core.sections import (
     BatchesConfig,
+    CachesConfig,
     DatabaseConfig,
     EngineConfig,
     LimitsConfig,
@@ -56,6 +57,7 @@ class Config(Section):
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
     batches: BatchesConfig = Field(default_factory=BatchesConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    caches: CachesConfig = Field(default_factory=CachesConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
     routes: dict[str, RouteConfig] = Field(default_factory=dict)
 

@@ -61,7 +61,11 @@ class Journey:
     tags: dict[str, str] = field(default_factory=dict)
     """What the spending is counted under, besides; those of the key, and what the request's ``metadata`` says."""
     lane: Lane = "interactive"
+    cache_control: str = ""
+    """The header that the request came with (`core/cache_control.py`)."""
     cache: CacheStatus = "off"
+    cache_age: float | None = None
+    """Seconds since the answer was kept, when it came out of a cache."""
     attempts: list[Attempt] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

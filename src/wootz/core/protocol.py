@@ -81,6 +81,7 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
     """
     answer: ChatCompletion | None = None
     choices: dict[int, ChatChoice] = {}
+    texts: dict[int, list[str]] = {}
     tool_calls: dict[tuple[int, int], dict[str, Any]] = {}
     async for chunk in chunks:
         if answer is None:
@@ -88,9 +89,12 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
         if chunk.usage is not None:
             answer.usage = chunk.usage
         for part in chunk.choices:
-            choice = choices.setdefault(part.index, ChatChoice(index=part.index, message=AnswerMessage(content="")))
+            if (choice := choices.get(part.index)) is None:
+                choice = choices[part.index] = ChatChoice(index=part.index, message=AnswerMessage(content=""))
+                texts[part.index] = []
             message, delta = choice.message, part.delta
-            message.content = (message.content or "") + (delta.content or "")
+            if delta.content:
+                texts[part.index].append(delta.content)
             if delta.reasoning_content is not None:
                 message.reasoning_content = (message.reasoning_content or "") + delta.reasoning_content
             if delta.thinking_blocks is not None:
@@ -105,12 +109,15 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
             if part.logprobs is not None and part.logprobs.content is not None:
                 choice.logprobs = choice.logprobs or ChoiceLogprobs(content=[])
                 choice.logprobs.content = (choice.logprobs.content or []) + part.logprobs.content
-            choice.finish_reason = part.finish_reason or choice.finish_reason
-            choice.guarantee = part.guarantee or choice.guarantee
+            if part.finish_reason is not None:
+                choice.finish_reason = part.finish_reason
+            if part.guarantee is not None:
+                choice.guarantee = part.guarantee
     if answer is None or answer.usage is None:
         raise UpstreamError("the answer broke off before its end", hint="try again")
     answer.choices = [choices[index] for index in sorted(choices)]
     for choice in answer.choices:
+        choice.message.content = "".join(texts[choice.index])
         _set_incomplete_calls_apart(choice.message)
         if choice.message.tool_calls and not choice.message.content:
             choice.message.content = None

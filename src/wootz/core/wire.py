@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from wootz.core.cache_control import CacheControl
 from wootz.core.tool_wire import (
     ModelRequest,
     Request,
@@ -137,6 +138,8 @@ class SamplingFields(StructuredFields):
         le=LEAST_URGENT,
         description="Lower goes first, as in vLLM. Below 0 is for administrators' keys.",
     )
+
+    cache: CacheControl | None = Field(default=None, exclude=True, description="For our caches; never sent on.")
 
     @property
     def caller(self) -> str:

@@ -61,22 +61,22 @@ def _add_key_routes(router: APIRouter, keys: KeyStore) -> None:
 
 
 def _add_account_routes(router: APIRouter, keys: KeyStore, kind: AccountKind) -> None:
-    path, names = f"/admin/{kind}s", {"response_model_exclude_none": True}
+    path = f"/admin/{kind}s"
 
-    @router.post(path, status_code=201, name=f"create_{kind}", **names)
+    @router.post(path, status_code=201, name=f"create_{kind}", response_model_exclude_none=True)
     async def create(body: AccountRequest) -> AccountInfo:
         return AccountInfo.of(await keys.create_account(kind, **dict(body)))
 
-    @router.get(path, name=f"list_{kind}s", **names)
+    @router.get(path, name=f"list_{kind}s", response_model_exclude_none=True)
     async def list_all() -> AccountList:
         return AccountList(data=[AccountInfo.of(account) for account in await keys.list_accounts(kind)])
 
-    @router.put(f"{path}/{{id_or_name:path}}", name=f"limit_{kind}", **names)
+    @router.put(f"{path}/{{id_or_name:path}}", name=f"limit_{kind}", response_model_exclude_none=True)
     async def limit(id_or_name: str, body: Limits) -> AccountInfo:
         """These limits in the place of those that it had."""
         return AccountInfo.of(await keys.limit_account(kind, id_or_name, **dict(body)))
 
-    @router.delete(f"{path}/{{id_or_name:path}}", name=f"delete_{kind}", **names)
+    @router.delete(f"{path}/{{id_or_name:path}}", name=f"delete_{kind}", response_model_exclude_none=True)
     async def delete(id_or_name: str) -> AccountInfo:
         """Refused while keys belong to it."""
         return AccountInfo.of(await keys.delete_account(kind, id_or_name))

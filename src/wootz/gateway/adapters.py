@@ -48,6 +48,7 @@ def add_routes(router: APIRouter, gateway: Gateway) -> None:
             raise NotFoundError(f'there is no adapter "{body.lora_name[:100]}"', param="lora_name")
         gateway.remove_model(body.lora_name)
         await model.client.unload_adapter(body.lora_name)
+        await gateway.caches.purge()
         return ModelInfo.of(model, gateway.started)
 
 

@@ -50,6 +50,7 @@ def add_routes(router: APIRouter, gateway: Gateway) -> None:
         """Go on with the weights of another checkpoint. Requests in flight keep the tokens they have."""
         client = _engine(gateway, model)
         await client.update_weights(body.path)
+        await gateway.caches.purge()
         return EngineState(model=model, state="asleep" if (await client.stats()).asleep else "awake")
 
 

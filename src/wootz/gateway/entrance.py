@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from wootz.core import AuthenticationError
+from wootz.core.tool_wire import ModelRequest
 from wootz.gateway.errors import ErrorBodyOf
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.schemas import ErrorBody
@@ -79,3 +80,9 @@ def _authorization(request: Request, key_header: str | None) -> str | None:
     if authorization is not None and authorization.partition(" ")[2].strip() != token.strip():
         raise AuthenticationError(f"Authorization and {key_header} hold two different keys", hint="send one of them")
     return f"Bearer {token}"
+
+
+def set_out(request: Request, asked: ModelRequest) -> None:
+    """What the headers say of the journey goes along; what the journey brings, into the answer's headers."""
+    asked.journey.cache_control = request.headers.get("cache-control", "")
+    request.state.journey = asked.journey

@@ -3,8 +3,9 @@
 1. *observe*: the record begins, so what is refused from here on is recorded too
 2. *authorize*: the key may use this model
 3. *hold*: what the answer may use up is reserved in every limit and budget; it is settled when the record is left
-4. *answer*: the model's chunks go through as they come
-5. *record*: written, durably, before the caller gets the answer's last word
+4. *cached?*: an answer that was given before (`gateway/caches`), else
+5. *answer*: the model's chunks go through as they come
+6. *record*: written, durably, before the caller gets the answer's last word
 
 A caller who closes the iterator (or is cancelled) cancels the model's work at once, and is recorded as gone.
 """
@@ -16,6 +17,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from wootz.core import (
@@ -43,6 +45,7 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
+from wootz.gateway.caches import Caches
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits.limiter import Limiter
 from wootz.gateway.routing import Route
@@ -52,6 +55,7 @@ from wootz.telemetry import Observation, Telemetry
 log = logging.getLogger(__name__)
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
+Asked = TypeVar("Asked", bound=SamplingFields)
 
 
 class Gateway:
@@ -74,6 +78,7 @@ class Gateway:
         self.database = telemetry.ledger.database
         """Where the surfaces keep what they keep."""
         self.limits = limits or Limiter.of(config, keys, telemetry)
+        self.caches = Caches(config, models)
         self.tasks = Tasks(self, self.database)
 
     # --- who ------------------------------------------------------------------------------------------------------
@@ -133,13 +138,13 @@ class Gateway:
         self, key: Key | None, request: ChatRequest, *, request_id: str, route: str = "/v1/chat/completions"
     ) -> AsyncGenerator[ChatChunk, None]:
         """The answer as `LanguageModel.chat` streams it, its last chunk the usage. Raises `WootzError`."""
-        return self._answer(key, request, lambda model: model.chat(request), request_id, route)
+        return self._answer(key, request, ChatChunk, lambda model, asked: model.chat(asked), request_id, route)
 
     def complete(
         self, key: Key | None, request: CompletionRequest, *, request_id: str, route: str = "/v1/completions"
     ) -> AsyncGenerator[Completion, None]:
         """The same for `LanguageModel.complete`."""
-        return self._answer(key, request, lambda model: model.complete(request), request_id, route)
+        return self._answer(key, request, Completion, lambda model, asked: model.complete(asked), request_id, route)
 
     async def embed(
         self, key: Key | None, request: EmbeddingRequest, *, request_id: str, route: str = "/v1/embeddings"
@@ -175,8 +180,9 @@ class Gateway:
     async def _answer(
         self,
         key: Key | None,
-        request: SamplingFields,
-        ask: Callable[[LanguageModel], AsyncGenerator[Chunk, None]],
+        request: Asked,
+        chunk_type: type[Chunk],
+        ask: Callable[[LanguageModel, Asked], AsyncGenerator[Chunk, None]],
         request_id: str,
         route: str,
     ) -> AsyncGenerator[Chunk, None]:
@@ -184,7 +190,8 @@ class Gateway:
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
             try:
-                async with aclosing(ask(model)) as chunks:
+                answer = self.caches.chunks(key, request, request_id, chunk_type, partial(ask, model))
+                async with aclosing(answer) as chunks:
                     async for chunk in chunks:
                         for choice in chunk.choices:
                             if _has_content(choice):

@@ -1,4 +1,5 @@
-"""What an answer's headers say of its way: which model answered, after how many attempts, what is left of limits."""
+"""What an answer's headers say of its way: out of which cache, which model answered, after how many attempts, and what
+is left of limits."""
 
 from __future__ import annotations
 
@@ -9,6 +10,10 @@ from wootz.core.journey import Journey
 
 def tell(headers: MutableHeaders, journey: Journey) -> None:
     headers.update(journey.answer_headers)
+    if journey.cache != "off":
+        headers["x-wootz-cache"] = journey.cache
+    if journey.cache_age is not None:
+        headers["age"] = str(int(journey.cache_age))
     if (attempt := journey.answered_by) is None:
         return
     headers["x-wootz-attempts"] = str(len(journey.attempts))

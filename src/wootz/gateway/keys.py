@@ -309,7 +309,7 @@ class KeyStore:
             if (row := await session.scalar(select(KeyRow).where(matches))) is None:
                 return None
             (key,) = await _to_keys(session, [row])
-        if row.previous_hash == digest:
+        if row.previous_hash is not None and row.previous_hash == digest:
             return Known(key, row.previous_hash, row.previous_expires_at)
         return Known(key, row.hash, None)
 

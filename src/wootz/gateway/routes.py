@@ -21,7 +21,8 @@ from wootz.core.wire import (
 )
 from wootz.gateway import account_routes, adapters, engines, errors, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
-from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key
+from wootz.gateway.caches import routes as cache_routes
+from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key, set_out
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.middleware import BodyLimit, RequestId
 from wootz.gateway.routing import admin as route_states
@@ -45,7 +46,9 @@ def routes(gateway: Gateway) -> APIRouter:
         router.include_router(surface)
     router.include_router(_operations(gateway))
     adapters.add_routes(changes := router_with_key(gateway, "admin", tags=["adapters"]), gateway)
+    cache_routes.add_admin_routes(caches := router_with_key(gateway, "admin", tags=["caches"]), gateway)
     router.include_router(changes)
+    router.include_router(caches)
     if gateway.keys is not None:
         accounts = router_with_key(gateway, "admin", tags=["accounts"])
         account_routes.add_routes(accounts, gateway.keys)
@@ -71,26 +74,28 @@ def _inference(gateway: Gateway) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM | ANSWER_ERRORS)
     async def chat(request: Request, body: ChatRequest) -> Response:
-        request.state.journey = body.journey
+        set_out(request, body)
         chunks = gateway.chat(request.state.key, body, request_id=request.state.request_id)
         return answer_with(chunks, collect_chat, stream=body.stream, include_usage=_wants_usage(body))
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM | ANSWER_ERRORS)
     async def complete(request: Request, body: CompletionRequest) -> Response:
-        request.state.journey = body.journey
+        set_out(request, body)
         chunks = gateway.complete(request.state.key, body, request_id=request.state.request_id)
         return answer_with(chunks, collect_completion, stream=body.stream, include_usage=_wants_usage(body))
 
     @router.post("/v1/embeddings", response_model=EmbeddingResponse, responses=ANSWER_ERRORS)
     async def embed(request: Request, body: EmbeddingRequest) -> Response:
-        request.state.journey = body.journey
+        set_out(request, body)
         return WholeAnswer(gateway.embed(request.state.key, body, request_id=request.state.request_id))
 
     @router.post("/v1/rerank", response_model=RerankResponse, responses=ANSWER_ERRORS)
     async def rerank(request: Request, body: RerankRequest) -> Response:
         """Documents by their relevance to a query, as Cohere and Jina have it."""
-        request.state.journey = body.journey
+        set_out(request, body)
         return WholeAnswer(gateway.rerank(request.state.key, body, request_id=request.state.request_id))
+
+    cache_routes.add_routes(router, gateway)
 
     def model_info(name: str) -> ModelInfo:
         return ModelInfo.of(gateway.models[name], gateway.started)

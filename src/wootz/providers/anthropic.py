@@ -25,6 +25,7 @@ from wootz.providers.anthropic_request import SAMPLING, messages_request
 from wootz.providers.capabilities import capabilities_of, check
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.http import Http
+from wootz.providers.prompt_cache import prepare_for
 from wootz.providers.upstream_errors import error_from_event
 
 VERSION, OLDER_VERSION = "2026-10-21", "2023-06-01"
@@ -58,7 +59,7 @@ class AnthropicModel(LanguageModel):
 
     async def _chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         check(self.capabilities, request, region=self.endpoint.region)
-        body = messages_request(request, self.endpoint.upstream_model, self.capabilities)
+        body = messages_request(prepare_for(request, self.endpoint), self.endpoint.upstream_model, self.capabilities)
         version = OLDER_VERSION if SAMPLING & body.keys() else VERSION
         answer = _Answer(self.name)
         async with aclosing(self._http.events("messages", body, {"anthropic-version": version})) as events:

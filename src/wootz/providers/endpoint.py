@@ -34,6 +34,8 @@ class Endpoint:
     timeouts: Timeouts = Timeouts()
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent with every request, for what an account needs (a workspace, a beta)."""
+    prompt_cache: bool = True
+    """Whether it is told which beginning of a prompt to keep (`providers/prompt_cache.py`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "upstream_model", self.upstream_model or self.name)

@@ -14,7 +14,7 @@ import asyncio
 import ssl
 import urllib.request
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -30,6 +30,9 @@ from wootz.providers.upstream_errors import error_from_response
 
 MAX_BODY_BYTES = 64 * 2**20
 """Of a whole answer: embeddings of a large batch are the longest."""
+
+LAST_WORD_SECONDS = 0.1
+"""An endpoint that does not end its answer by then is left, and a new connection costs less than waiting."""
 
 EVENTS, JSON = "text/event-stream", "application/json"
 
@@ -164,6 +167,14 @@ class Http:
                     raise self.failed(what, "upstream_timeout") from None
                 yield item
                 limits = [total] if total is not None else []
+
+
+async def read_to_the_end(events: AsyncGenerator[str, None]) -> None:
+    """What follows an answer's last word, for a moment: only a connection that was read to its end serves again."""
+    with suppress(TimeoutError, UpstreamError):
+        async with asyncio.timeout(LAST_WORD_SECONDS):
+            async for _ in events:
+                pass
 
 
 def _what_failed(error: Exception) -> tuple[str, str]:

@@ -34,7 +34,8 @@ from wootz.core.wire import (
 from wootz.providers.capabilities import capabilities_of, check
 from wootz.providers.dialects import adapt_choice, adapt_request, dialect_of, read_usage
 from wootz.providers.endpoint import Endpoint
-from wootz.providers.http import Http
+from wootz.providers.http import Http, read_to_the_end
+from wootz.providers.prompt_cache import prepare_for
 from wootz.providers.upstream_errors import error_from_event
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
@@ -77,6 +78,7 @@ class OpenAICompatibleModel(LanguageModel):
     async def _stream(self, path: str, request: SamplingFields, chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
         if isinstance(request, ChatRequest):
             check(self.capabilities, request, region=self.endpoint.region)
+            request = prepare_for(request, self.endpoint)
         body = adapt_request(request.model_dump(exclude_unset=True), self._dialect)
         body |= {"model": self.endpoint.upstream_model, "stream": True}
         body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
@@ -96,9 +98,10 @@ class OpenAICompatibleModel(LanguageModel):
                 finished = finished or any(choice.finish_reason for choice in last.choices)
                 if last.choices:
                     yield last
-        if last is None or not (done or (finished and usage)):
-            raise UpstreamError(f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off")
-        yield last.model_copy(update={"choices": [], "usage": usage or Usage()})
+            if last is None or not (done or (finished and usage)):
+                raise UpstreamError(f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off")
+            yield last.model_copy(update={"choices": [], "usage": usage or Usage()})
+            await read_to_the_end(events)
 
     def _parse(self, data: str, chunk_type: type[Chunk]) -> tuple[Chunk, Usage | None]:
         event = from_json(data, allow_inf_nan=False)

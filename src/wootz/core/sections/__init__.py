@@ -1,6 +1,7 @@
 """The parts of the config tree, a file for each concern; `core/config.py` puts them together and reads them."""
 
 from wootz.core.sections.batches import BatchesConfig
+from wootz.core.sections.caches import CachesConfig, ExactCacheConfig, SemanticCacheConfig
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
 from wootz.core.sections.limits import LimitsConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
@@ -12,8 +13,10 @@ from wootz.core.sections.telemetry import TelemetryConfig
 
 __all__ = [
     "BatchesConfig",
+    "CachesConfig",
     "DatabaseConfig",
     "EngineConfig",
+    "ExactCacheConfig",
     "LimitsConfig",
     "ModelConfig",
     "PriceConfig",
@@ -22,6 +25,7 @@ __all__ = [
     "RouteConfig",
     "SamplingConfig",
     "Section",
+    "SemanticCacheConfig",
     "ServerConfig",
     "SpeculationConfig",
     "TelemetryConfig",

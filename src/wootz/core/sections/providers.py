@@ -35,3 +35,6 @@ class ProviderConfig(Section):
     headers: dict[str, str] = Field(
         default_factory=dict, description="Sent with every request. A value may be a reference, as a key is."
     )
+    prompt_cache: bool = Field(
+        default=True, description="Tell it which beginning of a prompt to keep, where it has to be told."
+    )

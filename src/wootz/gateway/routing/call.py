@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from wootz.core import UpstreamError, WootzError
@@ -22,6 +23,8 @@ Ask = Callable[[Any], AsyncGenerator[Chunk, None]]
 
 GONE = "cancelled"
 """The error code of an attempt that nobody waited for any longer."""
+FAULT = "internal_error"
+"""That of one which ended in an exception that nobody foresaw: ours to mend, and no other model's to try."""
 
 
 class Call(Generic[Chunk]):
@@ -38,6 +41,8 @@ class Call(Generic[Chunk]):
             self._stream = _refusing(error)
         self._held: list[Chunk] = []
         self._ended = self._judged = False
+        self.stopped: Call[Chunk] | None = None
+        """One that this one was quicker than; it gets its part of the bill."""
 
     async def begin(self, seconds: float) -> None:
         """Until the first content is there. Raises what the model raises, and `UpstreamError` when it takes longer
@@ -51,19 +56,17 @@ class Call(Generic[Chunk]):
                         break
                 else:
                     raise UpstreamError(f'model "{self.deployment.name}": no answer came', code="incomplete_answer")
-        except TimeoutError as error:
-            if not limit.expired():
+        except WootzError as error:
+            await self._end(error)
+            raise
+        except BaseException as error:
+            if not (isinstance(error, TimeoutError) and limit.expired()):
+                await self.drop(FAULT if isinstance(error, Exception) else GONE)
                 raise
             name = self.deployment.name
             late = UpstreamError(f'model "{name}": nothing came for {seconds:.3g} s', code="first_token_timeout")
             await self._end(late)
             raise late from error
-        except WootzError as error:
-            await self._end(error)
-            raise
-        except BaseException:
-            await self.drop()
-            raise
         self.attempt.first_token = self._journey.now
         self._judged = True
         self.deployment.breaker.succeeded()
@@ -71,45 +74,60 @@ class Call(Generic[Chunk]):
 
     async def chunks(self, deadline: float | None) -> AsyncGenerator[Chunk, None]:
         """All of them; ``deadline`` is in the event loop's time. Raises what the model raises."""
-        num_parts, usage = 0, None
+        num_parts = 0
         try:
-            for chunk in self._held:
-                num_parts += has_content(chunk)
-                usage = getattr(chunk, "usage", None) or usage
-                yield chunk
             try:
-                async for chunk in self._stream if deadline is None else _until(deadline, self._stream):
-                    num_parts += 1
-                    usage = getattr(chunk, "usage", None) or usage
-                    yield chunk
+                async with aclosing(self._all(deadline)) as chunks:
+                    async for chunk in chunks:
+                        if (usage := getattr(chunk, "usage", None)) is not None:
+                            # The last one. All is said before it goes on, as the record is written when it passes.
+                            self._count(usage)
+                            await self._end(None)
+                            yield chunk
+                            return
+                        num_parts += has_content(chunk)
+                        yield chunk
             except TimeoutError as error:
                 raise UpstreamError("the answer took too long as a whole", code="total_timeout") from error
-            if usage is None:
-                raise UpstreamError(f'model "{self.deployment.name}": the answer broke off', code="incomplete_answer")
+            raise UpstreamError(f'model "{self.deployment.name}": the answer broke off', code="incomplete_answer")
         except WootzError as error:
-            self._count(usage, num_parts)
+            self.attempt.completion_tokens = num_parts
             await self._end(error)
             raise
-        except BaseException:
-            self._count(usage, num_parts)
-            await self.drop()
+        except BaseException as error:
+            if not self._ended:  # Nobody tells the usage of half an answer; its parts are nearly its tokens.
+                self.attempt.completion_tokens = num_parts
+                await self.drop(FAULT if isinstance(error, Exception) else GONE)
             raise
-        self._count(usage, num_parts)
-        await self._end(None)
 
-    async def drop(self) -> None:
+    async def drop(self, code: str = GONE) -> None:
         """Nobody waits for it any longer."""
         if not self._ended:
-            self.attempt.error_code = self.attempt.error_code or GONE
+            self.attempt.error_code = code
             await self._end(None)
 
-    def _count(self, usage: Usage | None, num_parts: int) -> None:
-        """Nobody tells the usage of half an answer; its parts are nearly its tokens."""
+    async def _all(self, deadline: float | None) -> AsyncGenerator[Chunk, None]:
+        """Raises `TimeoutError`. A timer for each chunk, as no time-out may last while the reader has control."""
+        for chunk in self._held:
+            yield chunk
+        if deadline is None:
+            async for chunk in self._stream:
+                yield chunk
+            return
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(self._stream)
+            except StopAsyncIteration:
+                return
+            yield chunk
+
+    def _count(self, usage: Usage) -> None:
         attempt = self.attempt
-        attempt.completion_tokens = usage.completion_tokens if usage else num_parts
-        if usage is not None:
-            attempt.prompt_tokens = usage.prompt_tokens
-            attempt.cached_tokens, attempt.cache_write_tokens = usage.cached_tokens, usage.cache_write_tokens
+        attempt.prompt_tokens, attempt.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        attempt.cached_tokens, attempt.cache_write_tokens = usage.cached_tokens, usage.cache_write_tokens
+        if self.stopped is not None:
+            self.stopped.attempt.prompt_tokens = usage.prompt_tokens
 
     async def _end(self, error: WootzError | None) -> None:
         if self._ended:
@@ -146,14 +164,3 @@ def has_content(chunk: Any) -> bool:
 async def _refusing(error: WootzError) -> AsyncGenerator[Any, None]:
     raise error
     yield
-
-
-async def _until(deadline: float, stream: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
-    """Raises `TimeoutError`. A timer for each chunk, as no time-out may last while the reader has control."""
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline):
-                chunk = await anext(stream)
-        except StopAsyncIteration:
-            return
-        yield chunk

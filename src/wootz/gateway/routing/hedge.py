@@ -18,10 +18,9 @@ from wootz.gateway.routing.call import Call
 Item = TypeVar("Item")
 
 
-async def race(
-    first: Call[Any], after: float, second: Callable[[], Call[Any] | None], seconds: float
-) -> tuple[Call[Any], Call[Any] | None]:
-    """The call that has begun, and the one that was stopped for it. ``second`` is asked ``after`` so many seconds.
+async def race(first: Call[Any], after: float, second: Callable[[], Call[Any] | None], seconds: float) -> Call[Any]:
+    """The call that has begun; the one that was stopped for it is its ``stopped``. ``second`` is asked ``after`` so
+    many seconds.
 
     Raises what the last of them raised when both failed. Cancelled, it stops both.
     """
@@ -41,8 +40,8 @@ async def race(
                     failure = error
                 else:
                     winner = calls.pop(task)
-                    loser = await _stop(calls)
-                    return winner, loser
+                    winner.stopped = await _stop(calls)
+                    return winner
         assert failure is not None
         raise failure
     except BaseException:

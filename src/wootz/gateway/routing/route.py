@@ -137,17 +137,13 @@ class Route(LanguageModel):
         if self.config.hedge:
             inner = ask
             ask = lambda model: in_a_task(inner(model))  # noqa: E731
-        call, stopped = await self._begin(request, ask, deadline)
+        call = await self._begin(request, ask, deadline)
         async with aclosing(call.chunks(deadline)) as chunks:
             async for chunk in chunks:
                 yield chunk
-        if stopped is not None:
-            stopped.attempt.prompt_tokens = call.attempt.prompt_tokens
 
-    async def _begin(
-        self, request: ModelRequest, ask: Ask[Chunk], deadline: float | None
-    ) -> tuple[Call[Chunk], Call[Chunk] | None]:
-        """The call that has content, and one that was stopped for it."""
+    async def _begin(self, request: ModelRequest, ask: Ask[Chunk], deadline: float | None) -> Call[Chunk]:
+        """The call that has content."""
         error: WootzError | None = None
         hopeless = set[str]()
         if self._look is not None:
@@ -177,7 +173,7 @@ class Route(LanguageModel):
         request: ModelRequest,
         ask: Ask[Chunk],
         deadline: float | None,
-    ) -> tuple[Call[Chunk], Call[Chunk] | None]:
+    ) -> Call[Chunk]:
         seconds = self.config.first_token_seconds
         if deadline is not None:
             seconds = min(seconds, max(0.0, deadline - asyncio.get_running_loop().time()))
@@ -185,7 +181,7 @@ class Route(LanguageModel):
         after = deployment.latency.p95_first_token if self.config.hedge else None
         if after is None:
             await call.begin(seconds)
-            return call, None
+            return call
 
         def second() -> Call[Chunk] | None:
             """Who is asked here is not asked again in this round."""

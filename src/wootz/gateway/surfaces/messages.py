@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from wootz.core import WootzError
 from wootz.core.wire import ChatChunk, Usage
-from wootz.gateway.entrance import STREAM, router_with_key
+from wootz.gateway.entrance import STREAM, router_with_key, set_out
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.surfaces.message_request import MessagesRequest, TokenCountRequest
 from wootz.gateway.surfaces.surface import Event, Telling, tell
@@ -66,7 +66,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def create_message(request: Request, body: MessagesRequest) -> Response:
         """An answer as a list of blocks, whole or as events."""
         chat, id = body.to_chat(), request.state.request_id
-        request.state.journey = chat.journey
+        set_out(request, chat)
         chunks = gateway.chat(request.state.key, chat, request_id=id, route=ROUTE)
         return tell(chunks, MessageTelling(body.model, id), stream=body.stream)
 

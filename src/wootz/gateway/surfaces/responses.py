@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wootz.core import NotFoundError, UnsupportedError
 from wootz.core.wire import ChatChunk, ChatRequest, Count
-from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key
+from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key, set_out
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import Key
 from wootz.gateway.surfaces.response_items import Item, items_of, to_messages
@@ -167,7 +167,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def create_response(request: Request, body: ResponseRequest) -> Response:
         """An answer as a list of items, whole or as events."""
         chat = await responses.chat_of(request.state.key, body)
-        request.state.journey = chat.journey
+        set_out(request, chat)
         chunks, telling = responses.answer(request.state.key, body, chat, request.state.request_id)
         return tell(chunks, telling, stream=body.stream)
 

@@ -12,7 +12,7 @@
     @router.post("/v1/messages")
     async def create(request: Request, body: MessagesRequest) -> Response:
         chat = body.to_chat()
-        request.state.journey = chat.journey  # for the answer's headers
+        set_out(request, chat)
         chunks = gateway.chat(request.state.key, chat, request_id=…, route="/v1/messages")
         return tell(chunks, MessagesTelling(body.model), stream=body.stream)
 

@@ -1,0 +1,391 @@
+"""Wootz's gateway beside LiteLLM's proxy: the same fake upstream, the same client, one after the other on one machine.
+
+    python benchmarks/gateway.py --requests 2000 --chunks 50 --json bench-out/gateway.json
+
+LiteLLM's proxy needs an environment of its own; it is left out, and named, where that is not there:
+
+    python -m venv ~/.cache/wootz-bench/litellm
+    ~/.cache/wootz-bench/litellm/bin/pip install 'litellm[proxy]' prometheus-client
+
+Measured, each for whole and for streamed answers:
+
+- requests per core: requests at `--concurrency`, divided by the *CPU seconds* that all processes of the gateway took
+  meanwhile. Two gateways on a busy machine can be compared so; requests per second of wall time stand beside it.
+- added latency: one request at a time, in turns to the upstream itself and through the gateway; the difference of the
+  medians, and of the 99th percentiles.
+- forwarding: the upstream writes the time into each chunk it sends (the monotonic clock, which processes share), the
+  client reads it off as it arrives; the median through the gateway less the median without it.
+- memory: resident, of all processes of the gateway, before and after.
+
+On in both: a key, a limit of requests per minute, Prometheus metrics, and a record of every request. Wootz's record is
+a row in SQLite that is durable before the answer ends. LiteLLM's own needs PostgreSQL through an engine that is
+downloaded from outside of the package registry, so here it appends a line to a file, which is less work, and its key is
+the master key, which saves it the look-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import uvloop
+
+PEERS = Path.home() / ".cache" / "wootz-bench" / "litellm"
+KEY = "sk-wootz-benchmark"
+
+# --- the upstream --------------------------------------------------------------------------------------------------
+
+USAGE = {"prompt_tokens": 20, "completion_tokens": 50, "total_tokens": 70}
+HEAD = {"id": "chatcmpl-1", "created": 1, "model": "fake"}
+
+
+class Upstream(asyncio.Protocol):
+    """OpenAI's protocol as fast as Python can say it: whole answers at once, streams a chunk per `pace` seconds."""
+
+    def __init__(self, num_chunks: int, pace: float) -> None:
+        self.num_chunks, self.pace = num_chunks, pace
+        text = "word " * num_chunks
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        self.whole = json.dumps({**HEAD, "object": "chat.completion", "choices": [choice], "usage": USAGE}).encode()
+        self.buffer = b""
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while b"\r\n\r\n" in self.buffer:
+            head, _, rest = self.buffer.partition(b"\r\n\r\n")
+            lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            length = int(lengths[0].split(b":")[1]) if lengths else 0
+            if len(rest) < length:
+                return
+            body, self.buffer = rest[:length], rest[length:]
+            asked = json.loads(body) if body else {}
+            if asked.get("stream"):
+                task = asyncio.ensure_future(self.stream())
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
+            else:
+                self.answer(self.whole)
+
+    def answer(self, body: bytes) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        self.transport.write(head + body)
+
+    def event(self, event: dict[str, Any] | str) -> None:
+        data = event if isinstance(event, str) else json.dumps(HEAD | {"object": "chat.completion.chunk"} | event)
+        text = f"data: {data}\n\n".encode()
+        self.transport.write(b"%x\r\n%s\r\n" % (len(text), text))
+
+    async def stream(self) -> None:
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        for _ in range(self.num_chunks):
+            if self.pace:
+                await asyncio.sleep(self.pace)
+            stamp = f"{time.monotonic_ns()} "
+            self.event({"choices": [{"index": 0, "delta": {"content": stamp}, "finish_reason": None}]})
+        self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        self.event({"choices": [], "usage": USAGE})
+        self.event("[DONE]")
+        self.transport.write(b"0\r\n\r\n")
+
+
+async def serve_upstream(port: int, num_chunks: int, pace: float) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: Upstream(num_chunks, pace), "127.0.0.1", port)
+    await server.serve_forever()
+
+
+# --- the client ----------------------------------------------------------------------------------------------------
+
+
+STAMP = re.compile(rb'"content": ?"(\d+) ')
+
+
+class Client:
+    """One kept connection, one request at a time, no more parsing than what is measured needs."""
+
+    async def connect(self, port: int, *, stream: bool, model: str = "fake") -> Client:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", port)
+        body = json.dumps(
+            {"model": model, "messages": [{"role": "user", "content": "Say something long."}], "stream": stream}
+        ).encode()
+        self.request = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer %s\r\n"
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (KEY.encode(), len(body), body)
+        )
+        return self
+
+    async def ask(self, forwarding: list[float] | None = None) -> float:
+        """Seconds until the last byte. Raises for anything but a whole good answer."""
+        started = time.perf_counter()
+        self.writer.write(self.request)
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        if b" 200 " not in head[:16]:
+            raise RuntimeError(head.decode() + (await self.reader.read(2000)).decode(errors="replace"))
+        low = head.lower()
+        if b"content-length:" in low:
+            length = int(low.partition(b"content-length:")[2].split(b"\r\n")[0])
+            if b'"usage"' not in await self.reader.readexactly(length):
+                raise RuntimeError("an answer without its usage")
+            return time.perf_counter() - started
+        done = False
+        while True:
+            size = int(await self.reader.readline(), 16)
+            part = await self.reader.readexactly(size + 2)
+            if size == 0:
+                if not done:
+                    raise RuntimeError("a stream without its end")
+                return time.perf_counter() - started
+            if forwarding is not None:
+                now = time.monotonic_ns()
+                forwarding += [(now - int(stamp)) / 1e9 for stamp in STAMP.findall(part)]
+            done = done or b"[DONE]" in part
+
+
+async def rate(port: int, number: int, concurrency: int, *, stream: bool) -> float:
+    """Seconds for all requests."""
+    clients = [await Client().connect(port, stream=stream) for _ in range(concurrency)]
+    left = iter(range(number))
+
+    async def work(client: Client) -> None:
+        for _ in left:
+            await client.ask()
+
+    started = time.perf_counter()
+    await asyncio.gather(*map(work, clients))
+    return time.perf_counter() - started
+
+
+async def latencies(
+    ports: list[int], number: int, *, stream: bool, model: str = "fake"
+) -> list[tuple[list[float], list[float]]]:
+    """Of each port: seconds a request, and seconds from a chunk's sending to its arrival. In turns."""
+    clients = [await Client().connect(port, stream=stream, model=model) for port in ports]
+    measured: list[tuple[list[float], list[float]]] = [([], []) for _ in ports]
+    for _ in range(number):
+        for client, (seconds, forwarding) in zip(clients, measured, strict=True):
+            seconds.append(await client.ask(forwarding))
+    return measured
+
+
+# --- the gateways --------------------------------------------------------------------------------------------------
+
+
+def wootz(folder: Path, upstreams: dict[str, int], port: int) -> list[str]:
+    config = f"[server]\nport = {port}\n"
+    for name, upstream in upstreams.items():
+        config += f'[models.{name}]\nbase_url = "http://127.0.0.1:{upstream}/v1"\n'
+        config += 'price = {input = "0.15", output = "0.60"}\n'
+    (folder / "wootz.toml").write_text(config)
+    return [str(Path(sys.executable).parent / "wootz"), "--home", str(folder), "up"]
+
+
+def wootz_key(folder: Path) -> str:
+    wootz_cli = str(Path(sys.executable).parent / "wootz")
+    command = [wootz_cli, "--home", str(folder), "keys", "create", "benchmark", "--rpm", "100000000"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder).stdout.strip()
+
+
+LEDGER = """
+import json
+from litellm.integrations.custom_logger import CustomLogger
+
+
+class Ledger(CustomLogger):
+    def __init__(self):
+        self.file = open("ledger.jsonl", "a", buffering=1)
+
+    async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
+        row = {"cost": kwargs.get("response_cost"), "model": kwargs.get("model"), "end": str(end_time)}
+        self.file.write(json.dumps(row) + "\\n")
+
+
+handler = Ledger()
+"""
+
+
+def litellm(folder: Path, upstreams: dict[str, int], port: int) -> list[str]:
+    (folder / "bench_ledger.py").write_text(LEDGER)
+    price = {"input_cost_per_token": 1.5e-7, "output_cost_per_token": 6e-7}
+    models = [
+        {
+            "model_name": name,
+            "litellm_params": {
+                "model": f"openai/{name}", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none",
+                "rpm": 10**8,
+            },
+            "model_info": price,
+        }
+        for name, upstream in upstreams.items()
+    ]  # fmt: skip
+    config = {
+        "model_list": models,
+        "litellm_settings": {"callbacks": ["bench_ledger.handler", "prometheus"]},
+        "general_settings": {"master_key": KEY},
+    }
+    (folder / "config.yaml").write_text(json.dumps(config))
+    return [str(PEERS / "bin" / "litellm"), "--config", "config.yaml", "--port", str(port), "--host", "127.0.0.1"]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def running(command: list[str], folder: Path, **env: str) -> Iterator[psutil.Process]:
+    with (folder / "log").open("w") as log:
+        child = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | env)
+        try:
+            yield psutil.Process(child.pid)
+        finally:
+            child.terminate()
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+
+
+def tree(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    return sum(times.user + times.system for one in tree(process) for times in [one.cpu_times()])
+
+
+def rss(process: psutil.Process) -> int:
+    return sum(one.memory_info().rss for one in tree(process))
+
+
+def wait_until_up(url: str, process: psutil.Process, folder: Path) -> None:
+    for _ in range(1200):
+        try:
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.1)
+    raise RuntimeError(f"it does not come up:\n{(folder / 'log').read_text()[-3000:]}")
+
+
+def measure(name: str, upstreams: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
+    global KEY
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as text:
+        folder, port, KEY = Path(text), free_port(), "sk-wootz-benchmark"
+        command = (wootz if name == "wootz" else litellm)(folder, upstreams, port)
+        if name == "wootz":
+            KEY = wootz_key(folder)
+        env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "PYTHONPATH": str(folder)}
+        with running(command, folder, **env) as process:
+            health = "/readyz" if name == "wootz" else "/health/liveliness"
+            wait_until_up(f"http://127.0.0.1:{port}{health}", process, folder)
+            for stream in (False, True):
+                uvloop.run(rate(port, max(options.requests // 10, 20), options.concurrency, stream=stream))
+            before_all = rss(process)
+            for stream in (False, True):
+                before = cpu_seconds(process)
+                wall = uvloop.run(rate(port, options.requests, options.concurrency, stream=stream))
+                cpu = cpu_seconds(process) - before
+                direct, through = uvloop.run(
+                    latencies([upstreams["fake"], port], options.latency_requests, stream=stream)
+                )
+                result["streamed" if stream else "whole"] = {
+                    "requests per CPU second": options.requests / cpu,
+                    "requests per second": options.requests / wall,
+                    "added p50 ms": 1000 * (quantile(through[0], 0.5) - quantile(direct[0], 0.5)),
+                    "added p99 ms": 1000 * (quantile(through[0], 0.99) - quantile(direct[0], 0.99)),
+                }
+            paced = [upstreams["paced"], port]
+            direct, through = uvloop.run(latencies(paced, options.paced_requests, stream=True, model="paced"))
+            for label, q in (("forwarding p50 ms", 0.5), ("forwarding p99 ms", 0.99)):
+                result["streamed"][label] = 1000 * (quantile(through[1], q) - quantile(direct[1], q))
+            result["memory"] = {"before MB": before_all / 1e6, "after MB": rss(process) / 1e6}
+    return result
+
+
+def quantile(values: list[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--latency-requests", type=int, default=300)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--chunks", type=int, default=50, help="of each streamed answer")
+    parser.add_argument("--systems", default="wootz,litellm")
+    parser.add_argument("--paced-requests", type=int, default=10, help="streams of a chunk each 10 ms")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--upstream", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--pace", type=float, default=0.0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.upstream:
+        return uvloop.run(serve_upstream(options.upstream, options.chunks, options.pace))
+    upstreams = {"fake": free_port(), "paced": free_port()}
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as text, contextlib.ExitStack() as stack:
+        for name, port in upstreams.items():
+            folder = Path(text) / name
+            folder.mkdir()
+            pace = "0.01" if name == "paced" else "0"
+            command = [
+                sys.executable,
+                __file__,
+                "--upstream",
+                str(port),
+                "--chunks",
+                str(options.chunks),
+                "--pace",
+                pace,
+            ]
+            stack.enter_context(running(command, folder))
+        for system in options.systems.split(","):
+            if system == "litellm" and not (PEERS / "bin" / "litellm").exists():
+                print(f"left out: litellm is not in {PEERS}")
+                continue
+            results[system] = measure(system, upstreams, options)
+            print(system, "measured", flush=True)
+            if options.json:
+                write(options, results)
+    print(f"{options.requests} requests, {options.concurrency} at once, {options.chunks} chunks a stream\n")
+    for part in ("whole", "streamed", "memory"):
+        for row in next(iter(results.values()))[part]:
+            figures = [f"{system} {result[part][row]:10.2f}" for system, result in results.items()]
+            print(f"{part:9} {row:24}", *figures)
+
+
+def write(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    sizes = {name: value for name, value in vars(options).items() if isinstance(value, int)}
+    about = {"sizes": sizes, "machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    options.json.write_text(json.dumps({"about": about, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The caches by HTTP: what they hold and did, forget it, and an answer by meaning that was the wrong one."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from wootz.core import NotFoundError
+from wootz.gateway.gateway import Gateway
+
+
+class CacheState(BaseModel):
+    exact_enabled: bool
+    semantic_models: list[str]
+    entries: int
+    bytes: int
+    semantic_entries: int
+    requests: dict[str, dict[str, int]] = Field(description="By model: how many were answered how, in this process.")
+    guarded: dict[str, int] = Field(description="Near questions that were not taken for the same, by the difference.")
+    false_hits: dict[str, int] = Field(description="Reported, by model.")
+
+
+class Purged(BaseModel):
+    purged: int
+
+
+class FalseHit(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    request_id: str = Field(min_length=1, max_length=200, description="x-request-id of the answer that was wrong.")
+
+
+def add_admin_routes(router: APIRouter, gateway: Gateway) -> None:
+    @router.get("/admin/caches")
+    async def state() -> CacheState:
+        caches = gateway.caches
+        size, semantic = await caches.store.size(), caches.semantic
+        requests: dict[str, dict[str, int]] = {}
+        for (model, status), number in sorted(caches.counts.items()):
+            requests.setdefault(model, {})[status] = number
+        return CacheState(
+            exact_enabled=caches.exact.enabled,
+            semantic_models=caches.meaning.models,
+            entries=size.entries,
+            bytes=size.bytes,
+            semantic_entries=semantic.num_entries if semantic else 0,
+            requests=requests,
+            guarded=dict(semantic.refused) if semantic else {},
+            false_hits=dict(semantic.false_hits) if semantic else {},
+        )
+
+    @router.delete("/admin/caches")
+    async def purge(model: str | None = None, tenant: str | None = None) -> Purged:
+        """Forget answers: of a model, of a tenant (a team's or key's id), of both, or all; running ones too."""
+        return Purged(purged=await gateway.caches.purge(model=model, tenant=tenant))
+
+
+def add_routes(router: APIRouter, gateway: Gateway) -> None:
+    @router.post("/v1/caches/false_hits")
+    async def report_false_hit(request: Request, body: FalseHit) -> Purged:
+        """The answer to this request was another question's. It is forgotten, and counted."""
+        if gateway.caches.semantic is None:
+            raise NotFoundError("no model is answered by meaning", code="cache_off")
+        key = request.state.key
+        tenant = None if key is None or key.is_admin else key.tenant
+        gateway.caches.semantic.report_false_hit(body.request_id, tenant)
+        return Purged(purged=1)
