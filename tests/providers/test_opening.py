@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,3 +146,17 @@ async def test_an_account_from_the_config_to_the_answer(tmp_path: Path, keys: No
     answer = await collect_chat(model.chat(ChatRequest(model="deepseek-v4-pro", messages=messages)))
     assert answer.choices[0].message.reasoning_content == "27 x 453"
     await model.close()
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "providers.md"
+
+
+def test_the_page_shows_configs_that_hold_and_the_addresses_that_are(tmp_path: Path) -> None:
+    text = PAGE.read_text()
+    for block in re.findall(r"^```toml\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        config_of(tmp_path, block)
+    for kind, region in BASE_URLS:
+        assert f"`{kind}`" in text
+        assert region is None or region in text
+    for kind in ("openai", "anthropic", "gemini", "deepseek", "ollama"):
+        assert f"| `{kind}` | `{BASE_URLS[kind, None]}` |" in text
