@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from anthropic.types import MessageCreateParams
+from anthropic.types import MessageCountTokensParams, MessageCreateParams
 from fastapi import Request
 from pydantic import TypeAdapter
 from pydantic_core import ValidationError
@@ -17,6 +17,7 @@ from pydantic_core import ValidationError
 from fakes.far_end import SECRET, FarEnd
 
 REQUEST: TypeAdapter[Any] = TypeAdapter(MessageCreateParams)
+COUNT_REQUEST: TypeAdapter[Any] = TypeAdapter(MessageCountTokensParams)
 
 SAMPLING = ("temperature", "top_p", "top_k")
 """Removed in the version that the SDK speaks; of the one before, models up to Claude 4.6 heed them."""
@@ -32,6 +33,8 @@ USAGE = {
 
 class Anthropic(FarEnd):
     def check(self, request: Request, body: dict[str, Any]) -> None:
+        if request.url.path == "/v1/messages/count_tokens":
+            return assert_of_sdk_type(body, COUNT_REQUEST)
         assert request.url.path == "/v1/messages"
         key = request.headers.get("x-api-key") or request.headers.get("authorization")
         assert key in (SECRET, f"Bearer {SECRET}"), "no key"
@@ -53,9 +56,9 @@ class Anthropic(FarEnd):
         return (f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
 
 
-def assert_of_sdk_type(body: dict[str, Any]) -> None:
+def assert_of_sdk_type(body: dict[str, Any], kind: TypeAdapter[Any] = REQUEST) -> None:
     try:
-        typed = _materialised(REQUEST.validate_python(body))
+        typed = _materialised(kind.validate_python(body))
     except ValidationError as error:
         raise AssertionError(str(error)) from None
     assert typed == body, f"fields that the SDK's types don't have: {typed} instead of {body}"

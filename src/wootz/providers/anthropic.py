@@ -41,6 +41,9 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "refusal": "content_filter",
 }
 
+COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control")
+"""Fields of a request that its tokens are counted with."""
+
 
 class AnthropicModel(LanguageModel):
     def __init__(self, endpoint: Endpoint) -> None:
@@ -53,6 +56,16 @@ class AnthropicModel(LanguageModel):
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         return self._http.in_time(self._chat(request))
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Asks the endpoint, which does not charge for it."""
+        body = messages_request(request, self.endpoint.upstream_model, self.capabilities)
+        counted = await self._http.json("messages/count_tokens", {name: body[name] for name in COUNTED if name in body})
+        try:
+            return int(from_json(counted)["input_tokens"])
+        except (ValueError, KeyError, TypeError):
+            message = f'model "{self.name}": what the endpoint answered is not Anthropic\'s protocol'
+            raise UpstreamError(message, code="upstream_malformed") from None
 
     async def close(self) -> None:
         await self._http.close()

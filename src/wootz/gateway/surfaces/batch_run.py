@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_RETRIES = 4
 """Of a line whose model fails for now. A rate limit is waited for as long as the batch lives."""
-LONGEST_WAIT_SECONDS = 60.0
+LONGEST_WAIT_SECONDS = 600.0
 RENEW_SECONDS = 1.0
 OUTPUTS = ("output", "error")
 
@@ -229,10 +230,9 @@ class BatchRun:
 
 def _wait(error: WootzError, attempt: int) -> float | None:
     """Seconds until the line may be asked again; None when that would not help."""
-    if isinstance(error, RateLimitError):
-        after: float | None = error.retry_after
-        return None if after is None else min(max(after, 0.1), LONGEST_WAIT_SECONDS)
-    return min(2.0**attempt, LONGEST_WAIT_SECONDS) if error.retryable and attempt <= MAX_RETRIES else None
+    if isinstance(error, RateLimitError):  # Its time may be infinite: a budget that is never filled again.
+        return min(max(error.retry_after, 0.1), LONGEST_WAIT_SECONDS) if isfinite(error.retry_after) else None
+    return 2.0**attempt if error.retryable and attempt <= MAX_RETRIES else None
 
 
 class Journal:
