@@ -229,6 +229,20 @@ def test_each_kind_of_model_does_its_own(house: House, http: httpx.Client) -> No
     assert (without.status_code, "X-DashScope-Async" in without.json()["message"]) == (400, True)
 
 
+def test_a_budget_holds_what_tasks_under_way_will_cost(house: House, http: httpx.Client) -> None:
+    key = house.gateway.call(house.gateway.keys.create("thrifty", budget_usd="0.05", budget_period="never"))[1]
+    http.headers["authorization"] = f"Bearer {key}"
+    house.far_end.says.task_states = [WAITING]
+    first = submit(http, parameters={"n": 2}).json()["output"]["task_id"]
+    second = submit(http, parameters={"n": 2})
+    assert (second.status_code, second.json()["code"]) == (429, "Throttling.AllocationQuota")
+    http.post(f"/api/v1/tasks/{first}/cancel")
+    until_it_is(http, first, "CANCELED")
+    house.far_end.says.task_states = [house.pictures()]  # What was cancelled is free again.
+    until_it_is(http, submit(http, parameters={"n": 2}).json()["output"]["task_id"], "SUCCEEDED")
+    assert submit(http).status_code == 429
+
+
 def test_what_the_endpoint_refuses_is_told_at_once(house: House, http: httpx.Client) -> None:
     house.far_end.says.failure = (400, "InvalidParameter", "size is wrong")
     answer = submit(http)

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from math import prod
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
@@ -35,6 +36,14 @@ class MediaRequest(ModelRequest):
     parameters: dict[str, Any] = Field(default_factory=dict)
     service: str | None = None
     """Which of the endpoint's services; default: the one that the model is on."""
+
+    @property
+    def likely_units(self) -> Decimal:
+        """What it will be charged by, before it is made: pictures, seconds of a film, characters to speak."""
+        if isinstance(text := self.input.get("text"), str):
+            return Decimal(len(text))
+        given = [self.parameters.get(name) for name in ("n", "duration")]
+        return Decimal(prod(one for one in given if isinstance(one, int) and 0 < one < 10**6))
 
 
 @dataclass(frozen=True, kw_only=True)

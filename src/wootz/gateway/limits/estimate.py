@@ -14,6 +14,7 @@ from decimal import Decimal
 
 from wootz.core import LanguageModel
 from wootz.core.journey import Lane
+from wootz.core.media import MediaRequest
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
     ChatMessage,
@@ -26,7 +27,7 @@ from wootz.core.wire import (
 from wootz.gateway.routing import Route
 from wootz.providers.cascade import Cascade
 from wootz.telemetry.price_book import PriceBook
-from wootz.telemetry.prices import Tokens, cost
+from wootz.telemetry.prices import Tokens, cost, cost_of_units
 
 BYTES_PER_TOKEN = 3
 TOKENS_PER_MESSAGE = 8
@@ -64,6 +65,13 @@ def dearest(model: LanguageModel, usage: Usage, prices: PriceBook, now: float, l
         return sum((dearest(one, usage, prices, now, lane) for one in model.models), Decimal(0))
     at = datetime.fromtimestamp(now, UTC)
     return cost(Tokens.of(usage), prices.find(model.name, model.provider, at, usage.prompt_tokens), lane)
+
+
+def dearest_task(model: LanguageModel, request: MediaRequest, prices: PriceBook, now: float) -> Decimal:
+    """What a task may cost, where what it makes can be told from its request."""
+    return cost_of_units(
+        request.likely_units, prices.find(model.name, model.provider, datetime.fromtimestamp(now, UTC))
+    )
 
 
 def _message(message: ChatMessage) -> int:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from wootz.core import BadRequestError, Config, LanguageModel, RateLimitError, resolve_secret
+from wootz.core.media import MediaRequest
 from wootz.core.sections import LimitsConfig
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import Usage, new_id
 from wootz.gateway.keys import Key, KeyStore
-from wootz.gateway.limits.estimate import dearest, estimate
+from wootz.gateway.limits.estimate import dearest, dearest_task, estimate
 from wootz.gateway.limits.ledger_sums import LedgerSums
 from wootz.gateway.limits.memory import MemoryCounters
 from wootz.gateway.limits.meters import Counters, CountersUnavailable, Meter, Seed, Verdict, meters_of, to_picodollars
@@ -97,6 +98,8 @@ class Limiter:
     def _meters(self, key: Key, request: ModelRequest, model: LanguageModel, usage: Usage) -> list[Meter]:
         tokens, now = usage.total_tokens, self._wall()
         usd = dearest(model, usage, self._telemetry.prices, now, request.journey.lane)
+        if isinstance(request, MediaRequest):
+            usd = dearest_task(model, request, self._telemetry.prices, now)
         picodollars = to_picodollars(usd)
         return [meter for subject in key.subjects for meter in meters_of(subject, now, tokens, picodollars)]
 
