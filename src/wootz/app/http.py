@@ -29,7 +29,7 @@ from wootz.gateway.errors import error_response
 from wootz.gateway.routing import open_routes
 from wootz.providers import EngineModel, open_models
 from wootz.store import Database
-from wootz.telemetry import Ledger, PriceBook, Telemetry
+from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Telemetry
 
 try:
     from uvloop import new_event_loop
@@ -50,7 +50,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     database = Database(config.database_url)
     ledger = Ledger(database)
     prices, options = PriceBook.of(config), config.telemetry
-    telemetry = Telemetry(ledger, prices, options.otlp_endpoint, service_name=options.service_name)
+    keep = KeepBodies(options.body_days, options.body_bytes) if options.store_bodies else None
+    telemetry = Telemetry(ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep)
     models: dict[str, LanguageModel] = {}
     front = Gateway(config, models, KeyStore(database) if accounts else None, telemetry)
 
@@ -70,8 +71,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
                 stack.push_async_callback(model.close)
             stack.push_async_callback(front.tasks.close)
             await front.tasks.resume()
-            watch = asyncio.create_task(_watch_engines(models, telemetry))
-            stack.callback(watch.cancel)
+            for work in (_watch_engines(models, telemetry), BodyStore(database).sweep_for_ever()):
+                stack.callback(asyncio.create_task(work).cancel)
             await stack.enter_async_context(gateway.working(front))
             yield
 
