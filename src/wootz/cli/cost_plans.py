@@ -129,12 +129,12 @@ def _price(ctx: typer.Context, text: str) -> Price:
 
     from wootz.telemetry import Price, PriceBook
 
-    if "/" in text and text not in (config := load(ctx).config).models:
+    config = load(ctx).config
+    if "/" in text and text not in config.models:
         parts = [_number(part) for part in text.split("/")]
         if len(parts) not in (2, 3):
             raise typer.BadParameter(f'"{text}" is no price; write IN/OUT or IN/OUT/CACHED')
         return Price(parts[0], parts[2] if len(parts) == 3 else parts[0], parts[0], parts[1], Decimal(1), "given")
-    config = load(ctx).config
     price = PriceBook.of(config).listed(text, datetime.now(UTC))
     if price is None:
         raise typer.BadParameter(f'no price is known for "{text}"; write IN/OUT in USD per million tokens')

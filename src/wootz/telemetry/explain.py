@@ -152,7 +152,7 @@ def _bill(record: RequestRecord, prices: PriceBook) -> Iterator[Line]:
             yield "cost", f"{call.deployment}: the price is not known" if call.price is None else f"at {call.price}"
             continue
         again += cost(call.tokens, price, record.lane)
-        part = f", {price.batch:%} of it in the batch lane" if record.lane == "batch" and price.batch != 1 else ""
+        part = f", {price.batch:.0%} of it in the batch lane" if record.lane == "batch" and price.batch != 1 else ""
         yield "cost", f"{call.deployment} at {call.price}{part}"
         for item in items(call.tokens, price, record.lane):
             amount = EXACT.scaleb(EXACT.multiply(Decimal(item.tokens), item.price), -6)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+_CAPS = "[A-Z ]{0,30}"
 _SECRET = r"(?:password|passwd|secret|api[_-]?key|access[_-]?token)"
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(pattern, flags | re.ASCII))
     for name, pattern, flags in (
-        ("private key", r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[^-]|-(?!-)){0,20000}(?:-----END [A-Z ]{0,30}-----)?", 0),
+        ("private key", rf"-----BEGIN {_CAPS}PRIVATE KEY-----(?:[^-]|-(?!-)){{0,20000}}(?:-----END {_CAPS}-----)?", 0),
         ("token", r"\beyJ[\w-]{8,4096}\.[\w-]{4,4096}\.[\w-]{0,4096}", 0),
         ("bearer token", r"\b(?:bearer|basic)\s{1,4}[\w.~+/=-]{8,4096}", re.IGNORECASE),
         ("api key", r"\b(?:sk|pk|rk)[-_][\w-]{12,512}", 0),
