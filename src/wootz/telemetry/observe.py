@@ -178,7 +178,7 @@ class Observation:
             record = self._record(status, error, client_disconnected)
             self._in_flight.dec()
             self._telemetry.metrics.count(record)
-            end_span(self._span, record)
+            end_span(self._telemetry.tracer, self._span, record)
             self._ended = asyncio.ensure_future(self._keep(record))
         return await asyncio.shield(self._ended)
 
