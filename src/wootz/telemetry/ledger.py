@@ -13,9 +13,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Boolean, Column, Double, Index, Integer, String, Table, and_, delete, or_, select, update
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Double,
+    Index,
+    Integer,
+    String,
+    Table,
+    and_,
+    delete,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wootz.core import NotFoundError, UnavailableError
@@ -66,6 +80,13 @@ requests = Table(
     Index(None, "key_id", "started_at"),
     Index(None, "model", "started_at"),
 )
+
+Way = Literal["retried", "cached", "unpriced"]
+WAYS: dict[Way, ColumnElement[bool]] = {
+    "retried": requests.c.num_attempts > 1,
+    "cached": requests.c.cache.in_(("exact", "semantic", "shared")),
+    "unpriced": requests.c.priced.is_(False),
+}
 
 MAX_GROUP = 500
 RETRY_DELAYS = (0.1, 0.5, 1.5)
@@ -140,10 +161,12 @@ class Ledger:
         status: int | range | None = None,
         since: datetime | None = None,
         search: str | None = None,
+        way: Way | None = None,
     ) -> list[RequestRecord]:
         """Newest first. ``before`` is the request id the last page ended with; ``status`` may be ``range(400, 600)``.
 
-        ``search`` is found anywhere in the request id, model, user or error code, whatever its case.
+        ``search`` is found anywhere in the request id, model, user or error code, whatever its case; ``way`` is how the
+        answer came about.
         """
         c = requests.c
         query = select(requests).order_by(c.started_at.desc(), c.request_id.desc()).limit(limit)
@@ -165,8 +188,10 @@ class Ledger:
             query = query.where(c.status == status)
         if since is not None:
             query = query.where(c.started_at >= since)
+        if way is not None:
+            query = query.where(WAYS[way])
         if search:
-            fields = (c.request_id, c.model, c.user, c.error_code)
+            fields = (c.request_id, c.model, c.deployment, c.user, c.error_code)
             query = query.where(or_(*(field.icontains(search.replace("\0", ""), autoescape=True) for field in fields)))
         async with self.database.session() as session:
             return [RequestRecord(**row._mapping) for row in await session.execute(query)]
