@@ -119,7 +119,7 @@ def test_the_lines_of_a_bill_are_those_of_the_batch_lane() -> None:
         ({"key_id": None}, "who: nobody with a key"),
         (
             {"prompt_tokens": 9, "priced": False},
-            "chat: the price is not known\ntotal: 0 USD, and what has no known price",
+            "chat at a price that is not known\ntotal: 0 USD, and what has no known price",
         ),
     ],
 )

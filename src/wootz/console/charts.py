@@ -1,4 +1,4 @@
-"""Charts as geometry: where each bar is, and how tall. Templates draw them as plain SVG, the stylesheet colours them."""
+"""Charts as geometry: where each bar is, and how tall. A template draws them as SVG, the stylesheet colours them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Chart:
     ticks: tuple[tuple[Decimal, float], ...]
     """Values of the grid's lines, and where each is."""
     labels: tuple[str, ...]
-    """A few of the buckets, evenly spaced, for under the axis."""
+    """One a bucket, most of them empty where there are many: what stands under the axis."""
 
 
 def stacked_bars(buckets: Sequence[str], series: Sequence[Series], max_labels: int = 8) -> Chart:
@@ -63,7 +63,9 @@ def stacked_bars(buckets: Sequence[str], series: Sequence[Series], max_labels: i
                 )
     ticks = tuple((ceiling * part / 4, HEIGHT * (1 - part / 4)) for part in range(5))
     step = max(1, math.ceil(len(buckets) / max_labels))
-    return Chart(tuple(bars), tuple(series), ticks, tuple(buckets[::step]))
+    return Chart(
+        tuple(bars), tuple(series), ticks, tuple(name if n % step == 0 else "" for n, name in enumerate(buckets))
+    )
 
 
 def nice_ceiling(value: Decimal) -> Decimal:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from wootz.telemetry.journal import HITS
 from wootz.telemetry.latency import stages_of
 from wootz.telemetry.price_book import PriceBook
-from wootz.telemetry.prices import EXACT, Tokens, cost, items
+from wootz.telemetry.prices import EXACT, Price, Tokens, cost, items
 from wootz.telemetry.record import AttemptRecord, RequestRecord, SpanRecord
 
 Line = tuple[str, str]
@@ -142,24 +142,29 @@ def _calls(record: RequestRecord) -> list[_Call]:
 
 def _bill(record: RequestRecord, prices: PriceBook) -> Iterator[Line]:
     provider = {one.deployment: one.provider for one in record.timeline.attempts}
-    again = Decimal(0)
+    again, all_known = Decimal(0), record.priced
     for call in _calls(record):
         if not call.tokens.any:
             continue
         where = provider.get(call.deployment, record.provider or "")
         price = prices.find(call.deployment, where, record.started_at, call.tokens.prompt)
+        yield "cost", f"{call.deployment} at {call.price or 'a price that is not known'}{_lane(record, price)}"
         if call.price is None or price is None:
-            yield "cost", f"{call.deployment}: the price is not known" if call.price is None else f"at {call.price}"
+            all_known = False
             continue
         again += cost(call.tokens, price, record.lane)
-        part = f", {price.batch:.0%} of it in the batch lane" if record.lane == "batch" and price.batch != 1 else ""
-        yield "cost", f"{call.deployment} at {call.price}{part}"
         for item in items(call.tokens, price, record.lane):
             amount = EXACT.scaleb(EXACT.multiply(Decimal(item.tokens), item.price), -6)
             yield "", f"{item.tokens:,} {item.name} tokens x {usd(item.price)} / 1M = {usd(amount)}"
     yield "total", f"{usd(record.cost)} USD" + ("" if record.priced else ", and what has no known price")
-    if record.priced and again != record.cost:
+    if all_known and again != record.cost:
         yield "note", f"reckoned again with today's config it would be {usd(again)} USD; the record stands"
+
+
+def _lane(record: RequestRecord, price: Price | None) -> str:
+    if record.lane != "batch" or price is None or price.batch == 1:
+        return ""
+    return f", {price.batch:.0%} of it in the batch lane"
 
 
 def ms(seconds: float) -> str:
