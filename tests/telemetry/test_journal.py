@@ -310,6 +310,13 @@ async def test_attempts_retries_and_caches_are_counted(database: Database) -> No
     assert found["wootz_gateway_overhead_seconds_count[]"] == 1
 
 
+async def test_breakers_are_numbers(telemetry: Telemetry) -> None:
+    for state in ("closed", "half-open", "open"):
+        telemetry.set_breaker(state, state)
+    found = samples(telemetry)
+    assert [found[f"wootz_breaker_state['{name}']"] for name in ("closed", "half-open", "open")] == [0, 1, 2]
+
+
 async def test_error_codes_that_an_upstream_makes_up_are_few_time_series(database: Database) -> None:
     telemetry, _ = await routed(database, [f"made-up-{n}" for n in range(60)])
     found = [name for name in samples(telemetry) if name.startswith("wootz_attempts_total")]

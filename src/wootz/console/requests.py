@@ -20,7 +20,7 @@ from wootz.telemetry.latency import budget
 PAGE = 50
 STATUSES = {"ok": range(200, 400), "refused": range(400, 500), "failed": range(500, 600)}
 PERIODS = {"15m": timedelta(minutes=15), "1h": timedelta(hours=1), "24h": timedelta(days=1), "7d": timedelta(days=7)}
-WAYS = {"retried": "More than one call", "cached": "Answered by a cache", "unpriced": "Price unknown"}
+WAYS: dict[str, str] = {"retried": "More than one call", "cached": "Answered by a cache", "unpriced": "Price unknown"}
 
 
 def add_routes(router: APIRouter, site: Site) -> None:
@@ -45,7 +45,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
             status=STATUSES.get(status),
             since=datetime.now(UTC) - period if period else None,
             search=q.strip() or None,
-            way=way if way in WAYS else None,
+            way=way or None,
         )
         filters = {"model": model, "key": key, "status": status, "since": since, "way": way, "q": q}
         older = {**filters, "before": found[PAGE - 1].request_id} if len(found) > PAGE else None

@@ -84,4 +84,5 @@ async def spending(site: Site, period: timedelta, by: str, key_id: str | None, n
 
 
 def _floor(moment: datetime, unit: str) -> datetime:
-    return moment.replace(minute=0, second=0, microsecond=0, **({"hour": 0} if unit == "day" else {}))
+    hour = moment.hour if unit == "hour" else 0
+    return moment.replace(hour=hour, minute=0, second=0, microsecond=0)

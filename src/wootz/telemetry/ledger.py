@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Boolean,
@@ -81,8 +81,7 @@ requests = Table(
     Index(None, "model", "started_at"),
 )
 
-Way = Literal["retried", "cached", "unpriced"]
-WAYS: dict[Way, ColumnElement[bool]] = {
+WAYS: dict[str, ColumnElement[bool]] = {
     "retried": requests.c.num_attempts > 1,
     "cached": requests.c.cache.in_(("exact", "semantic", "shared")),
     "unpriced": requests.c.priced.is_(False),
@@ -161,12 +160,12 @@ class Ledger:
         status: int | range | None = None,
         since: datetime | None = None,
         search: str | None = None,
-        way: Way | None = None,
+        way: str | None = None,
     ) -> list[RequestRecord]:
         """Newest first. ``before`` is the request id the last page ended with; ``status`` may be ``range(400, 600)``.
 
-        ``search`` is found anywhere in the request id, model, user or error code, whatever its case; ``way`` is how the
-        answer came about.
+        ``search`` is found anywhere in the request id, model, user or error code, whatever its case; ``way``, one of
+        `WAYS`, is how the answer came about.
         """
         c = requests.c
         query = select(requests).order_by(c.started_at.desc(), c.request_id.desc()).limit(limit)
@@ -188,7 +187,7 @@ class Ledger:
             query = query.where(c.status == status)
         if since is not None:
             query = query.where(c.started_at >= since)
-        if way is not None:
+        if way in WAYS:
             query = query.where(WAYS[way])
         if search:
             fields = (c.request_id, c.model, c.deployment, c.user, c.error_code)

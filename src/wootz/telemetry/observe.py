@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from opentelemetry.sdk.trace import TracerProvider
 from pydantic import BaseModel
@@ -106,6 +106,9 @@ class Telemetry:
     def set_engine_stats(self, model: str, stats: Stats | None) -> None:
         """What the model's engine last said of itself; None when it doesn't answer."""
         self.metrics.engines.stats[model] = stats
+
+    def set_breaker(self, deployment: str, state: Literal["closed", "half-open", "open"]) -> None:
+        self.metrics.breakers.labels(deployment).set(("closed", "half-open", "open").index(state))
 
     async def close(self) -> None:
         """Wait for the ledger's last rows and send the last spans."""

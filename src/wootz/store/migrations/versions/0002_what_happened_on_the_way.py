@@ -1,4 +1,4 @@
-"""The ledger's rows tell what happened on the way: attempts, caches, prices, tags. Bodies, where they are kept."""
+"""The ledger's rows tell what happened on the way: attempts, caches, prices, tags."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -23,14 +23,3 @@ def upgrade() -> None:
         table.add_column(sa.Column("cache", sa.String, nullable=False, server_default="off"))
         table.add_column(sa.Column("tools", sa.JSON, nullable=True))
         table.add_column(sa.Column("timeline", sa.JSON, nullable=True))
-    op.create_table(
-        "bodies",
-        sa.Column("request_id", sa.String, nullable=False),
-        sa.Column("user", sa.String, nullable=True),
-        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("request", sa.Text, nullable=False),
-        sa.Column("answer", sa.Text, nullable=False),
-        sa.PrimaryKeyConstraint("request_id", name="pk_bodies"),
-    )
-    op.create_index("ix_bodies_user", "bodies", ["user"])
-    op.create_index("ix_bodies_expires_at", "bodies", ["expires_at"])
