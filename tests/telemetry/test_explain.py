@@ -134,6 +134,12 @@ def test_a_price_that_has_changed_since_is_told_and_the_record_stands() -> None:
     )
 
 
+def test_what_is_charged_by_the_piece_is_told_in_pieces() -> None:
+    prices = PriceBook({"painter": PriceConfig(unit=Decimal("0.04"))})
+    made = record(model="painter", deployment="painter", cost=Decimal("0.12"), price="models.painter.price")
+    assert told(made, prices).endswith("painter at models.painter.price: 3 x 0.04 = 0.12\ntotal: 0.12 USD")
+
+
 # --- latency --------------------------------------------------------------------------------------------------
 
 

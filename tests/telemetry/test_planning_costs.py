@@ -15,7 +15,10 @@ from wootz.telemetry.what_if import Cascade, Step, Traffic, what_if
 
 def price(input: str, output: str, cached: str | None = None) -> Price:
     each = Decimal(input)
-    return Price(each, Decimal(cached) if cached else each, each, Decimal(output), Decimal(1), "test")
+    return Price(
+        input=each, cached_input=Decimal(cached) if cached else each, cache_write=each, output=Decimal(output),
+        batch=Decimal(1), unit=Decimal(0), version="test",
+    )  # fmt: skip
 
 
 TRAFFIC = Traffic(calls_a_day=Decimal(10_000), prompt=Decimal(4000), completion=Decimal(500))

@@ -134,7 +134,11 @@ def _price(ctx: typer.Context, text: str) -> Price:
         parts = [_number(part) for part in text.split("/")]
         if len(parts) not in (2, 3):
             raise typer.BadParameter(f'"{text}" is no price; write IN/OUT or IN/OUT/CACHED')
-        return Price(parts[0], parts[2] if len(parts) == 3 else parts[0], parts[0], parts[1], Decimal(1), "given")
+        cached = parts[2] if len(parts) == 3 else parts[0]
+        return Price(
+            input=parts[0], cached_input=cached, cache_write=parts[0], output=parts[1], batch=Decimal(1), unit=Decimal(0),
+            version="given",
+        )  # fmt: skip
     price = PriceBook.of(config).listed(text, datetime.now(UTC))
     if price is None:
         raise typer.BadParameter(f'no price is known for "{text}"; write IN/OUT in USD per million tokens')

@@ -144,10 +144,14 @@ def _bill(record: RequestRecord, prices: PriceBook) -> Iterator[Line]:
     provider = {one.deployment: one.provider for one in record.timeline.attempts}
     again, all_known = Decimal(0), record.priced
     for call in _calls(record):
-        if not call.tokens.any:
-            continue
         where = provider.get(call.deployment, record.provider or "")
         price = prices.find(call.deployment, where, record.started_at, call.tokens.prompt)
+        if not call.tokens.any:
+            if price is not None and price.unit and record.cost:  # How many it made is what its cost says.
+                made = record.cost / price.unit
+                yield "cost", f"{call.deployment} at {call.price}: {usd(made)} x {usd(price.unit)} = {usd(record.cost)}"
+                again += record.cost
+            continue
         yield "cost", f"{call.deployment} at {call.price or 'a price that is not known'}{_lane(record, price)}"
         if call.price is None or price is None:
             all_known = False
