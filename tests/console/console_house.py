@@ -16,7 +16,7 @@ from wootz.core import Config, LanguageModel, UnavailableError
 from wootz.core.wire import ChatChunk, ChatRequest, ChunkChoice, Delta, PromptTokensDetails, Usage
 from wootz.gateway import Gateway, KeyStore
 from wootz.store import Database
-from wootz.telemetry import Ledger, Telemetry
+from wootz.telemetry import Ledger, PriceBook, Telemetry
 
 HTML = {"Accept": "text/html"}
 
@@ -92,7 +92,7 @@ async def build_house(folder: Path, *, accounts: bool = True, config: Config | N
     database = Database(f"sqlite+aiosqlite:///{folder / 'wootz.db'}")
     await database.migrate()
     ledger, keys, config = Ledger(database), KeyStore(database), config or Config()
-    telemetry = Telemetry(ledger, {})
+    telemetry = Telemetry(ledger, PriceBook.of(config))
     models: dict[str, LanguageModel] = {"scripted": ScriptedModel(), "other": ScriptedModel("other")}
     front = Gateway(config, models, keys if accounts else None, telemetry)
     app = FastAPI()

@@ -32,7 +32,7 @@ def rows(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", ["/login", "/chat", "/models", "/keys", "/requests", "/requests/nothing", "/static/console.css"]
+    "path", ["/login", "/chat", "/models", "/keys", "/requests", "/requests/nothing", "/spend", "/static/console.css"]
 )
 async def test_every_answer_forbids_inline_and_foreign_code(admin, path):
     answer = await admin.get(path)
@@ -47,7 +47,7 @@ async def test_every_answer_forbids_inline_and_foreign_code(admin, path):
 
 async def test_pages_need_nothing_from_elsewhere(admin):
     """The console works offline: each file that a page or a script names is here."""
-    seen, todo = set(), ["/login", "/chat", "/models", "/keys", "/requests"]
+    seen, todo = set(), ["/login", "/chat", "/models", "/keys", "/requests", "/spend"]
     while todo:
         path = todo.pop()
         answer = await admin.get(path)

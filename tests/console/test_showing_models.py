@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
+import time
 from decimal import Decimal
 
 from console_house import Browser, build_house
 from tiny_model import write_tiny_model
 
-from wootz.core import Config, ModelConfig, PriceConfig
+from wootz.core import Config, ModelConfig, PriceConfig, UpstreamError
+from wootz.core.sections import RouteConfig
+from wootz.core.sections.routes import TargetConfig
 from wootz.engine.client import EngineClient
+from wootz.gateway.routing import Deployment, Route, Target
 from wootz.providers import Endpoint, EngineModel, OpenAICompatibleModel
 
 
@@ -59,3 +64,17 @@ async def test_a_remote_model_shows_where_it_is_and_what_it_costs(tmp_path):
     for text in ("api.example.test", "their-name", "$0.25", "$2.00"):
         assert text in page, text
     assert "secret" not in page
+
+
+async def test_a_route_shows_its_models_and_their_breakers_to_admins(house, admin, user):
+    members = [Deployment(house.models[name], time.monotonic) for name in ("scripted", "other")]
+    for _ in range(5):
+        members[1].failed(UpstreamError("gone"))
+    config = RouteConfig(targets=[TargetConfig(model="scripted")], fallbacks=["other"])
+    house.models["way"] = Route("way", config, [Target(deployment=members[0])], members[1:])
+    page = (await admin.get("/models")).text
+    rows = re.findall(r'data-testid="route-deployment">(.*?)</tr>', page, re.DOTALL)
+    assert [("Closed" in row, "Open" in row) for row in rows] == [(True, False), (False, True)]
+    assert "fallback" in rows[1]
+    assert "upstream_error" in rows[1]
+    assert "route-deployment" not in (await user.get("/models")).text

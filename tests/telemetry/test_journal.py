@@ -9,6 +9,12 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
+from opentelemetry.trace import SpanKind, StatusCode
+from prometheus_client.parser import text_string_to_metric_families
 
 from wootz.core import PriceConfig
 from wootz.core.journey import Attempt, Journey
@@ -231,3 +237,88 @@ def test_a_timeline_comes_back_as_it_went() -> None:
     assert column.process_result_value(column.process_bind_param(whole, None), None) == whole
     assert column.process_bind_param(Timeline(), None) is None
     assert column.process_result_value(None, None) == Timeline()
+
+
+# --- spans and metrics ----------------------------------------------------------------------------------------
+
+
+async def routed(database: Database, errors: list[str]) -> tuple[Telemetry, InMemorySpanExporter]:
+    """A request that was held, waited, failed at some and was answered by the last."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry = Telemetry(Ledger(database), {"dear": DEAR}, tracer_provider=provider)
+    journey = Journey(cache="miss", team="t1", tags={"feature": "search"})
+    with journey.span("hold", counters=3):
+        pass
+    with journey.span("queue"):
+        pass
+    for error in errors:
+        failed = journey.attempt("cheap", "near.test")
+        failed.error_code, failed.end = error, journey.now
+    answered = journey.attempt("dear", "far.test")
+    answered.first_token = answered.end = journey.now
+    await record(telemetry, journey)
+    await telemetry.close()
+    return telemetry, exporter
+
+
+async def test_stages_and_attempts_are_children_of_the_requests_span(database: Database) -> None:
+    _, exporter = await routed(database, ["timeout"])
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert set(spans) == {"chat chat", "wootz.hold", "wootz.queue", "chat cheap", "chat dear"}
+    whole = spans.pop("chat chat")
+    for span in spans.values():
+        assert span.parent is not None
+        assert span.parent.span_id == whole.context.span_id
+        assert whole.start_time - 10**7 <= span.start_time <= span.end_time <= whole.end_time + 10**7
+    assert spans["wootz.hold"].attributes == {"wootz.counters": 3}
+    failed, answered = spans["chat cheap"], spans["chat dear"]
+    assert (failed.kind, failed.status.status_code) == (SpanKind.CLIENT, StatusCode.ERROR)
+    assert (failed.attributes or {})["error.type"] == "timeout"
+    assert (answered.attributes or {})["gen_ai.provider.name"] == "far.test"
+    names = {value for value in vars(gen_ai_attributes).values() if isinstance(value, str)}
+    for span in (whole, *spans.values()):
+        assert {name for name in span.attributes or {} if name.startswith("gen_ai.")} <= names
+    assert {"wootz.team.id": "t1", "wootz.tag.feature": "search", "wootz.cache": "miss"}.items() <= (
+        whole.attributes or {}
+    ).items()
+
+
+async def test_no_token_is_told_of_twice(database: Database) -> None:
+    _, exporter = await routed(database, ["timeout", "timeout"])
+    told = [(span.attributes or {}).get("gen_ai.usage.input_tokens") for span in exporter.get_finished_spans()]
+    assert [tokens for tokens in told if tokens is not None] == [4000]
+
+
+def samples(telemetry: Telemetry) -> dict[str, float]:
+    families = text_string_to_metric_families(telemetry.metrics_text().decode())
+    return {
+        f"{sample.name}{sorted(sample.labels.values())}": sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def test_attempts_retries_and_caches_are_counted(database: Database) -> None:
+    telemetry, _ = await routed(database, ["timeout", "upstream_error"])
+    found = samples(telemetry)
+    assert found["wootz_attempts_total['cheap', 'near.test', 'timeout']"] == 1
+    assert found["wootz_attempts_total['dear', 'far.test', 'ok']"] == 1
+    assert found["wootz_retries_total['chat']"] == 2
+    assert found["wootz_cache_requests_total['chat', 'miss']"] == 1
+    assert found["wootz_queue_seconds_count['chat']"] == 1
+    assert found["wootz_gateway_overhead_seconds_count[]"] == 1
+
+
+async def test_breakers_are_numbers(telemetry: Telemetry) -> None:
+    for state in ("closed", "half-open", "open"):
+        telemetry.set_breaker(state, state)
+    found = samples(telemetry)
+    assert [found[f"wootz_breaker_state['{name}']"] for name in ("closed", "half-open", "open")] == [0, 1, 2]
+
+
+async def test_error_codes_that_an_upstream_makes_up_are_few_time_series(database: Database) -> None:
+    telemetry, _ = await routed(database, [f"made-up-{n}" for n in range(60)])
+    found = [name for name in samples(telemetry) if name.startswith("wootz_attempts_total")]
+    assert len(found) == 42  # 40 codes, ok, and other.
+    assert samples(telemetry)["wootz_attempts_total['cheap', 'near.test', 'other']"] == 20

@@ -127,8 +127,18 @@ records = st.lists(
         prompt_tokens=st.integers(0, 2**31 - 1),
         cached_tokens=st.integers(0, 2**31 - 1),
         completion_tokens=st.integers(0, 2**31 - 1),
+        cache_write_tokens=st.integers(0, 2**31 - 1),
+        reasoning_tokens=st.integers(0, 2**31 - 1),
         cost=amounts,
+        priced=st.booleans(),
         user=st.sampled_from(["ann", None]),
+        team_id=st.sampled_from(["t1", None]),
+        deployment=st.sampled_from(["small-a", None]),
+        cache=st.sampled_from(["off", "exact", "shared"]),
+        lane=st.sampled_from(["interactive", "batch"]),
+        num_attempts=st.integers(0, 9),
+        price=st.sampled_from(["book 1", None]),
+        tags=st.sampled_from([{}, {"feature": "search"}, {"feature": "chat", "prompt_version": "v'2\""}, {"x": "y"}]),
     ),
     max_size=12,
 )
@@ -139,6 +149,15 @@ KEYS = {
     "route": lambda row: row.route,
     "user": lambda row: row.user,
     "provider": lambda row: row.provider,
+    "hour": lambda row: f"{row.started_at:%Y-%m-%dT%H:00Z}",
+    "team": lambda row: row.team_id,
+    "deployment": lambda row: row.deployment,
+    "cache": lambda row: row.cache,
+    "lane": lambda row: row.lane,
+    "price": lambda row: row.price,
+    "feature": lambda row: row.tags.get("feature"),
+    "prompt_version": lambda row: row.tags.get("prompt_version"),
+    "tag:x": lambda row: row.tags.get("x"),
 }
 
 
@@ -158,13 +177,18 @@ def expected(rows: list[RequestRecord], by: list[str]) -> list[ReportRow]:
                 cached_tokens=sum(row.cached_tokens for row in members),
                 completion_tokens=sum(row.completion_tokens for row in members),
                 cost=sum((row.cost for row in members), Decimal(0)),
+                cache_write_tokens=sum(row.cache_write_tokens for row in members),
+                reasoning_tokens=sum(row.reasoning_tokens for row in members),
+                cache_hits=sum(row.cache in ("exact", "shared") for row in members),
+                attempts=sum(row.num_attempts for row in members),
+                unpriced=sum(not row.priced for row in members),
             )
         )
     return totals
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=records, by=st.lists(st.sampled_from(sorted(GROUPS)), unique=True), data=st.data())
+@given(rows=records, by=st.lists(st.sampled_from([*GROUPS, "tag:x"]), unique=True), data=st.data())
 def test_totals_are_the_exact_sums_of_the_records(
     database_url: str, rows: list[RequestRecord], by: list[str], data: st.DataObject
 ) -> None:
@@ -199,7 +223,7 @@ async def test_a_day_is_a_day_in_utc(ledger: Ledger) -> None:
 
 
 async def test_a_report_by_something_else_says_what_there_is(ledger: Ledger) -> None:
-    with pytest.raises(BadRequestError, match='can\'t report by "colour"; use any of key, model'):
+    with pytest.raises(BadRequestError, match='can\'t report by "colour"; use any of key, team'):
         await ledger.report(["model", "colour"])
 
 

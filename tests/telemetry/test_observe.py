@@ -102,6 +102,11 @@ async def test_a_request_leaves_one_row_one_span_and_its_metrics(
         "wootz.cost_usd": "0.000132000000",
         "wootz.inter_token_latency": pytest.approx(0.08),
         "wootz.client_disconnected": False,
+        "wootz.deployment": "m",
+        "wootz.price": "models.m.price",
+        "wootz.priced": True,
+        "wootz.lane": "interactive",
+        "wootz.cache": "off",
     }
 
     found = samples(telemetry)

@@ -26,10 +26,10 @@ from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
 from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
-from wootz.gateway.routing import open_routes
+from wootz.gateway.routing import Route, open_routes
 from wootz.providers import EngineModel, open_models
 from wootz.store import Database
-from wootz.telemetry import Ledger, PriceBook, Telemetry
+from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Telemetry
 
 try:
     from uvloop import new_event_loop
@@ -50,7 +50,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     database = Database(config.database_url)
     ledger = Ledger(database)
     prices, options = PriceBook.of(config), config.telemetry
-    telemetry = Telemetry(ledger, prices, options.otlp_endpoint, service_name=options.service_name)
+    keep = KeepBodies(options.body_days, options.body_bytes) if options.store_bodies else None
+    telemetry = Telemetry(ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep)
     models: dict[str, LanguageModel] = {}
     front = Gateway(config, models, KeyStore(database) if accounts else None, telemetry)
 
@@ -71,8 +72,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
                 stack.push_async_callback(model.close)
             stack.push_async_callback(front.tasks.close)
             await front.tasks.resume()
-            watch = asyncio.create_task(_watch_engines(models, telemetry))
-            stack.callback(watch.cancel)
+            for work in (_watch(models, telemetry), BodyStore(database).sweep_for_ever()):
+                stack.callback(asyncio.create_task(work).cancel)
             await stack.enter_async_context(gateway.working(front))
             yield
 
@@ -105,8 +106,8 @@ class LoopbackNames:
         await app(scope, receive, send)
 
 
-async def _watch_engines(models: Mapping[str, LanguageModel], telemetry: Telemetry) -> None:
-    """The engines count; telemetry exports what they counted."""
+async def _watch(models: Mapping[str, LanguageModel], telemetry: Telemetry) -> None:
+    """The engines count and the breakers switch; telemetry exports how they stand."""
     engines = {
         name: model.client for name, model in models.items() if isinstance(model, EngineModel) and not model.parent
     }
@@ -116,6 +117,10 @@ async def _watch_engines(models: Mapping[str, LanguageModel], telemetry: Telemet
                 telemetry.set_engine_stats(name, await client.stats())
             except WootzError:
                 telemetry.set_engine_stats(name, None)
+        for route in models.values():
+            if isinstance(route, Route):
+                for deployment in route.deployments:
+                    telemetry.set_breaker(deployment.name, deployment.breaker.state)
         await asyncio.sleep(STATS_SECONDS)
 
 

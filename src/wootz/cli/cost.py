@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,23 +27,30 @@ def cost() -> None:
 @app.command("report")
 def report(
     ctx: typer.Context,
-    by: Annotated[str, typer.Option(help="Group by any of key, model, user, provider, route, day.")] = "key,model",
+    by: Annotated[
+        str,
+        typer.Option(
+            help="Group by any of key, team, user, model, deployment, provider, route, cache, lane, price, feature, "
+            "prompt_version, tag:NAME, hour, day."
+        ),
+    ] = "key,model",
     last: Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d, 4w.")] = "7d",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for a spreadsheet.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Sum requests, tokens and cost; the sums are exact decimals, costliest first.
 
     Examples:
       [bold]wootz cost report[/bold]
-      [bold]wootz cost report --by day,model --last 4w --json[/bold]
+      [bold]wootz cost report --by user,feature,model --last 4w --csv[/bold]
     """
     from wootz.telemetry import parse_period
 
     names = [name.strip() for name in by.split(",") if name.strip()]
     lines = asyncio.run(_report(ctx, names, datetime.now(UTC) - parse_period(last)))
-    if as_json:
-        print_json([{**line.group, **{k: v for k, v in asdict(line).items() if k != "group"}} for line in lines])
-        return
+    if as_json or as_csv:
+        plain = [{**line.group, **{k: v for k, v in asdict(line).items() if k != "group"}} for line in lines]
+        return _print_csv(plain) if as_csv else print_json(plain)
     if not lines:
         stderr().print(f"No requests in the last {last}.")
         return
@@ -52,9 +61,21 @@ def report(
         rows.add_row(
             *(value or "-" for value in line.group.values()),
             *(f"{count:,}" for count in counts),
-            f"{line.cost.normalize():f}",
+            f"{line.cost.normalize():f}" + (" + ?" if line.unpriced else ""),
         )
     stdout().print(rows)
+    if unpriced := sum(line.unpriced for line in lines):
+        stderr().print(f"+ ?: {unpriced:,} requests used tokens whose price is not known; see [models.NAME.price]",
+                       markup=False)  # fmt: skip
+
+
+def _print_csv(lines: list[dict[str, Any]]) -> None:
+    """Amounts as exact decimals. A value that a spreadsheet would take for a formula gets an apostrophe in front."""
+    writer = csv.writer(sys.stdout)
+    writer.writerow(lines[0] if lines else ())
+    for line in lines:
+        cells = [f"{value:f}" if hasattr(value, "as_tuple") else value for value in line.values()]
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell for cell in cells])
 
 
 async def _report(ctx: typer.Context, names: list[str], since: datetime) -> list[ReportRow]:

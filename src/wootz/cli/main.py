@@ -24,6 +24,7 @@ from wootz.cli import (
     config,
     convert,
     cost,
+    cost_plans,
     doctor,
     evals,
     keys,
@@ -39,6 +40,7 @@ from wootz.cli import (
     serve,
     spec,
     tokenizer,
+    trace,
 )
 from wootz.cli.common import PLAIN_HELP
 
@@ -101,6 +103,8 @@ app.add_typer(accounts.commands("tag", "Tags that keys carry, with limits of the
 app.add_typer(limits.app, name="limits")
 app.command("provision")(provision.provision)
 app.add_typer(cost.app, name="cost")
+cost_plans.add_commands(cost.app)
+app.add_typer(trace.app, name="trace")
 app.add_typer(config.app, name="config")
 app.add_typer(arch.app, name="arch")
 app.add_typer(tokenizer.app, name="tokenizer")

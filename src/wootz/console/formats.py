@@ -37,9 +37,29 @@ def usd(amount: Decimal) -> str:
     return f"${whole}.{fraction.rstrip('0').ljust(2, '0')}"
 
 
+def cents(amount: Decimal) -> str:
+    """Rounded to cents, or where that says too little to three digits: 1234.567 -> $1,234.57, 0.00123456 -> $0.00123"""
+    if amount >= 1 or amount == 0:
+        return f"${amount:,.2f}"
+    return f"${round(amount, 2 - amount.adjusted()).normalize():f}"
+
+
+def share(part: int, whole: int) -> str:
+    """3, 4 -> 75%"""
+    return EMPTY if not whole else f"{part / whole:.1%}" if 0 < part / whole < 0.1 else f"{part / whole:.0%}"
+
+
 def instant(moment: datetime | None) -> str:
     """UTC, for where no script runs; the page's script rewrites it in the reader's own time zone."""
     return EMPTY if moment is None else moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-FILTERS = {"count": count, "short": short, "seconds": seconds, "usd": usd, "instant": instant}
+FILTERS = {
+    "count": count,
+    "short": short,
+    "seconds": seconds,
+    "usd": usd,
+    "cents": cents,
+    "share": share,
+    "instant": instant,
+}

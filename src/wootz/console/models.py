@@ -14,10 +14,13 @@ from starlette.responses import Response
 
 from wootz.console.sessions import Visitor
 from wootz.console.site import Site
-from wootz.core import ModelConfig, WootzError
+from wootz.core import LanguageModel, ModelConfig, WootzError
 from wootz.engine.protocol import Hello, Stats
 from wootz.gateway import Gateway, Key
+from wootz.gateway.routing import Route
+from wootz.gateway.routing.admin import RouteState, state_of, state_of_cascade
 from wootz.providers import EngineModel
+from wootz.providers.cascade import Cascade
 from wootz.telemetry import Price
 
 STATS_SECONDS = 1.0
@@ -26,11 +29,13 @@ STATS_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class ModelView:
-    """``remote`` is a remote model's entry in the config; ``hello`` and ``stats`` are an engine's, once it is up."""
+    """``remote`` is a remote model's entry in the config; ``hello`` and ``stats`` are an engine's, once it is up;
+    ``route`` is there for a name that stands for several models."""
 
     name: str
     provider: str
     ready: bool
+    route: RouteState | None
     remote: ModelConfig | None
     hello: Hello | None
     defaults: dict[str, Any]
@@ -60,5 +65,19 @@ async def _view(name: str, gateway: Gateway) -> ModelView:
         with contextlib.suppress(WootzError, TimeoutError):
             stats = await asyncio.wait_for(client.stats(), STATS_SECONDS)
     return ModelView(
-        name, model.provider, await model.ready(), remote, client.hello if client else None, defaults, stats, price
+        name=name,
+        ready=await model.ready(),
+        provider=model.provider,
+        route=_route(model),
+        remote=remote,
+        hello=client.hello if client else None,
+        defaults=defaults,
+        stats=stats,
+        price=price,
     )
+
+
+def _route(model: LanguageModel) -> RouteState | None:
+    if isinstance(model, Route):
+        return state_of(model)
+    return state_of_cascade(model) if isinstance(model, Cascade) else None

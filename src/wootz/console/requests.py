@@ -11,21 +11,19 @@ from starlette.responses import Response
 
 from wootz.console.sessions import Visitor
 from wootz.console.site import Site
+from wootz.console.tracks import tracks
 from wootz.core import NotFoundError
+from wootz.telemetry import BodyStore
+from wootz.telemetry.explain import explain
+from wootz.telemetry.latency import budget
 
 PAGE = 50
 STATUSES = {"ok": range(200, 400), "refused": range(400, 500), "failed": range(500, 600)}
 PERIODS = {"15m": timedelta(minutes=15), "1h": timedelta(hours=1), "24h": timedelta(days=1), "7d": timedelta(days=7)}
+WAYS: dict[str, str] = {"retried": "More than one call", "cached": "Answered by a cache", "unpriced": "Price unknown"}
 
 
 def add_routes(router: APIRouter, site: Site) -> None:
-    async def key_names(visitor: Visitor) -> dict[str, str]:
-        """The names this visitor may see: an admin everyone's, else their own."""
-        if site.sessions is None or visitor.key is None:
-            return {}
-        keys = await site.sessions.keys.list() if visitor.is_admin else [visitor.key]
-        return {key.id: key.name for key in keys}
-
     @router.get("/requests")
     async def list_requests(
         request: Request,
@@ -33,6 +31,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
         key: str = "",
         status: str = "",
         since: str = "",
+        way: str = "",
         q: str = "",
         before: str = "",
         visitor: Visitor = Depends(site.visitor),
@@ -46,8 +45,9 @@ def add_routes(router: APIRouter, site: Site) -> None:
             status=STATUSES.get(status),
             since=datetime.now(UTC) - period if period else None,
             search=q.strip() or None,
+            way=way or None,
         )
-        filters = {"model": model, "key": key, "status": status, "since": since, "q": q}
+        filters = {"model": model, "key": key, "status": status, "since": since, "way": way, "q": q}
         older = {**filters, "before": found[PAGE - 1].request_id} if len(found) > PAGE else None
         return site.page(
             "requests.html",
@@ -58,9 +58,10 @@ def add_routes(router: APIRouter, site: Site) -> None:
             before=before,
             older=urlencode({name: value for name, value in older.items() if value}) if older else None,
             models=site.gateway.visible_models(visitor.key),
-            key_names=await key_names(visitor),
+            key_names=await site.key_names(visitor),
             statuses=STATUSES,
             periods=PERIODS,
+            ways=WAYS,
         )
 
     @router.get("/requests/{request_id}")
@@ -68,4 +69,15 @@ def add_routes(router: APIRouter, site: Site) -> None:
         record = await site.ledger.get(request_id)
         if visitor.confined_to not in (None, record.key_id):
             raise NotFoundError(f'no request "{request_id}" in the ledger')
-        return site.page("request.html", request, visitor, record=record, key_names=await key_names(visitor))
+        names = await site.key_names(visitor)
+        budgets = budget(site.gateway.config.telemetry.latency_budget)
+        return site.page(
+            "request.html",
+            request,
+            visitor,
+            record=record,
+            key_names=names,
+            tracks=tracks(record),
+            words=explain(record, site.gateway.telemetry.prices, budgets, names),
+            body=await BodyStore(site.ledger.database).get(request_id),
+        )

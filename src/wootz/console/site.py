@@ -45,6 +45,13 @@ class Site:
             raise AuthenticationError("you are not signed in, or your session has ended")
         return visitor
 
+    async def key_names(self, visitor: Visitor) -> dict[str, str]:
+        """By id, the names this visitor may see: an admin everyone's, else their own."""
+        if self.sessions is None or visitor.key is None:
+            return {}
+        keys = await self.sessions.keys.list() if visitor.is_admin else [visitor.key]
+        return {key.id: key.name for key in keys}
+
     async def admin(self, request: Request) -> Visitor:
         return _require_admin(await self.visitor(request))
 

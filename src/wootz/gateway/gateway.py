@@ -199,6 +199,8 @@ class Gateway:
                                 observation.chunk()
                             if isinstance(choice, ChunkChoice) and choice.delta.tool_calls:
                                 observation.tool_calls(choice.delta.tool_calls)
+                            if observation.body is not None:
+                                observation.body.add(choice)
                             observation.finish_reason = choice.finish_reason or observation.finish_reason
                         if chunk.usage is not None:
                             complete = True
@@ -239,6 +241,7 @@ class Gateway:
             user=request.user,
             journey=request.journey,
             metadata=(request.model_extra or {}).get("metadata"),
+            body=request,
         )
         try:
             yield observation

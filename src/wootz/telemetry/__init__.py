@@ -1,8 +1,9 @@
 """What each request leaves behind: a ledger row, an OpenTelemetry span, and metrics."""
 
+from wootz.telemetry.bodies import BodyStore, StoredBody
 from wootz.telemetry.ledger import Ledger
 from wootz.telemetry.metrics import CONTENT_TYPE
-from wootz.telemetry.observe import Observation, Telemetry
+from wootz.telemetry.observe import KeepBodies, Observation, Telemetry
 from wootz.telemetry.price_book import PriceBook
 from wootz.telemetry.prices import Price
 from wootz.telemetry.record import AttemptRecord, RequestRecord, SpanRecord, Timeline
@@ -12,6 +13,8 @@ __all__ = [
     "CONTENT_TYPE",
     "GROUPS",
     "AttemptRecord",
+    "BodyStore",
+    "KeepBodies",
     "Ledger",
     "Observation",
     "Price",
@@ -19,6 +22,7 @@ __all__ = [
     "ReportRow",
     "RequestRecord",
     "SpanRecord",
+    "StoredBody",
     "Telemetry",
     "Timeline",
     "parse_period",

@@ -13,13 +13,28 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Boolean, Column, Double, Index, Integer, String, Table, and_, or_, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Double,
+    Index,
+    Integer,
+    String,
+    Table,
+    and_,
+    delete,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wootz.core import NotFoundError, UnavailableError
 from wootz.store import Base, Database, ExactUSD, Typed, UtcDateTime
+from wootz.telemetry.bodies import StoredBody, bodies
 from wootz.telemetry.journal import storable
 from wootz.telemetry.record import RequestRecord, Timeline
 from wootz.telemetry.report import ReportRow, cost_report
@@ -66,25 +81,41 @@ requests = Table(
     Index(None, "model", "started_at"),
 )
 
+WAYS: dict[str, ColumnElement[bool]] = {
+    "retried": requests.c.num_attempts > 1,
+    "cached": requests.c.cache.in_(("exact", "semantic", "shared")),
+    "unpriced": requests.c.priced.is_(False),
+}
+
 MAX_GROUP = 500
 RETRY_DELAYS = (0.1, 0.5, 1.5)
 """Seconds between attempts when the database can't be reached; after the last the caller learns of it."""
 
 
+ERASED = "erased"
+"""Stands for a user who is to be forgotten."""
+
+
+class Entry(NamedTuple):
+    record: RequestRecord
+    body: StoredBody | None
+
+
 class Ledger:
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._queue: asyncio.Queue[tuple[RequestRecord, asyncio.Future[None]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Entry, asyncio.Future[None]]] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
 
-    async def write(self, record: RequestRecord) -> None:
-        """Durable when it returns. A caller that is cancelled while it waits has still handed the record over.
+    async def write(self, record: RequestRecord, body: StoredBody | None = None) -> None:
+        """Durable when it returns, and with it what was said, where that is kept. A caller that is cancelled while it
+        waits has still handed the record over.
 
         Raises `UnavailableError` when the database stays out of reach through all retries; the record has then been
         logged, whole, as one JSON line.
         """
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((record, written))
+        self._queue.put_nowait((Entry(record, body), written))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_groups(), name="ledger writer")
         await written
@@ -93,6 +124,17 @@ class Ledger:
         """Wait until all that was handed over is written."""
         if self._writer is not None:
             await self._writer
+
+    async def erase(self, user: str) -> tuple[int, int]:
+        """Forget a user: what they asked and were answered, and their name and tags in the records, whose sums stay.
+
+        Returns how many bodies and records that were.
+        """
+        c = requests.c
+        forget = update(requests).where(c.user == user).values(user=ERASED, tags={}).returning(c.request_id)
+        async with self.database.session() as session:
+            gone = await session.execute(delete(bodies).where(bodies.c.user == user).returning(bodies.c.request_id))
+            return len(gone.all()), len((await session.execute(forget)).all())
 
     async def get(self, request_id: str) -> RequestRecord:
         async with self.database.session() as session:
@@ -118,10 +160,12 @@ class Ledger:
         status: int | range | None = None,
         since: datetime | None = None,
         search: str | None = None,
+        way: str | None = None,
     ) -> list[RequestRecord]:
         """Newest first. ``before`` is the request id the last page ended with; ``status`` may be ``range(400, 600)``.
 
-        ``search`` is found anywhere in the request id, model, user or error code, whatever its case.
+        ``search`` is found anywhere in the request id, model, user or error code, whatever its case; ``way``, one of
+        `WAYS`, is how the answer came about.
         """
         c = requests.c
         query = select(requests).order_by(c.started_at.desc(), c.request_id.desc()).limit(limit)
@@ -143,16 +187,24 @@ class Ledger:
             query = query.where(c.status == status)
         if since is not None:
             query = query.where(c.started_at >= since)
+        if way in WAYS:
+            query = query.where(WAYS[way])
         if search:
-            fields = (c.request_id, c.model, c.user, c.error_code)
+            fields = (c.request_id, c.model, c.deployment, c.user, c.error_code)
             query = query.where(or_(*(field.icontains(search.replace("\0", ""), autoescape=True) for field in fields)))
         async with self.database.session() as session:
             return [RequestRecord(**row._mapping) for row in await session.execute(query)]
 
-    async def report(self, by: Sequence[str], since: datetime | None = None) -> list[ReportRow]:
+    async def report(
+        self,
+        by: Sequence[str],
+        since: datetime | None = None,
+        until: datetime | None = None,
+        key_id: str | None = None,
+    ) -> list[ReportRow]:
         """Exact totals, grouped by any of `GROUPS`; see `cost_report`."""
         async with self.database.session() as session:
-            return await cost_report(session, requests, by, since)
+            return await cost_report(session, requests, by, since, until, key_id)
 
     # --- the writer -------------------------------------------------------------------------------------------
 
@@ -160,39 +212,42 @@ class Ledger:
         while not self._queue.empty():
             group = [self._queue.get_nowait() for _ in range(min(self._queue.qsize(), MAX_GROUP))]
             try:
-                await self._insert_with_retries([record for record, _ in group])
+                await self._insert_with_retries([entry for entry, _ in group])
             except UnavailableError as error:
-                for record, written in group:
-                    _fail(record, written, error)
+                for entry, written in group:
+                    _fail(entry.record, written, error)
             except Exception:
                 # One record that the database refuses must not take the others of its group with it.
-                for record, written in group:
-                    await self._write_alone(record, written)
+                for entry, written in group:
+                    await self._write_alone(entry, written)
             else:
                 for _, written in group:
                     _succeed(written)
 
-    async def _write_alone(self, record: RequestRecord, written: asyncio.Future[None]) -> None:
+    async def _write_alone(self, entry: Entry, written: asyncio.Future[None]) -> None:
         try:
-            await self._insert_with_retries([record])
+            await self._insert_with_retries([entry])
         except Exception as error:
-            _fail(record, written, error)
+            _fail(entry.record, written, error)
         else:
             _succeed(written)
 
-    async def _insert_with_retries(self, records: list[RequestRecord]) -> None:
+    async def _insert_with_retries(self, entries: list[Entry]) -> None:
         for delay in RETRY_DELAYS:
             try:
-                return await self._insert(records)
+                return await self._insert(entries)
             except UnavailableError as error:
                 log.warning("ledger: %s; trying again in %s s", error, delay)
                 await asyncio.sleep(delay)
-        await self._insert(records)
+        await self._insert(entries)
 
-    async def _insert(self, records: list[RequestRecord]) -> None:
+    async def _insert(self, entries: list[Entry]) -> None:
         insert = sqlite.insert if self.database.dialect == "sqlite" else postgresql.insert
+        said = [vars(entry.body) for entry in entries if entry.body is not None]
         async with self.database.session() as session:
-            await session.execute(insert(requests).on_conflict_do_nothing(), [_row(record) for record in records])
+            await session.execute(insert(requests).on_conflict_do_nothing(), [_row(entry.record) for entry in entries])
+            if said:
+                await session.execute(insert(bodies).on_conflict_do_nothing(), said)
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:

@@ -19,6 +19,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 INTER_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1)
+OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1)
 DURATION_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -53,9 +54,35 @@ class Metrics:
             "wootz_request_duration_seconds", "Whole requests.", ("route", "model"), buckets=DURATION_SECONDS,
             registry=registry,
         )  # fmt: skip
+        attempt = ("deployment", "provider", "outcome")
+        self.attempts = Counter("wootz_attempts", "Calls of models, by how they ended.", attempt, registry=registry)
+        self.attempt_duration = Histogram(
+            "wootz_attempt_duration_seconds", "Whole calls of models.", ("deployment",), buckets=DURATION_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.retries = Counter(
+            "wootz_retries", "Calls after a request's first: retries, fallbacks, hedges.", model, registry=registry
+        )
+        self.cache = Counter(
+            "wootz_cache_requests", "Requests by what the caches had for them.", ("model", "status"), registry=registry
+        )
+        self.gateway_seconds = Histogram(
+            "wootz_gateway_overhead_seconds", "From arrival to the first call of a model, waiting left out.",
+            buckets=OVERHEAD_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.queue_seconds = Histogram(
+            "wootz_queue_seconds", "Waiting for a place.", model, buckets=DURATION_SECONDS, registry=registry
+        )
+        self.unpriced = Counter(
+            "wootz_unpriced_requests", "Requests that used tokens whose price is not known.", model, registry=registry
+        )
+        self.breakers = Gauge(
+            "wootz_breaker_state", "0 closed, 1 half open, 2 open.", ("deployment",), registry=registry
+        )
         self.rows_lost = Counter(
             "wootz_ledger_rows_lost", "Records that could not be stored (they are in the log).", registry=registry
         )
+        self._outcomes = Outcomes()
         self.engines = EngineCollector()
         registry.register(self.engines)
 
@@ -77,6 +104,43 @@ class Metrics:
             self.time_to_first_token.labels(model).observe(record.time_to_first_token)
         if record.inter_token_latency is not None:
             self.inter_token_latency.labels(model).observe(record.inter_token_latency)
+        if record.cache != "off":
+            self.cache.labels(model, record.cache).inc()
+        if not record.priced:
+            self.unpriced.labels(model).inc()
+        if record.queue_time is not None:
+            self.queue_seconds.labels(model).observe(record.queue_time)
+        self._count_attempts(record, model)
+
+    def _count_attempts(self, record: RequestRecord, model: str) -> None:
+        attempts = record.timeline.attempts
+        if not attempts:
+            return
+        if record.num_attempts > 1:
+            self.retries.labels(model).inc(record.num_attempts - 1)
+        self.gateway_seconds.observe(max(0.0, attempts[0].start - (record.queue_time or 0.0)))
+        for attempt in attempts:
+            self.attempts.labels(attempt.deployment, attempt.provider, self._outcomes.label(attempt.error_code)).inc()
+            if attempt.end is not None:
+                self.attempt_duration.labels(attempt.deployment).observe(attempt.end - attempt.start)
+
+
+class Outcomes:
+    """Error codes as a label. Remote endpoints word theirs as they like, so only the first few are told apart."""
+
+    MOST = 40
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def label(self, error_code: str | None) -> str:
+        if error_code is None:
+            return "ok"
+        if error_code not in self._known:
+            if len(self._known) >= self.MOST:
+                return "other"
+            self._known.add(error_code)
+        return error_code
 
 
 def model_label(record: RequestRecord) -> str:

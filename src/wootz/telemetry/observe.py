@@ -13,17 +13,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from opentelemetry.sdk.trace import TracerProvider
+from pydantic import BaseModel
 
 from wootz.core import PriceConfig, WootzError
 from wootz.core.journey import Journey
 from wootz.core.wire import Usage
 from wootz.engine.protocol import Stats
+from wootz.telemetry.bodies import BodyCollector
 from wootz.telemetry.journal import HITS, MAX_TOOLS, queue_time, storable, tags_of, timeline_of
 from wootz.telemetry.ledger import Ledger
 from wootz.telemetry.metrics import Metrics, model_label
@@ -35,6 +37,12 @@ from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
 MAX_NAME_CHARS = 128
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that went away; nobody receives it, the ledger shows it."""
+
+
+@dataclass(frozen=True)
+class KeepBodies:
+    days: int
+    max_bytes: int
 
 
 class Telemetry:
@@ -51,9 +59,11 @@ class Telemetry:
         *,
         service_name: str = "wootz",
         tracer_provider: TracerProvider | None = None,
+        keep_bodies: KeepBodies | None = None,
     ) -> None:
         self.ledger = ledger
         self.prices = prices if isinstance(prices, PriceBook) else PriceBook(prices)
+        self.keep_bodies = keep_bodies
         self.metrics = Metrics()
         self._provider = otlp_provider(otlp_endpoint, service_name) if otlp_endpoint else tracer_provider
         self.tracer = tracer_of(self._provider)
@@ -70,9 +80,10 @@ class Telemetry:
         user: str | None = None,
         journey: Journey | None = None,
         metadata: Any = None,
+        body: BaseModel | None = None,
     ) -> Observation:
         """Begin. ``provider`` is None when no model of that name is configured (see `model_label`); ``journey`` is the
-        request's, and ``metadata`` what the client says the request is for."""
+        request's, ``metadata`` what the client says the request is for, ``body`` what is kept where bodies are."""
         begun = RequestRecord(
             request_id=request_id,
             started_at=datetime.now(UTC),
@@ -84,7 +95,9 @@ class Telemetry:
             status=0,
             user=user,
         )
-        return Observation(self, begun, journey or Journey(), metadata)
+        keep = self.keep_bodies
+        kept = BodyCollector(body, keep.max_bytes, keep.days) if keep is not None and body is not None else None
+        return Observation(self, begun, journey or Journey(), metadata, kept)
 
     def metrics_text(self) -> bytes:
         """Prometheus exposition."""
@@ -94,6 +107,9 @@ class Telemetry:
         """What the model's engine last said of itself; None when it doesn't answer."""
         self.metrics.engines.stats[model] = stats
 
+    def set_breaker(self, deployment: str, state: Literal["closed", "half-open", "open"]) -> None:
+        self.metrics.breakers.labels(deployment).set(("closed", "half-open", "open").index(state))
+
     async def close(self) -> None:
         """Wait for the ledger's last rows and send the last spans."""
         await self.ledger.close()
@@ -102,10 +118,19 @@ class Telemetry:
 
 
 class Observation:
-    """One request, from `Telemetry.observe` to `end`. Set ``finish_reason`` when it is known."""
+    """One request, from `Telemetry.observe` to `end`. Set ``finish_reason`` when it is known, and add the answer's
+    choices to ``body``, which is None where none is kept."""
 
-    def __init__(self, telemetry: Telemetry, begun: RequestRecord, journey: Journey, metadata: Any) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        begun: RequestRecord,
+        journey: Journey,
+        metadata: Any,
+        body: BodyCollector | None,
+    ) -> None:
         self.finish_reason: str | None = None
+        self.body = body
         self._telemetry = telemetry
         self._begun = begun
         self._journey = journey
@@ -156,7 +181,7 @@ class Observation:
             record = self._record(status, error, client_disconnected)
             self._in_flight.dec()
             self._telemetry.metrics.count(record)
-            end_span(self._span, record)
+            end_span(self._telemetry.tracer, self._span, record)
             self._ended = asyncio.ensure_future(self._keep(record))
         return await asyncio.shield(self._ended)
 
@@ -164,7 +189,9 @@ class Observation:
         if self.settle is not None:
             await self.settle(record)
         try:
-            await self._telemetry.ledger.write(record)
+            # Redacting a long text takes its time, which is not the other requests' to pay.
+            body = await asyncio.to_thread(self.body.finish, record) if self.body is not None else None
+            await self._telemetry.ledger.write(record, body)
         except Exception:
             self._telemetry.metrics.rows_lost.inc()  # The ledger has logged the record and the reason.
         return record

@@ -126,6 +126,19 @@ class PriceBook:
                     return self._convert(dated, day)
         return None
 
+    def listed(self, name: str, at: datetime) -> Price | None:
+        """For planning: the price of a model of the config, or of any model that a file lists, whoever computes it."""
+        if (own := self._own.get(name)) is not None:
+            return own
+        model, day = self._models.get(name, name), at.astimezone(UTC).date()
+        providers = [provider for file in self._files for prices in file.lists for provider in prices.provider]
+        for provider in providers:
+            for file in self._files:
+                for dated in file.in_force(provider, model):
+                    if dated.price.since <= day and not dated.price.prompt_from:
+                        return self._convert(dated, day)
+        return None
+
     def share(self, deployment: str, other: str) -> None:
         """``deployment`` costs from now on what ``other`` does: an adapter and the model that it is on."""
         self._models[deployment] = self._models.get(other, other)

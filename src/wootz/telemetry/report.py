@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
-from sqlalchemy import ColumnElement, Table, case, func, select
+from sqlalchemy import ColumnElement, Table, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from wootz.core import BadRequestError
@@ -26,10 +27,22 @@ class ReportRow:
     cached_tokens: int
     completion_tokens: int
     cost: Decimal
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cache_hits: int = 0
+    """Requests that one of our own caches answered."""
+    attempts: int = 0
+    unpriced: int = 0
+    """Requests whose cost is not, or not wholly, known."""
 
 
 async def cost_report(
-    session: AsyncSession, requests: Table, by: Sequence[str], since: datetime | None
+    session: AsyncSession,
+    requests: Table,
+    by: Sequence[str],
+    since: datetime | None,
+    until: datetime | None = None,
+    key_id: str | None = None,
 ) -> list[ReportRow]:
     """Costliest group first. ``by`` empty gives one row, the grand total, even when there was nothing.
 
@@ -37,48 +50,85 @@ async def cost_report(
     """
     c = requests.c
     names = list(dict.fromkeys(by))
-    groups = [_grouping(name, requests, session.get_bind().dialect.name) for name in names]
+    dialect = session.get_bind().dialect.name
+    # Grouped by the names of the result's columns: an expression with a parameter in it is another one when repeated.
+    labels = [f"group_{number}" for number in range(len(names))]
+    groups = [_grouping(name, requests, dialect).label(label) for name, label in zip(names, labels, strict=True)]
+    by_label: list[ColumnElement[Any]] = [literal_column(label) for label in labels]
     total_cost = func.coalesce(func.sum(c.cost), 0, type_=c.cost.type)
-    query = select(
-        *groups,
-        func.count(),
-        func.coalesce(func.sum(case(((c.status >= 400) & (c.status != 499), 1), else_=0)), 0),
-        *(func.coalesce(func.sum(tokens), 0) for tokens in (c.prompt_tokens, c.cached_tokens, c.completion_tokens)),
-        total_cost,
-    )
-    query = query.group_by(*groups).order_by(total_cost.desc(), *groups)
+
+    def total(value: ColumnElement[Any]) -> ColumnElement[Any]:
+        return func.coalesce(func.sum(value), 0)
+
+    def number(condition: ColumnElement[bool]) -> ColumnElement[Any]:
+        return total(case((condition, 1), else_=0))
+
+    sums = {
+        "requests": func.count(),
+        "errors": number((c.status >= 400) & (c.status != 499)),
+        "prompt_tokens": total(c.prompt_tokens),
+        "cached_tokens": total(c.cached_tokens),
+        "completion_tokens": total(c.completion_tokens),
+        "cache_write_tokens": total(c.cache_write_tokens),
+        "reasoning_tokens": total(c.reasoning_tokens),
+        "cache_hits": number(c.cache.in_(("exact", "semantic", "shared"))),
+        "attempts": total(c.num_attempts),
+        "unpriced": number(c.priced.is_(False)),
+    }
+    query = select(*groups, *(value.label(name) for name, value in sums.items()), total_cost.label("total_cost"))
+    query = query.group_by(*by_label).order_by(total_cost.desc(), *by_label)
     if since is not None:
         query = query.where(c.started_at >= since)
-    rows = []
-    for row in await session.execute(query):
-        count, errors, prompt, cached, completion, cost = row[len(names) :]
-        rows.append(
-            ReportRow(
-                group=dict(zip(names, row, strict=False)),
-                requests=count,
-                errors=int(errors),
-                prompt_tokens=int(prompt),
-                cached_tokens=int(cached),
-                completion_tokens=int(completion),
-                cost=cost,
-            )
+    if until is not None:
+        query = query.where(c.started_at < until)
+    if key_id is not None:
+        query = query.where(c.key_id == key_id)
+    return [
+        ReportRow(
+            group=dict(zip(names, row, strict=False)),
+            cost=row.total_cost,
+            **{name: int(row._mapping[name]) for name in sums},
         )
-    return rows
+        for row in await session.execute(query)
+    ]
 
 
-GROUPS = {"key": "key_id", "model": "model", "route": "route", "user": "user", "provider": "provider", "day": None}
-"""What a report can be grouped by, and the ledger's column for it."""
+COLUMNS = {
+    "key": "key_id",
+    "team": "team_id",
+    "user": "user",
+    "model": "model",
+    "deployment": "deployment",
+    "provider": "provider",
+    "route": "route",
+    "cache": "cache",
+    "lane": "lane",
+    "price": "price",
+}
+TAGS = ("feature", "prompt_version")
+TIMES = {"hour": ("%Y-%m-%dT%H:00Z", 'YYYY-MM-DD"T"HH24":00Z"'), "day": ("%Y-%m-%d", "YYYY-MM-DD")}
+"""How SQLite and PostgreSQL write them, in UTC."""
+
+GROUPS = (*COLUMNS, *TAGS, *TIMES)
+"""What a report can be grouped by; ``tag:NAME`` groups by any other tag."""
+
+_TAG = re.compile(r"tag:([\w.-]{1,128})")
 
 
-def _grouping(name: str, requests: Table, dialect: str) -> ColumnElement[str | None]:
-    if name not in GROUPS:
-        raise BadRequestError(f'can\'t report by "{name}"', param="by", hint=f"use any of {', '.join(GROUPS)}")
-    if column := GROUPS[name]:
-        return requests.c[column]
-    started_at = requests.c.started_at
-    if dialect == "sqlite":
-        return func.strftime("%Y-%m-%d", started_at)
-    return func.to_char(func.timezone("UTC", started_at), "YYYY-MM-DD")
+def _grouping(name: str, requests: Table, dialect: str) -> ColumnElement[Any]:
+    if name in COLUMNS:
+        return requests.c[COLUMNS[name]]
+    if name in TIMES:
+        on_sqlite, on_postgresql = TIMES[name]
+        started_at = requests.c.started_at
+        if dialect == "sqlite":
+            return func.strftime(on_sqlite, started_at)
+        return func.to_char(func.timezone("UTC", started_at), on_postgresql)
+    tag = name if name in TAGS else (match[1] if (match := _TAG.fullmatch(name)) else None)
+    if tag is None:
+        known = ", ".join((*GROUPS, "tag:NAME"))
+        raise BadRequestError(f'can\'t report by "{name}"', param="by", hint=f"use any of {known}")
+    return requests.c.tags[tag].as_string()
 
 
 def parse_period(text: str) -> timedelta:

@@ -1,11 +1,16 @@
-"""One OpenTelemetry span per request, named by the GenAI semantic conventions.
+"""One OpenTelemetry span per request, named by the GenAI semantic conventions; under it, its stages and attempts.
 
 https://github.com/open-telemetry/semantic-conventions-genai: a span ``{operation} {model}`` of kind CLIENT, since the
 model runs in another process. What the conventions have no name for is under ``wootz.``. Prompts and answers
 are never recorded.
+
+The children are made when the request has ended, out of its timeline. Tokens are told of once, on the request's own
+span: those of an attempt are under ``wootz.``, so that who sums up ``gen_ai.usage`` counts none of them twice.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -14,7 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from wootz.core import MissingExtraError
-from wootz.telemetry.record import RequestRecord
+from wootz.telemetry.record import AttemptRecord, RequestRecord
 
 OPERATIONS = {
     "/v1/chat/completions": "chat",
@@ -50,24 +55,87 @@ def start_span(tracer: Tracer, begun: RequestRecord) -> Span:
     )
 
 
-def end_span(span: Span, record: RequestRecord) -> None:
-    attributes = {
-        "gen_ai.usage.input_tokens": record.prompt_tokens,
-        "gen_ai.usage.output_tokens": record.completion_tokens,
-        "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
-        "gen_ai.response.finish_reasons": [record.finish_reason] if record.finish_reason else None,
-        "gen_ai.response.time_to_first_chunk": record.time_to_first_token,
-        "http.response.status_code": record.status,
-        "wootz.key.id": record.key_id,
-        "wootz.cost_usd": f"{record.cost:f}",
-        "wootz.inter_token_latency": record.inter_token_latency,
-        "wootz.client_disconnected": record.client_disconnected,
-    }
-    span.set_attributes({name: value for name, value in attributes.items() if value is not None})
+def end_span(tracer: Tracer, span: Span, record: RequestRecord) -> None:
+    _set(
+        span,
+        {
+            "gen_ai.provider.name": record.provider,
+            "wootz.deployment": record.deployment,
+            "gen_ai.usage.input_tokens": record.prompt_tokens,
+            "gen_ai.usage.output_tokens": record.completion_tokens,
+            "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
+            "gen_ai.usage.cache_creation.input_tokens": record.cache_write_tokens or None,
+            "gen_ai.usage.reasoning.output_tokens": record.reasoning_tokens or None,
+            "gen_ai.response.finish_reasons": [record.finish_reason] if record.finish_reason else None,
+            "gen_ai.response.time_to_first_chunk": record.time_to_first_token,
+            "http.response.status_code": record.status,
+            "wootz.key.id": record.key_id,
+            "wootz.team.id": record.team_id,
+            "wootz.cost_usd": f"{record.cost:f}",
+            "wootz.priced": record.priced,
+            "wootz.price": record.price,
+            "wootz.lane": record.lane,
+            "wootz.cache": record.cache,
+            "wootz.tools": record.tools or None,
+            "wootz.queue_time": record.queue_time,
+            "wootz.inter_token_latency": record.inter_token_latency,
+            "wootz.client_disconnected": record.client_disconnected,
+            **{f"wootz.tag.{name}": value for name, value in record.tags.items()},
+        },
+    )
     if record.status >= 400:
-        span.set_attribute("error.type", record.error_code or str(record.status))
-        span.set_status(Status(StatusCode.ERROR))
+        _fail(span, record.error_code or str(record.status))
+    if span.is_recording():
+        _add_children(tracer, span, record)
     span.end()
+
+
+def _add_children(tracer: Tracer, parent: Span, record: RequestRecord) -> None:
+    context = trace.set_span_in_context(parent)
+    begun, whole = record.started_at.timestamp(), record.duration
+
+    def child(name: str, kind: SpanKind, start: float, end: float | None, attributes: dict[str, Any]) -> None:
+        span = tracer.start_span(name, context, kind, start_time=_nanoseconds(begun + start))
+        _set(span, attributes)
+        if attributes.get("error.type"):
+            _fail(span, attributes["error.type"])
+        span.end(_nanoseconds(begun + (whole if end is None else end)))
+
+    for stage in record.timeline.spans:
+        named = {f"wootz.{name}": value for name, value in stage.attributes.items()}
+        child(f"wootz.{stage.name}", SpanKind.INTERNAL, stage.start, stage.end, named)
+    operation = OPERATIONS.get(record.route, "chat")
+    for attempt in record.timeline.attempts:
+        attributes = _attempt(attempt, operation)
+        child(f"{operation} {attempt.deployment}", SpanKind.CLIENT, attempt.start, attempt.end, attributes)
+
+
+def _attempt(attempt: AttemptRecord, operation: str) -> dict[str, Any]:
+    first = attempt.first_token
+    return {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": attempt.provider,
+        "gen_ai.request.model": attempt.deployment,
+        "gen_ai.response.time_to_first_chunk": None if first is None else first - attempt.start,
+        "error.type": attempt.error_code,
+        "wootz.attempt.input_tokens": attempt.prompt_tokens,
+        "wootz.attempt.output_tokens": attempt.completion_tokens,
+        "wootz.attempt.cost_usd": f"{attempt.cost:f}",
+        "wootz.attempt.price": attempt.price,
+    }
+
+
+def _set(span: Span, attributes: dict[str, Any]) -> None:
+    span.set_attributes({name: value for name, value in attributes.items() if value is not None})
+
+
+def _fail(span: Span, error_type: str) -> None:
+    span.set_attribute("error.type", error_type)
+    span.set_status(Status(StatusCode.ERROR))
+
+
+def _nanoseconds(moment: float) -> int:
+    return round(moment * 10**9)
 
 
 def tracer_of(provider: trace.TracerProvider | None) -> Tracer:
