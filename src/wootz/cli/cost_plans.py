@@ -136,8 +136,8 @@ def _price(ctx: typer.Context, text: str) -> Price:
             raise typer.BadParameter(f'"{text}" is no price; write IN/OUT or IN/OUT/CACHED')
         cached = parts[2] if len(parts) == 3 else parts[0]
         return Price(
-            input=parts[0], cached_input=cached, cache_write=parts[0], output=parts[1], batch=Decimal(1), unit=Decimal(0),
-            version="given",
+            input=parts[0], cached_input=cached, cache_write=parts[0], output=parts[1],
+            batch=Decimal(1), unit=Decimal(0), version="given",
         )  # fmt: skip
     price = PriceBook.of(config).listed(text, datetime.now(UTC))
     if price is None:
