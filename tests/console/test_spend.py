@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wootz.console import formats
 from wootz.console.charts import HEIGHT, WIDTH, Series, nice_ceiling, stacked_bars
 from wootz.console.formats import cents, share
 from wootz.console.site import Site
 from wootz.console.spend import MAX_SERIES, spending
 from wootz.console.tracks import tracks
+from wootz.gateway.limits import Limits
 from wootz.telemetry import AttemptRecord, RequestRecord, SpanRecord, StoredBody, Timeline
 
 HOSTILE = """<img src=x onerror="alert(1)">'\"</script><script>alert(2)</script>"""
@@ -193,6 +195,13 @@ def test_a_way_lies_inside_its_time() -> None:
     for track in found:
         assert all(piece.x >= 0 and piece.x + piece.width <= 1002 for piece in track.pieces)
     assert tracks(record("r1", duration=0.0)) == []
+
+
+def test_limits_are_words() -> None:
+    limits = Limits(requests_per_minute=1200, budget_usd=Decimal(5), budget_period="monthly")
+    assert formats.limits(limits) == "1,200 requests/min, $5.00 monthly"
+    assert formats.limits(Limits(budget_usd=Decimal("0.5"), budget_period="never")) == "$0.50 in all"
+    assert formats.limits(Limits()) == "No limit"
 
 
 def test_amounts_are_rounded_where_there_is_no_room() -> None:

@@ -143,11 +143,16 @@ def erase(
 
 
 async def _erase(ctx: typer.Context, user: str) -> tuple[int, int]:
+    """By the user's name or id, where users are accounts, and by what requests said of themselves."""
     from wootz.app.preflight import open_database
+    from wootz.gateway import KeyStore
     from wootz.telemetry import Ledger
 
     async with open_database(load(ctx).config) as database:
-        return await Ledger(database).erase(user)
+        accounts = await KeyStore(database).list_accounts("user")
+        names = {user, *(account.id for account in accounts if account.name == user)}
+        counts = [await Ledger(database).erase(name) for name in sorted(names)]
+        return sum(bodies for bodies, _ in counts), sum(records for _, records in counts)
 
 
 async def _many(ctx: typer.Context, since: datetime, model: str | None) -> list[RequestRecord]:

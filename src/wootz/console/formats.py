@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from decimal import Decimal
 
+from wootz.gateway.limits import Limits
+
 EMPTY = "–"
 
 
@@ -49,6 +51,20 @@ def share(part: int, whole: int) -> str:
     return EMPTY if not whole else f"{part / whole:.1%}" if 0 < part / whole < 0.1 else f"{part / whole:.0%}"
 
 
+def limits(of: Limits) -> str:
+    """What holds for a key: 60 requests/min, $5.00 monthly"""
+    counts = (
+        (of.requests_per_minute, "requests/min"),
+        (of.tokens_per_minute, "tokens/min"),
+        (of.tokens_per_day, "tokens a day"),
+        (of.concurrent_requests, "at once"),
+    )
+    words = [f"{count:,} {name}" for count, name in counts if count is not None]
+    if of.budget_usd is not None:
+        words.append(f"{usd(of.budget_usd)} {'in all' if of.budget_period == 'never' else of.budget_period}")
+    return ", ".join(words) or "No limit"
+
+
 def instant(moment: datetime | None) -> str:
     """UTC, for where no script runs; the page's script rewrites it in the reader's own time zone."""
     return EMPTY if moment is None else moment.strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -61,5 +77,6 @@ FILTERS = {
     "usd": usd,
     "cents": cents,
     "share": share,
+    "limits": limits,
     "instant": instant,
 }

@@ -52,6 +52,14 @@ class Site:
         keys = await self.sessions.keys.list() if visitor.is_admin else [visitor.key]
         return {key.id: key.name for key in keys}
 
+    async def names(self, kind: str, visitor: Visitor) -> dict[str, str]:
+        """What keys, teams and users are called, by id."""
+        if kind == "key":
+            return await self.key_names(visitor)
+        if self.sessions is None or kind not in ("team", "user") or not visitor.is_admin:
+            return {}
+        return {account.id: account.name for account in await self.sessions.keys.list_accounts(kind)}
+
     async def admin(self, request: Request) -> Visitor:
         return _require_admin(await self.visitor(request))
 

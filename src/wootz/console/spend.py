@@ -52,7 +52,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
             request,
             visitor,
             spending=await spending(site, PERIODS[since], by, visitor.confined_to),
-            names=await site.key_names(visitor) if by == "key" else {},
+            names=await site.names(by, visitor),
             filters={"since": since, "by": by},
             periods=PERIODS,
             groups=GROUPS,

@@ -222,7 +222,8 @@ class Gateway:
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
         model = self.model(key, request.model)
-        await self.limits.hold(key, request, model, observation)
+        with request.journey.span("hold"):
+            await self.limits.hold(key, request, model, observation)
         return model
 
     @asynccontextmanager

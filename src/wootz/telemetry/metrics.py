@@ -63,9 +63,6 @@ class Metrics:
         self.retries = Counter(
             "wootz_retries", "Calls after a request's first: retries, fallbacks, hedges.", model, registry=registry
         )
-        self.cache = Counter(
-            "wootz_cache_requests", "Requests by what the caches had for them.", ("model", "status"), registry=registry
-        )
         self.gateway_seconds = Histogram(
             "wootz_gateway_overhead_seconds", "From arrival to the first call of a model, waiting left out.",
             buckets=OVERHEAD_SECONDS, registry=registry,
@@ -104,8 +101,6 @@ class Metrics:
             self.time_to_first_token.labels(model).observe(record.time_to_first_token)
         if record.inter_token_latency is not None:
             self.inter_token_latency.labels(model).observe(record.inter_token_latency)
-        if record.cache != "off":
-            self.cache.labels(model, record.cache).inc()
         if not record.priced:
             self.unpriced.labels(model).inc()
         if record.queue_time is not None:
