@@ -240,16 +240,12 @@ def test_unknown_fields_cannot_smuggle_one_answer_under_another_question(
     assert http.post(CHAT, content=twice, headers={"content-type": "application/json"}).status_code == 400
 
 
-def test_permissions_are_part_of_the_key(server: GatewayServer, http: httpx.Client, new_client: Any) -> None:
+def test_a_team_shares_and_permissions_and_tags_are_part_of_the_key(server: GatewayServer, new_client: Any) -> None:
     server.call(server.keys.create_account("team", "one team"))
-    a, b, narrow = (
-        new_client(team="one team"),
-        new_client(team="one team"),
-        new_client(team="one team", models=["scripted"]),
-    )
-    assert [cache_of(client.post(CHAT, json=ASK)) for client in (a, b, narrow, narrow)] == [
-        "miss", "exact", "miss", "exact",
-    ]  # fmt: skip
+    a, b = new_client(team="one team"), new_client(team="one team")
+    narrow, tagged = new_client(team="one team", models=["scripted"]), new_client(team="one team", tags={"app": "x"})
+    said = [cache_of(client.post(CHAT, json=ASK)) for client in (a, b, narrow, narrow, tagged, new_client())]
+    assert said == ["miss", "exact", "miss", "exact", "miss", "miss"]
 
 
 # --- administrators ---------------------------------------------------------------------------------------------------
