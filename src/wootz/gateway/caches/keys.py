@@ -23,10 +23,10 @@ LAYOUT = 1
 
 
 def owner_of(key: Key | None, tenant: str) -> list[Any]:
-    """Whose an answer is: a tenant, and within it those of the same permissions."""
+    """Whose an answer is: a tenant, and within it those of the same permissions and tags (by which routes choose)."""
     if key is None:
-        return [tenant, None, None]
-    return [tenant, sorted(key.scopes), None if key.models is None else sorted(key.models)]
+        return [tenant]
+    return [tenant, sorted(key.scopes), None if key.models is None else sorted(key.models), dict(key.tags)]
 
 
 def fingerprint(config: Config) -> str:
