@@ -38,6 +38,9 @@ class Metrics:
         self.cost = Counter(
             "wootz_cost_usd", "Cost in USD (the ledger is exact; this is a float).", model, registry=registry
         )
+        self.cache = Counter(
+            "wootz_cache_requests", "Requests by what the caches did.", ("model", "cache"), registry=registry
+        )
         self.in_flight = Gauge("wootz_requests_in_flight", "Requests being answered.", model, registry=registry)
         self.time_to_first_token = Histogram(
             "wootz_time_to_first_token_seconds", "Until the first token.", model, buckets=FIRST_TOKEN_SECONDS,
@@ -92,6 +95,8 @@ class Metrics:
         self.completion_tokens.labels(model).inc(record.completion_tokens)
         self.cost.labels(model).inc(float(record.cost))
         self.duration.labels(record.route, model).observe(record.duration)
+        if record.cache != "off":
+            self.cache.labels(model, record.cache).inc()
         if record.time_to_first_token is not None:
             self.time_to_first_token.labels(model).observe(record.time_to_first_token)
         if record.inter_token_latency is not None:
