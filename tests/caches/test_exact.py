@@ -36,7 +36,7 @@ def test_the_second_answer_is_the_first_and_costs_nothing(
     assert (free.prompt_tokens, free.cached_tokens, free.completion_tokens) == (7, 2, 3), "tokens are told all the same"
     assert free.finish_reason == "stop"
     metrics = httpx.get(f"{server.url}/metrics").text
-    assert 'wootz_cache_requests_total{model="scripted",status="exact"}' in metrics
+    assert 'wootz_cache_requests_total{cache="exact",model="scripted"}' in metrics
 
 
 def test_a_hit_streams_the_same_chunks_whichever_way_the_first_was_asked(http: httpx.Client) -> None:
