@@ -8,7 +8,7 @@ The gateway begins it, the layers below add to it, and at the end the record, th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -74,6 +74,8 @@ class Journey:
     """How hard a learned router thinks it is, by route: 0, a cheap model does, to 1, it takes a dear one."""
     answer_headers: dict[str, str] = field(default_factory=dict)
     """HTTP headers that go out with the answer, where it goes out by HTTP."""
+    about_prompt: Callable[[], int] = lambda: 0
+    """About how many tokens the request has to read: for answers that break off, whose usage nobody tells."""
     begun: float = field(default_factory=time.perf_counter)
 
     @property

@@ -49,6 +49,7 @@ from wootz.gateway.caches import Caches
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits.limiter import Limiter
 from wootz.gateway.routing import Route
+from wootz.gateway.routing.candidate import prompt_tokens
 from wootz.gateway.tasks import Tasks
 from wootz.telemetry import Observation, Telemetry
 
@@ -186,7 +187,7 @@ class Gateway:
         request_id: str,
         route: str,
     ) -> AsyncGenerator[Chunk, None]:
-        num_parts, complete = 0, False
+        num_parts, complete, left = 0, False, False
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
             try:
@@ -207,15 +208,20 @@ class Gateway:
                             observation.usage(chunk.usage)
                             await observation.end()
                         yield chunk
+            except (asyncio.CancelledError, GeneratorExit):
+                left = True
+                raise
             finally:
                 if not complete:  # Nobody will tell the usage of half an answer; its parts are nearly its tokens.
-                    observation.usage(Usage(completion_tokens=num_parts, total_tokens=num_parts))
+                    prompt = request.journey.about_prompt() if num_parts or left else 0
+                    observation.usage(Usage.count(prompt, num_parts))
             if not complete:
                 raise UpstreamError("the model's answer broke off", code="incomplete_answer")
 
     async def _admit(self, key: Key | None, request: ModelRequest, observation: Observation) -> LanguageModel:
+        journey = request.journey
+        journey.about_prompt = partial(prompt_tokens, request)
         if key is not None:
-            journey = request.journey
             journey.caller, journey.tenant = key.id, key.tenant
             journey.team, journey.user = key.team.id if key.team else "", key.user.id if key.user else ""
             journey.tags.update(key.tags)

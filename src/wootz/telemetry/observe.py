@@ -11,6 +11,7 @@ await observation.end()
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from wootz.telemetry.price_book import PriceBook
 from wootz.telemetry.prices import Tokens, cost, cost_of_units
 from wootz.telemetry.record import RequestRecord
 from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
+
+log = logging.getLogger(__name__)
 
 MAX_NAME_CHARS = 128
 CLIENT_CLOSED_REQUEST = 499
@@ -187,7 +190,10 @@ class Observation:
 
     async def _keep(self, record: RequestRecord) -> RequestRecord:
         if self.settle is not None:
-            await self.settle(record)
+            try:
+                await self.settle(record)
+            except Exception:
+                log.exception("request %s is in the ledger but not in its limits", record.request_id)
         try:
             # Redacting a long text takes its time, which is not the other requests' to pay.
             body = await asyncio.to_thread(self.body.finish, record) if self.body is not None else None

@@ -61,6 +61,8 @@ class Call(Generic[Chunk]):
             raise
         except BaseException as error:
             if not (isinstance(error, TimeoutError) and limit.expired()):
+                if not isinstance(error, Exception):  # The model reads, also for a client that left.
+                    self.attempt.prompt_tokens = self._journey.about_prompt()
                 await self.drop(FAULT if isinstance(error, Exception) else GONE)
                 raise
             name = self.deployment.name
@@ -91,12 +93,12 @@ class Call(Generic[Chunk]):
                 raise UpstreamError("the answer took too long as a whole", code="total_timeout") from error
             raise UpstreamError(f'model "{self.deployment.name}": the answer broke off', code="incomplete_answer")
         except WootzError as error:
-            self.attempt.completion_tokens = num_parts
+            self._count(Usage.count(self._journey.about_prompt(), num_parts))
             await self._end(error)
             raise
         except BaseException as error:
             if not self._ended:  # Nobody tells the usage of half an answer; its parts are nearly its tokens.
-                self.attempt.completion_tokens = num_parts
+                self._count(Usage.count(self._journey.about_prompt(), num_parts))
                 await self.drop(FAULT if isinstance(error, Exception) else GONE)
             raise
 
