@@ -26,7 +26,6 @@ from wootz.telemetry import Ledger, Telemetry
 
 PRICE = PriceConfig(input=Decimal("0.123456"), output=Decimal("7.654321"))
 AT_ONCE = 500
-redis_module.TIMEOUT_SECONDS = 120.0  # Several such processes on a busy machine hold each other up; Redis is not gone.
 
 
 class Unsteady(ScriptedModel):
@@ -76,4 +75,6 @@ async def main(database_url: str, redis_url: str, token: str, num_requests: int,
 
 
 if __name__ == "__main__":
+    # Several such processes on a busy machine hold each other up; Redis is not gone.
+    redis_module.TIMEOUT_SECONDS = 120.0
     asyncio.run(main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])))

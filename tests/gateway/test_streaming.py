@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import uuid
+from typing import Any
 
 import httpx
 import pytest
@@ -81,8 +82,8 @@ def test_usage_is_not_sent_before_the_record_is_written(
     events: list[str] = []
     write = server.ledger.write
 
-    async def slow_write(record: object) -> None:
-        await write(record)  # type: ignore[arg-type]
+    async def slow_write(*record: Any) -> None:
+        await write(*record)
         events.append("written")
 
     monkeypatch.setattr(server.ledger, "write", slow_write)
@@ -116,7 +117,8 @@ def test_a_client_that_leaves_cancels_the_work(
 ) -> None:
     model.script = script
     mine = f"leaver{uuid.uuid4().hex}"
-    body = json.dumps(ASK | {"stream": stream}).encode()
+    long = {"messages": [{"role": "user", "content": "word" * 100}]}
+    body = json.dumps(ASK | long | {"stream": stream}).encode()
     head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {server.key}\r\ncontent-type: application/json\r\n"
         f"x-request-id: {mine}\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -128,6 +130,7 @@ def test_a_client_that_leaves_cancels_the_work(
     assert model.cancelled.wait(20)
     record = server.wait_for_record(mine)
     assert (record.status, record.client_disconnected, record.completion_tokens) == (499, True, len(script) - 1)
+    assert record.prompt_tokens == 100, "the model has read it, and who leaves early would not pay"
 
 
 def test_two_requests_with_one_client_id_are_two_records(http: httpx.Client, server: GatewayServer) -> None:
