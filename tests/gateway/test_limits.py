@@ -162,13 +162,13 @@ async def compare(world: World, steps: list[Step], expires: float = math.inf) ->
         await world.counters.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(steps=STEPS)
 def test_counters_in_memory_do_what_adding_everything_up_does(steps: list[Step]) -> None:
     asyncio.run(compare(World.in_memory(), steps))
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_counters_on_redis_do_what_adding_everything_up_does(redis_server: RedisServer, steps: list[Step]) -> None:
     asyncio.run(compare(World.on_redis(redis_server), steps, redis_module.RESERVATION_SECONDS))

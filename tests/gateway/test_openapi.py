@@ -37,7 +37,7 @@ CHECKS = [
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_request_is_answered_as_promised(case: schemathesis.Case, server: GatewayServer) -> None:
     headers = {"authorization": f"Bearer {server.admin_key}"}
     if case.path.startswith("/admin") and case.method == "DELETE":
