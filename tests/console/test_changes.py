@@ -7,7 +7,7 @@ import re
 import pytest
 from console_house import HTML, Browser
 
-CHANGES = ["/keys", "/keys/any/revoke", "/logout", "/console/chat"]
+CHANGES = ["/keys", "/keys/any/revoke", "/logout", "/console/chat", "/caches/purge"]
 
 
 async def change(visitor, path: str, csrf_token: str | None, **headers):

@@ -47,7 +47,7 @@ async def test_every_answer_forbids_inline_and_foreign_code(admin, path):
 
 async def test_pages_need_nothing_from_elsewhere(admin):
     """The console works offline: each file that a page or a script names is here."""
-    seen, todo = set(), ["/login", "/chat", "/models", "/keys", "/requests", "/spend"]
+    seen, todo = set(), ["/login", "/chat", "/models", "/keys", "/requests", "/spend", "/caches"]
     while todo:
         path = todo.pop()
         answer = await admin.get(path)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from wootz.core import NotFoundError
+from wootz.gateway.caches.caches import Caches
 from wootz.gateway.gateway import Gateway
 
 
@@ -18,6 +19,23 @@ class CacheState(BaseModel):
     requests: dict[str, dict[str, int]] = Field(description="By model: how many were answered how, in this process.")
     guarded: dict[str, int] = Field(description="Near questions that were not taken for the same, by the difference.")
     false_hits: dict[str, int] = Field(description="Reported, by model.")
+
+
+async def state_of(caches: Caches) -> CacheState:
+    size, semantic = await caches.store.size(), caches.semantic
+    requests: dict[str, dict[str, int]] = {}
+    for (model, status), number in sorted(caches.counts.items()):
+        requests.setdefault(model, {})[status] = number
+    return CacheState(
+        exact_enabled=caches.exact.enabled,
+        semantic_models=caches.meaning.models,
+        entries=size.entries,
+        bytes=size.bytes,
+        semantic_entries=semantic.num_entries if semantic else 0,
+        requests=requests,
+        guarded=dict(semantic.refused) if semantic else {},
+        false_hits=dict(semantic.false_hits) if semantic else {},
+    )
 
 
 class Purged(BaseModel):
@@ -33,21 +51,7 @@ class FalseHit(BaseModel):
 def add_admin_routes(router: APIRouter, gateway: Gateway) -> None:
     @router.get("/admin/caches")
     async def state() -> CacheState:
-        caches = gateway.caches
-        size, semantic = await caches.store.size(), caches.semantic
-        requests: dict[str, dict[str, int]] = {}
-        for (model, status), number in sorted(caches.counts.items()):
-            requests.setdefault(model, {})[status] = number
-        return CacheState(
-            exact_enabled=caches.exact.enabled,
-            semantic_models=caches.meaning.models,
-            entries=size.entries,
-            bytes=size.bytes,
-            semantic_entries=semantic.num_entries if semantic else 0,
-            requests=requests,
-            guarded=dict(semantic.refused) if semantic else {},
-            false_hits=dict(semantic.false_hits) if semantic else {},
-        )
+        return await state_of(gateway.caches)
 
     @router.delete("/admin/caches")
     async def purge(model: str | None = None, tenant: str | None = None) -> Purged:
