@@ -38,6 +38,9 @@ Result = TypeVar("Result")
 HANG = ...
 """In a script: wait for ever."""
 
+CHAT = "/v1/chat/completions"
+ASK = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
+
 
 async def until(condition: Callable[[], Awaitable[Result]]) -> Result:
     """The condition's first true result; a test that waits in vain fails."""

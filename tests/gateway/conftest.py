@@ -8,9 +8,6 @@ import httpx
 import pytest
 from serving import GatewayServer, ScriptedModel
 
-CHAT = "/v1/chat/completions"
-ASK = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
-
 
 @pytest.fixture(scope="session")
 def gateway_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:

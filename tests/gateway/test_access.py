@@ -7,8 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ASK, CHAT
-from serving import GatewayServer, ScriptedModel
+from serving import ASK, CHAT, GatewayServer, ScriptedModel
 
 ADMIN = "/admin/keys"
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ASK, CHAT
-from serving import HANG, GatewayServer, ScriptedModel
+from serving import ASK, CHAT, HANG, GatewayServer, ScriptedModel
 
 from wootz.core import PriceConfig, UpstreamError
 from wootz.telemetry.price_book import PriceBook

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-from conftest import ASK, CHAT
-from serving import GatewayServer, ScriptedModel
+from serving import ASK, CHAT, GatewayServer, ScriptedModel
 
 from wootz.core import NotFoundError
 from wootz.engine.protocol import Stats
