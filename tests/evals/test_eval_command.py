@@ -80,6 +80,7 @@ def test_the_gate_fails_a_model_that_reads_less_than_required(wootz_eval, server
     assert folder.name.startswith("working-context-short-")
 
 
+@pytest.mark.slow
 def test_the_working_length_is_recorded_where_models_are_listed(wootz_eval, server, tiny_model_folder, tmp_path):
     """In a folder's own config, beside the record of how it was extended; in the store, whose files stay untouched."""
     folder, store = tmp_path / "tiny", ModelStore(tmp_path / "home" / "models")

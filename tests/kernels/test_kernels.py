@@ -230,6 +230,7 @@ def test_the_real_model_says_the_same_quantised_and_dense(smollm2_gguf: Path) ->
         assert logits_TV[len(answer.prompt_token_ids) - 1 : -1].argmax(-1).tolist() == answer.token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_rounded_activations_hardly_change_the_real_models_perplexity(smollm2_gguf: Path) -> None:
     exact, packed = (wootz.models.load(smollm2_gguf, keep_quantized=kind) for kind in ("exact", "packed"))

@@ -108,6 +108,7 @@ def test_boundaries_are_where_words_end() -> None:
     assert boundaries(two, [2, 4]).tolist() == [True, True, True, False, True, False]
 
 
+@pytest.mark.slow
 def test_every_byte_model_learns() -> None:
     """Held-out Python, in bits per byte: all are far below what the frequencies of bytes alone give."""
     text = corpus()

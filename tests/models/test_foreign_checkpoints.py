@@ -112,6 +112,7 @@ def test_distributed_checkpoints_load_in_either_naming(tmp_path: Path, theirs, n
     torch.testing.assert_close(model.logits(TOKENS), reference_logits(reference), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_shards_of_several_processes_are_joined(tmp_path: Path, theirs) -> None:
     folder, reference = theirs
     script = f"""

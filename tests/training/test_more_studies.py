@@ -58,6 +58,7 @@ def test_a_text_that_is_not_there_is_one_error(tmp_path: Path) -> None:
 # --- LongRoPE ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bred_factors_are_no_worse_than_the_rules_and_stand_in_the_report(tmp_path: Path) -> None:
     breeding = SearchConfig(population=6, generations=2, parents=2, num_rows=2)
     study = extension_study(methods=("naive", "LongRoPE"), size=TINY, factor=4, tuning_steps=4, breeding=breeding)
@@ -112,6 +113,7 @@ def test_long_rows_cost_more_per_token() -> None:
     assert flops["short only"] < flops["mixed from the start"] == flops[long_context.STRETCHED]
 
 
+@pytest.mark.slow
 def test_who_never_saw_long_rows_reads_them_worst() -> None:
     size = replace(TINY, layers=1, length=16, batch_size=16, steps=160)
     study = long_context.long_context_study(size=size, factor=8)
@@ -159,6 +161,7 @@ def test_impossible_experts_are_one_error() -> None:
 # --- new tokens -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_new_tokens_begin_better_as_their_pieces_than_at_random(tmp_path: Path) -> None:
     learned, kept = expansion.expansion_studies(
         size=replace(TINY, layers=1, batch_size=16, steps=200),
