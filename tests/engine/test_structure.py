@@ -102,6 +102,8 @@ def check_random_schemas(engine: Engine, seeds: range, *, both: bool) -> int:
 class Calendar(jsonschema.FormatChecker):
     """Python's begins in the year 1, RFC 3339's (and so JSON Schema's) in the year 0, a leap year like 2000."""
 
+    checkers = jsonschema.Draft202012Validator.FORMAT_CHECKER.checkers
+
     def check(self, instance: object, format: str) -> None:
         if isinstance(instance, str) and instance.startswith("0000-"):
             instance = "2000" + instance[4:]
