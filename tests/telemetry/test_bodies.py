@@ -166,11 +166,19 @@ HARMLESS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), SECRETS.items())
-@pytest.mark.parametrize("around", ["{}", "see ({}), please", "前{}后", "a\n{}\nb"])
+AROUND = ("{}", "see ({}), please", "前{}后", "a\n{}\nb")
+
+
+def runs_together(expected: str, around: str) -> bool:
+    """A secret that is found by the word before it is none where that word is a part of another."""
+    return around == "前{}后" and expected[0] != "["
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "around"),
+    [(*pair, around) for pair in SECRETS.items() for around in AROUND if not runs_together(pair[1], around)],
+)
 def test_secrets_are_blacked_out(text: str, expected: str, around: str) -> None:
-    if around == "前{}后" and expected[0] != "[":
-        pytest.skip("words run together")
     assert redact(around.format(text)) == around.format(expected)
 
 

@@ -1,4 +1,4 @@
-"""`wootz tokenizer`: look at tokenizers, measure and compare them, price them, check them, extend them."""
+"""`wootz tokenizer`: look at tokenizers, measure and compare them, price them, check them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wootz.cli.common import AsJson, load, numbers, print_json, stderr, stdout, table
+from wootz.cli.common import AsJson, numbers, print_json, stderr, stdout, table
+from wootz.cli.tokenizer_inputs import Name, Names, Texts, load_named, read_text, texts_of
+from wootz.cli.tokenizer_making import add_commands
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -24,13 +26,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(metavar="TOKENIZER", help="A model's name, a folder, or a file.")]
-Names = Annotated[list[str], typer.Argument(metavar="TOKENIZER...", help="Names of models, folders, or files.")]
-Texts = Annotated[
-    list[Path] | None,
-    typer.Option("--texts", help="A text file, or a folder of them; each file is a row. \\[default: human rights]"),
-]
-
 
 @app.command("report")
 def report(ctx: typer.Context, tokenizer: Name, texts: Texts = None, as_json: AsJson = False) -> None:
@@ -40,7 +35,7 @@ def report(ctx: typer.Context, tokenizer: Name, texts: Texts = None, as_json: As
       [bold]wootz tokenizer report smollm2[/bold]
       [bold]wootz tokenizer report ./model --texts prompts/[/bold]
     """
-    measured = _measure(_load(ctx, tokenizer), _texts(texts))
+    measured = _measure(load_named(ctx, tokenizer), texts_of(texts))
     if as_json:
         print_json({name: _as_dict(seen) for name, seen in measured.items()})
         return
@@ -72,8 +67,8 @@ def compare(
     Examples:
       [bold]wootz tokenizer compare smollm2 ./qwen --texts prompts/ --plot fertility.png[/bold]
     """
-    chosen = _texts(texts)
-    measured = {name: _measure(_load(ctx, name), chosen) for name in tokenizers}
+    chosen = texts_of(texts)
+    measured = {name: _measure(load_named(ctx, name), chosen) for name in tokenizers}
     if plot:
         from wootz.tokenization.plots import plot_fertility
 
@@ -124,7 +119,7 @@ def cost(
     workload = Workload(system, user, response, int(conversations), _money(price), _money(output_price or price), days)
     ratios: dict[str, Fraction] = {}
     for name in tokenizers or []:
-        measured = _measure(_load(ctx, name), _texts(texts)).values()
+        measured = _measure(load_named(ctx, name), texts_of(texts)).values()
         ratios[name] = Fraction(sum(s.num_tokens for s in measured), max(1, sum(s.num_characters for s in measured)))
     for entry in ratio or []:
         name, _, value = entry.partition("=")
@@ -176,12 +171,12 @@ def lint(
     """
     from wootz.tokenization.lint import lint_messages, lint_prompt, lint_tokenizer
 
-    loaded = _load(ctx, tokenizer)
+    loaded = load_named(ctx, tokenizer)
     findings = lint_tokenizer(loaded)
     if messages is not None:
         findings += lint_messages(loaded, _messages(messages))
     if prompt is not None:
-        findings += lint_prompt(loaded, _read(prompt))
+        findings += lint_prompt(loaded, read_text(prompt))
     if as_json:
         print_json([asdict(finding) for finding in findings])
     elif not findings:
@@ -218,7 +213,7 @@ def encode(
 
     if control not in ("parse", "text", "forbid"):
         raise typer.BadParameter(f'"{control}" is not parse, text or forbid')
-    loaded = _load(ctx, tokenizer)
+    loaded = load_named(ctx, tokenizer)
     found = loaded.encode(sys.stdin.read() if text == "-" else text, add_special_tokens=special, control=control)
     _show(view_tokens(loaded, found), ids, as_json)
 
@@ -243,7 +238,7 @@ def chat(
     from wootz.tokenization.inspection import view_tokens
     from wootz.tokenization.lint import lint_messages
 
-    loaded = _load(ctx, tokenizer)
+    loaded = load_named(ctx, tokenizer)
     if template is not None:
         ids_of = {"bos_token": loaded.bos_token_id, "eos_token": min(loaded.eos_token_ids, default=None)}
         roles = {role: loaded.token_bytes(id).decode() for role, id in ids_of.items() if id is not None}
@@ -275,7 +270,7 @@ def inspect(
     from wootz.tokenization.fingerprint import fingerprint
     from wootz.tokenization.inspection import merge_tree, view_token
 
-    loaded = _load(ctx, tokenizer)
+    loaded = load_named(ctx, tokenizer)
     if ids is None:
         ends = ", ".join(f"{id} {loaded.token_spelling(id)}" for id in sorted(loaded.eos_token_ids))
         facts = {
@@ -318,9 +313,9 @@ def verify(ctx: typer.Context, first: Name, second: Name, texts: Texts = None) -
     Examples:
       [bold]wootz tokenizer verify ./model model.gguf --texts corpus/[/bold]
     """
-    one, other = _load(ctx, first), _load(ctx, second)
+    one, other = load_named(ctx, first), load_named(ctx, second)
     num_texts = num_tokens = 0
-    for name, parts in _texts(texts).items():
+    for name, parts in texts_of(texts).items():
         for text in parts:
             mine, theirs = (each.encode(text, add_special_tokens=False) for each in (one, other))
             num_texts, num_tokens = num_texts + 1, num_tokens + len(mine)
@@ -351,8 +346,8 @@ def study(
     """
     from wootz.tokenization.vocabulary_size import study as measure_sizes
 
-    chosen = [text for parts in _texts(texts).values() for text in parts]
-    loaded = _load(ctx, tokenizer)
+    chosen = [text for parts in texts_of(texts).values() for text in parts]
+    loaded = load_named(ctx, tokenizer)
     points = measure_sizes(
         loaded, chosen, sorted(numbers(sizes)), width=width, layer_parameters=int(layer_parameters), tied=tied
     )
@@ -379,174 +374,10 @@ def study(
     stdout().print(rows)
 
 
-@app.command("expand")
-def expand(
-    ctx: typer.Context,
-    model: Annotated[Path, typer.Argument(help="A model folder with safetensors.")],
-    out: Annotated[Path, typer.Argument(help="The new folder.")],
-    terms: Annotated[Path, typer.Option("--new-terms", help="A text file, one term a line; spaces at its ends count.")],
-    init: Annotated[str, typer.Option(help="New rows: subpiece-mean, mean or random.")] = "subpiece-mean",
-    spaced: Annotated[bool, typer.Option(help="Also each term with a space before it.")] = True,
-    multiple: Annotated[int, typer.Option("--pad-to-multiple-of", min=1, help="Rows of the embedding.")] = 1,
-    seed: Annotated[int, typer.Option()] = 0,
-    texts: Texts = None,
-    as_json: AsJson = False,
-) -> None:
-    """Give a trained model new tokens: it knows them only after training, its new rows first.
-
-    Examples:
-      [bold]wootz tokenizer expand ./model ./model-medical --new-terms medical.txt --texts notes/[/bold]
-    """
-    from wootz.tokenization import load_tokenizer
-    from wootz.tokenization.expand import expand_vocabulary
-    from wootz.tokenization.expand import report as expansion_report
-
-    if init not in ("random", "mean", "subpiece-mean"):
-        raise typer.BadParameter(f'"{init}" is not random, mean or subpiece-mean')
-    lines = [line for line in _read(terms).splitlines() if line.strip()]
-    wanted = list(dict.fromkeys(form for line in lines for form in ((line, f" {line}") if spaced else (line,))))
-    expansion = expand_vocabulary(model, out, wanted, init=init, seed=seed, pad_to_multiple_of=multiple)
-    chosen = [text for parts in _texts(texts).values() for text in parts]
-    seen = expansion_report(load_tokenizer(model), load_tokenizer(out), expansion, chosen)
-    if as_json:
-        print_json({**asdict(expansion), **asdict(seen), "out": out})
-        return
-    stderr().print(f"[green]✓[/green] {out}: {len(expansion.ids)} new tokens, {expansion.num_rows:,} rows")
-    stdout().print(f"These texts take {seen.tokens_after:,} tokens instead of {seen.tokens_before:,}.")
-    if seen.bytes_to_learn is None:
-        stdout().print(
-            f'"{seen.rarest}" never occurs in them: what is not seen in training is not learned.', markup=False
-        )
-    else:
-        stdout().print(
-            f'The rarest, "{seen.rarest}", occurs {seen.rarest_count} times: training needs about '
-            f"{seen.bytes_to_learn / 1e6:,.1f} MB like this to see it a hundred times.",
-            markup=False,
-        )
-
-
-@app.command("train")
-def train(
-    texts: Annotated[list[Path], typer.Argument(help="Text files, or folders of them.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The new folder.")],
-    vocab_size: Annotated[int, typer.Option(min=1, help="Tokens, special and reserved ones included.")],
-    algorithm: Annotated[str, typer.Option(help="byte_bpe, sentencepiece_bpe, wordpiece or unigram.")] = "byte_bpe",
-    pattern: Annotated[
-        str, typer.Option(help="How byte_bpe cuts words: a name such as cl100k, or a regex.")
-    ] = "cl100k",
-    special: Annotated[
-        list[str] | None, typer.Option(help="A special token; the first ends a text. \\[default: <|endoftext|>]")
-    ] = None,
-    reserve: Annotated[int, typer.Option(min=0, help="Special tokens to keep for later.")] = 0,
-    template: Annotated[str | None, typer.Option(help="chatml, qwen, llama3, mistral or plain.")] = None,
-) -> None:
-    """Make a vocabulary out of texts, in a folder that models, transformers and these commands read.
-
-    Examples:
-      [bold]wootz tokenizer train corpus/ -o my-tokenizer --vocab-size 8000 --reserve 256[/bold]
-    """
-    from wootz.core import BadRequestError
-    from wootz.tokenization.built_in_templates import built_in_template
-    from wootz.tokenization.train import train_tokenizer, write_tokenizer
-
-    algorithms = ("byte_bpe", "sentencepiece_bpe", "wordpiece", "unigram")
-    if algorithm not in algorithms:
-        raise typer.BadParameter(f'"{algorithm}" is none of {", ".join(algorithms)}')
-    chosen = special or ["<|endoftext|>"]
-    source = built_in_template(template).source if template else None
-    files = _files(texts)
-    if not files:
-        raise BadRequestError("there are no texts to train on")
-    made = train_tokenizer(
-        (_read(file) for file in files),
-        algorithm,  # type: ignore[arg-type]  (looked at above)
-        vocab_size=vocab_size,
-        pattern=pattern,
-        special_tokens=chosen,
-        reserve=reserve,
-    )
-    write_tokenizer(made, out, roles={"eos_token": chosen[0]}, chat_template=source)
-    stderr().print(f"[green]✓[/green] {out}: {made.get_vocab_size():,} tokens")
-
-
-@app.command("convert")
-def convert(
-    ctx: typer.Context,
-    tokenizer: Name,
-    out: Annotated[Path, typer.Argument(help="A .tiktoken file, or a new folder for tokenizer.json.")],
-) -> None:
-    """Write a tokenizer in another form, and read it back to see that it gives the same ids.
-
-    Examples:
-      [bold]wootz tokenizer convert ./my-tokenizer ranks.tiktoken[/bold]
-      [bold]wootz tokenizer convert model.gguf ./tokenizer[/bold]
-    """
-    import tokenizers
-
-    from wootz.tokenization import load_tokenizer
-    from wootz.tokenization.ranks import read_tiktoken, write_tiktoken
-    from wootz.tokenization.train import write_tokenizer
-
-    loaded = _load(ctx, tokenizer)
-    backend = tokenizers.Tokenizer.from_str(loaded.to_json())
-    if out.suffix == ".tiktoken":
-        write_tiktoken(backend, out)
-        stderr().print(f"[green]✓[/green] {out}: {len(read_tiktoken(out)):,} ranks; it does not say how words are cut")
-        return
-    ids_of = {"bos_token": loaded.bos_token_id, "eos_token": min(loaded.eos_token_ids, default=None)}
-    roles = {role: loaded.token_spelling(id) or "" for role, id in ids_of.items() if id is not None}
-    template = loaded.chat_template.source if loaded.chat_template else None
-    write_tokenizer(backend, out, roles=roles, chat_template=template)
-    again = load_tokenizer(out)
-    differs = [
-        name for name, parts in _texts(None).items() if any(again.encode(part) != loaded.encode(part) for part in parts)
-    ]
-    if differs:
-        stderr().print(f"error: {out} gives other ids for {', '.join(differs)}", style="red", markup=False)
-        raise typer.Exit(1)
-    stderr().print(f"[green]✓[/green] {out}: {again.vocab_size:,} tokens, the same ids")
+add_commands(app)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------
-
-
-def _load(ctx: typer.Context, name: str) -> Tokenizer:
-    """The tokenizer that a user named: a path if there is one, else a model of the store."""
-    from wootz.store import ModelStore
-    from wootz.tokenization import load_tokenizer
-
-    path = Path(name).expanduser()
-    if not path.exists():
-        path = ModelStore(load(ctx).config.models_dir).path_of(name)
-    return load_tokenizer(path)
-
-
-def _texts(paths: list[Path] | None) -> dict[str, list[str]]:
-    """Texts by the name of their file; those that come with Wootz if there are none."""
-    if not paths:
-        from wootz.tokenization.samples import sample_texts
-
-        return sample_texts()
-    return {file.stem: [_read(file)] for file in _files(paths)}
-
-
-def _files(paths: list[Path]) -> list[Path]:
-    return [
-        file
-        for path in paths
-        for file in (sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path])
-    ]
-
-
-def _read(file: Path) -> str:
-    from wootz.core import BadRequestError
-
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadRequestError(f"{file} can't be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise BadRequestError(f"{file} is not UTF-8 text") from None
 
 
 def _conversation(file: Path) -> dict[str, Any]:
@@ -555,7 +386,7 @@ def _conversation(file: Path) -> dict[str, Any]:
     from wootz.core import BadRequestError
 
     try:
-        content = json.loads(_read(file))
+        content = json.loads(read_text(file))
     except ValueError as error:
         raise BadRequestError(f"{file} is not JSON ({error})") from None
     content = {"messages": content} if isinstance(content, list) else content

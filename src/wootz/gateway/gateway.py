@@ -105,7 +105,7 @@ class Gateway:
 
     def model(self, key: Key | None, name: str) -> LanguageModel:
         """Raises `NotFoundError`, in the same words for a model that is not there and one the key may not use."""
-        if name not in self.visible_models(key):
+        if name not in self.models or not (key is None or key.may_use(name)):
             raise NotFoundError(
                 f'the model "{name}" does not exist or you do not have access to it',
                 code="model_not_found",
