@@ -97,7 +97,10 @@ class PriceBook:
         files: Sequence[PriceFile] = (),
         models: Mapping[str, str] | None = None,
     ) -> None:
-        self._own = {name: _price(entry, f"models.{name}.price") for name, entry in (own or {}).items()}
+        self._own = {
+            name: _price(entry, "nothing, it runs here" if entry is FREE else f"models.{name}.price")
+            for name, entry in (own or {}).items()
+        }
         self._files = files
         self._models = dict(models or {})
         self._known: dict[tuple[str, str], list[tuple[Dated, ...]]] = {}
