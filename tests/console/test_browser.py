@@ -238,6 +238,7 @@ def test_a_key_is_made_copied_and_revoked(server, page):
     page.get_by_test_id("key-new").click()
     page.get_by_test_id("key-name").fill("<b>robot</b>")
     page.get_by_test_id("key-create").click()
+    expect(page.get_by_test_id("key-plaintext")).to_be_visible()  # the script has opened the dialog: Escape closes it
     plaintext = page.get_by_test_id("key-plaintext").text_content()
     assert server.call(server.house.keys.authenticate(plaintext)).name == "<b>robot</b>"
     page.keyboard.press("Escape")
