@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wootz.core import ConfigError, EngineConfig, ModelFileError, SpeculationConfig
+from wootz.data.batch import Batch
 from wootz.engine import Engine, SamplingParams
 from wootz.engine.speculation.draft_model import DraftModel
 from wootz.engine.speculation.methods import with_heads
@@ -16,7 +17,7 @@ from wootz.models import Decoder, read_config
 from wootz.models.draft_heads import KINDS, DraftHeads, base_fingerprint, load_heads, save_heads
 from wootz.models.multi_token import MultiTokenConfig, multi_token_loss
 from wootz.training.draft_heads import batches_of, distill, own_answers, train_heads
-from wootz.training.fit import Batch, FitConfig, fit
+from wootz.training.fit import FitConfig, fit
 
 VOCAB = 11
 PROMPTS = [[start, (start + stride) % VOCAB] for start in range(4) for stride in (1, 2, 3)]

@@ -8,6 +8,7 @@ from itertools import combinations, permutations, product
 import pytest
 import torch
 
+from wootz.data.batch import Batch
 from wootz.models import read_config
 from wootz.models.diffusion import (
     COSINE,
@@ -20,7 +21,7 @@ from wootz.models.diffusion import (
     score_entropy,
     score_entropy_loss,
 )
-from wootz.training.fit import Batch, FitConfig, fit
+from wootz.training.fit import FitConfig, fit
 
 LENGTH, SYMBOLS = 4, 3
 EVERY_TEXT = torch.tensor(list(product(range(SYMBOLS), repeat=LENGTH)))

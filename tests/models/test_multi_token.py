@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from wootz.data.batch import Batch
 from wootz.models import read_config
 from wootz.models.decoder import LayerConfig
 from wootz.models.multi_token import MultiTokenConfig, MultiTokenModel, depth_losses, multi_token_loss
-from wootz.training.fit import Batch, FitConfig, fit
+from wootz.training.fit import FitConfig, fit
 
 VOCAB = 11
 KINDS = pytest.mark.parametrize("sequential", [True, False], ids=["sequential", "parallel"])

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from wootz.core.errors import BadRequestError, ConfigError
-from wootz.training.fit import IGNORED, FitConfig, accuracy, fit
+from wootz.data.batch import IGNORED
+from wootz.training.fit import FitConfig, accuracy, fit
 from wootz.training.studies import parts, positions, recall, vocabulary
 from wootz.training.studies.memory import read_back, recalled
 from wootz.training.studies.positions import Size

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wootz.core.progress import SILENT, Progress
+from wootz.data.batch import Batch
 from wootz.engine import Engine, SamplingParams
 from wootz.models import Decoder, PackedContext
 from wootz.models.draft_heads import DraftHeads
 from wootz.models.run import Run
-from wootz.training.fit import Batch, FitConfig, Fitted, fit
+from wootz.training.fit import FitConfig, Fitted, fit
 
 EAGLE_LEVELS = 2
 STATE_WEIGHT = 0.1

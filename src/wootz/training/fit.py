@@ -17,23 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wootz.core.progress import SILENT, Progress
+from wootz.data.batch import IGNORED, Batch
 from wootz.models import Decoder, PackedContext
-
-IGNORED = -100
-"""A label that counts for nothing, as in PyTorch's cross-entropy."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """``(B, T)`` each: inputs, and what should come next (`IGNORED` where nothing is asked)."""
-
-    tokens_BT: Tensor
-    labels_BT: Tensor
-
-    @staticmethod
-    def of(rows_BT: Tensor) -> Batch:
-        """Language modelling: every token is the label of the one before it."""
-        return Batch(rows_BT[:, :-1], rows_BT[:, 1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +105,7 @@ def losses_by_position(model: Decoder, rows_BT: Tensor) -> Tensor:
 
 def predictions(model: Decoder, batch: Batch) -> Tensor:
     """Logits ``(N, V)`` where a label is asked, row by row; the others are never unembedded."""
-    num_rows, length = batch.tokens_BT.shape
-    positions_T = torch.arange(length, device=model.device).repeat(num_rows)
-    hidden_TD = model(batch.tokens_BT.flatten(), positions_T, PackedContext([length] * num_rows))
+    hidden_TD = model(batch.tokens_BT.flatten(), batch.positions_T, PackedContext(batch.lengths))
     return model.unembed(hidden_TD[_asked(batch)])
 
 

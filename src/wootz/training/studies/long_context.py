@@ -13,8 +13,9 @@ from statistics import fmean
 
 import torch
 
+from wootz.data.batch import Batch
 from wootz.models.planning.accounting import token_flops
-from wootz.training.fit import Batch, FitConfig, fit
+from wootz.training.fit import FitConfig, fit
 from wootz.training.studies.positions import Size, build, perplexities, scaled
 from wootz.training.studies.study import Curve, Study
 from wootz.training.studies.text import corpus, training_rows

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from wootz.core.errors import BadRequestError
+from wootz.data.batch import IGNORED, Batch
 from wootz.models import Decoder, read_config
 from wootz.models.names import checkpoint_views
 from wootz.models.positions.extension import Method, extend
 from wootz.models.positions.longrope_search import SearchResult, search
 from wootz.models.positions.rotary import Rotary, RotaryConfig
-from wootz.training.fit import IGNORED, Batch, FitConfig, accuracy, fit, losses_by_position
+from wootz.training.fit import FitConfig, accuracy, fit, losses_by_position
 from wootz.training.studies.study import Curve, Study
 from wootz.training.studies.text import VOCAB_SIZE, corpus, held_out_rows, training_rows
 

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from wootz.core.errors import BadRequestError
+from wootz.data.batch import IGNORED, Batch
 from wootz.models import Decoder, read_config
-from wootz.training.fit import IGNORED, Batch, FitConfig, accuracy, fit
+from wootz.training.fit import FitConfig, accuracy, fit
 from wootz.training.studies.study import Curve, Study
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wootz.core.errors import ConfigError
-from wootz.training.fit import Batch
+from wootz.data.batch import Batch
 
 VOCAB_SIZE = 256
 HELD_OUT = 0.1

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wootz.data.batch import Batch
 from wootz.tokenization.tokenizer import Tokenizer
 from wootz.tokenization.train import train_tokenizer
 from wootz.tokenization.vocabulary_size import bits_per_byte, first_merges
-from wootz.training.fit import Batch, FitConfig, fit, losses_by_position
+from wootz.training.fit import FitConfig, fit, losses_by_position
 from wootz.training.studies.positions import Size, build
 from wootz.training.studies.study import Curve, Study
 from wootz.training.studies.text import HELD_OUT, corpus, held_out_rows, training_rows

@@ -1,0 +1,1 @@
+"""From raw text to batches: corpora, filters, deduplication, mixtures, token stores, packing."""
