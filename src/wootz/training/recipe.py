@@ -281,7 +281,9 @@ def _put(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not last:
-        raise ConfigError(f'--set "{override}" is not of the form section.key=value', hint="such as pretrain.tokens=1e6")
+        raise ConfigError(
+            f'--set "{override}" is not of the form section.key=value', hint="such as pretrain.tokens=1e6"
+        )
     for section in sections:
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
