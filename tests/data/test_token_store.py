@@ -30,7 +30,7 @@ def test_documents_come_back_whatever_the_width(tmp_path: Path, vocab_size: int)
         store.document(61)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     per_shard=st.integers(1, 20),
