@@ -105,8 +105,8 @@ class Trainer:
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.rate_factor = 1.0
         """Lowered for good when a run had to be taken back (`wootz.training.guards.spike`)."""
-        self.local_losses: list[float] = []
-        """Of this rank's micro-batches in the last step, before anything was averaged."""
+        self.micro_batches: list[Batch] = []
+        """Of this rank, of the step that is being made."""
         self.step = 0
         """Steps made, and so the number of the next."""
 
@@ -124,9 +124,9 @@ class Trainer:
 
     def make_step(self) -> Step:
         started = perf_counter()
-        micro_batches = [next(self.batches).to(self.device) for _ in range(self.config.accumulate)]
+        self.micro_batches = [next(self.batches).to(self.device) for _ in range(self.config.accumulate)]
         rate = self._set_learning_rate()
-        loss, num_tokens = self._backward(micro_batches)
+        loss, num_tokens = self._backward(self.micro_batches)
         step = Step(self.step, loss, self._clip(), rate, num_tokens, 0.0)
         reasons = [callback.before_update(self, step) for callback in self.callbacks]
         step.skipped = next((reason for reason in reasons if reason), None)
@@ -145,13 +145,12 @@ class Trainer:
         asked = [int((batch.labels_BT != IGNORED).sum()) for batch in micro_batches]
         read = sum(batch.tokens_BT.numel() for batch in micro_batches)
         num_asked, num_read = (int(total) for total in self.sum_over_ranks(sum(asked), read))
-        self.local_losses, total = [], 0.0
+        total = 0.0
         for batch, count in zip(micro_batches, asked, strict=True):
             with self.precision():
                 loss = self.objective(self.model, batch)
             (loss * (count * world_size() / num_asked)).backward()
-            self.local_losses.append(loss.item())
-            total += self.local_losses[-1] * count / num_asked
+            total += loss.item() * count / num_asked
         return self.sum_over_ranks(total)[0], num_read
 
     def _clip(self) -> float:

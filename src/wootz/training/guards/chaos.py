@@ -8,17 +8,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any
-
 import torch
 
 from wootz.core.errors import BadRequestError
 from wootz.training.trainer import Callback, Step, Trainer, rank, world_size
 
 FAULTS = {
-    "nan": "a weight becomes not-a-number in the forward pass of one step",
+    "nan": "a weight is not a number during one step",
     "spike": "weights are thrown far off, as by a bad batch",
-    "corrupt": "one rank's copy of the weights differs a little",
+    "corrupt": "from then on one rank computes a layer a little wrong",
     "hang": "the process stands still",
     "kill": "the process is killed (SIGKILL)",
 }
@@ -51,21 +49,18 @@ class Chaos(Callback):
                 for parameter in trainer.parameters:
                     _local(parameter).mul_(3.0)
             case "corrupt":
-                weight.mul_(1.05)
+                layer = trainer.model.get_submodule("layers.0")
+                layer.register_forward_hook(lambda module, inputs, output: output * 1.05)
             case "hang":
                 time.sleep(self.hang_seconds)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def before_update(self, trainer: Trainer, step: Step) -> str | None:
-        if self._kept is not None:  # the fault was in one computation, not in the weights
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        if self._kept is not None:
             weight, kept = self._kept
             weight.copy_(kept)
             self._kept = None
-        return None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

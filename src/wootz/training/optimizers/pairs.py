@@ -17,7 +17,8 @@ from wootz.training.optimizers.base import ExactOptimizer
 class MuonWithAdamW(ExactOptimizer):
     """Groups say ``"matrices": True`` to be moved by Muon (which orthogonalises the update of a hidden matrix;
     https://kellerjordan.github.io/posts/muon), and are AdamW's otherwise. With ``match_rms_adamw`` (arXiv 2502.16982)
-    Muon's updates are as large as AdamW's are, and one learning rate serves both."""
+    Muon's updates are as large as AdamW's are, and one learning rate serves both. ``full_precision`` orthogonalises in
+    float32, not bfloat16: on a CPU without bfloat16 units that is many times faster."""
 
     def __init__(
         self,
@@ -28,6 +29,7 @@ class MuonWithAdamW(ExactOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         adjust_lr_fn: str = "match_rms_adamw",
+        full_precision: bool = False,
     ) -> None:
         for group in groups:
             group.setdefault("matrices", False)
@@ -37,7 +39,9 @@ class MuonWithAdamW(ExactOptimizer):
         settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         self._parts: list[torch.optim.Optimizer] = []
         if matrices:
-            muon = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn=adjust_lr_fn, **settings)
+            muon = (MuonFloat32 if full_precision else torch.optim.Muon)(
+                matrices, momentum=momentum, adjust_lr_fn=adjust_lr_fn, **settings
+            )
             self._parts.append(muon)
         if others:
             self._parts.append(torch.optim.AdamW(others, betas=betas, eps=eps, **settings))
@@ -59,6 +63,41 @@ class MuonWithAdamW(ExactOptimizer):
         for part in self._parts:
             part.step()
         return loss
+
+
+class MuonFloat32(torch.optim.Muon):
+    """PyTorch's Muon, whose Newton-Schulz iteration runs in float32."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                average, momentum = state["momentum_buffer"], group["momentum"]
+                average.lerp_(parameter.grad, 1 - momentum)
+                update = parameter.grad.lerp(average, momentum) if group["nesterov"] else average
+                rows, columns = parameter.shape
+                matched = group["adjust_lr_fn"] == "match_rms_adamw"
+                scale = 0.2 * max(rows, columns) ** 0.5 if matched else max(1, rows / columns) ** 0.5
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(orthogonalised(update, group["ns_coefficients"], group["ns_steps"]), alpha=-group["lr"] * scale)
+        return loss
+
+
+def orthogonalised(matrix: torch.Tensor, coefficients: tuple[float, float, float], steps: int) -> torch.Tensor:
+    """All singular values pushed near 1, by a quintic iteration that needs only products."""
+    a, b, c = coefficients
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 class MasterWeights(ExactOptimizer):

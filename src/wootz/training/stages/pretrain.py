@@ -90,6 +90,7 @@ def build(
             learning_rate=dial.learning_rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
+            extra={"full_precision": True} if settings.optimizer == "muon" and recipe.mesh.device == "cpu" else {},
         ),
     )
     schedule = build_schedule(
