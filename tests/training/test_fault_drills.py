@@ -81,6 +81,7 @@ def test_a_loss_that_stays_high_takes_the_run_back_at_a_lower_rate_without_the_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SpikeGuard, "PATIENCE", 5)
+    monkeypatch.setattr(SpikeGuard, "MARGIN", 0.15)  # so small a model has little to lose
     monkeypatch.setattr(SpikeGuard, "FACTOR", math.inf)  # only the second defence
     checkpoints = Checkpoints(tmp_path, every=10)
     guard = SpikeGuard(checkpoints)
@@ -124,7 +125,7 @@ def _nan_in_one_rank(folder: Path) -> None:
 
 
 class _WrongOutput(Callback):
-    """From one step on, or in it alone, the second layer's output is multiplied by something."""
+    """From one step on, or in it alone, the second layer's attention is multiplied by something."""
 
     def __init__(self, at: int, factor: float, *, stays: bool = False) -> None:
         self.at, self.factor, self.stays = at, factor, stays
@@ -132,7 +133,7 @@ class _WrongOutput(Callback):
 
     def before_step(self, trainer: Trainer) -> None:
         if trainer.step == self.at:
-            layer = trainer.model.get_submodule("layers.1")
+            layer = trainer.model.get_submodule("layers.1.mixer")
             self._hook = layer.register_forward_hook(lambda module, inputs, output: output * self.factor)
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
@@ -144,7 +145,7 @@ def test_the_rank_that_computed_no_number_is_named_by_all(tmp_path: Path) -> Non
     assert join(start(2, _nan_in_one_rank, tmp_path)) == [0, 0]
     for number in (0, 1):
         reason = (tmp_path / f"reason_{number}").read_text()
-        assert reason == "not a number; rank 1: first in the output of layers.1"
+        assert reason == "not a number; rank 1: first in the output of layers.1.mixer"
         assert (tmp_path / f"finite_{number}").read_text() == "True"
 
 
@@ -152,7 +153,7 @@ def test_the_rank_that_computed_no_number_is_named_by_all(tmp_path: Path) -> Non
 
 
 def _corrupt(folder: Path) -> None:
-    fault = _WrongOutput(at=4, factor=1.05, stays=True) if rank() == 1 else Callback()
+    fault = _WrongOutput(at=4, factor=30.0, stays=True) if rank() == 1 else Callback()
     trainer = small_trainer(CorruptionGuard(every=2), fault, steps=12)
     try:
         trainer.run()
@@ -182,20 +183,20 @@ def test_a_slow_rank_is_named_with_advice() -> None:
 
 
 def _hang(folder: Path) -> None:
-    trainer = small_trainer(Watchdog(folder / "beats", timeout=1.5), Notes(folder / "losses", 0.01), steps=100_000)
+    trainer = small_trainer(Watchdog(folder / "beats", timeout=6.0), Notes(folder / "losses", 0.01), steps=100_000)
     trainer.run()
 
 
 def test_a_hung_rank_is_found_named_and_ends_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     processes = start(2, _hang, tmp_path)
-    while not (tmp_path / "losses").exists() or len((tmp_path / "losses").read_text().splitlines()) < 5:
+    while processes[0].is_alive() and not (tmp_path / "losses").exists():
         time.sleep(0.02)
     os.kill(processes[1].pid, signal.SIGSTOP)
     processes[0].join(60)
     os.kill(processes[1].pid, signal.SIGKILL)
     join(processes)
     assert processes[0].exitcode == EXIT_CODE
-    assert "rank 0: no step for 1.5 seconds; " in capfd.readouterr().err
+    assert "rank 0: no step for 6 seconds; " in capfd.readouterr().err
     stacks = (tmp_path / "beats" / "stacks_0.txt").read_text()
     assert "make_step" in stacks
 
@@ -308,5 +309,11 @@ def test_attention_on_single_tokens_growing_gradients_and_a_stuck_loss_are_seen(
     sick = healthy | {"attention_entropy": [0.001], "activations": [20.0], "loss": math.log(64)}
     sick |= {"update_ratio": {"layer 0": 0.5}}
     found = " ".join(monitor.alarms(sick))
-    for word in ("attention collapsed", "gradients of layer 0 grow", "nothing is learned", "activations grow", "too large"):
+    for word in (
+        "attention collapsed",
+        "gradients of layer 0 grow",
+        "nothing is learned",
+        "activations grow",
+        "too large",
+    ):
         assert word in found

@@ -19,7 +19,7 @@ RunsRoot = Annotated[Path, typer.Option("--runs", help="The folder that runs lie
 
 def run(
     ctx: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A TOML file, or spark, ember, blast.")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML file; recipes/ has some.")],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as depth=4.")
     ] = None,
@@ -49,6 +49,9 @@ def run(
     show_plan(made, dry=dry)
     if dry:
         return
+    from wootz.training.stages.pretrain import device_of
+
+    device_of(made)
     folder = out or Path("runs") / made.name
     carry_out(ctx, made, RunFolder.create(folder, made.model_dump(mode="json")), chaos)
 

@@ -146,7 +146,7 @@ class Checkpoints(Callback):
             dcp.load(tensors, storage_reader=FileSystemReader(folder), no_dist=world_size() == 1)
         groups = [group | {"params": names} for group, names in zip(state["groups"], _names(trainer), strict=True)]
         set_model_state_dict(trainer.model, tensors["model"])
-        optimizer_state = {"state": tensors["optimizer"], "param_groups": groups}
+        optimizer_state: Any = {"state": tensors["optimizer"], "param_groups": groups}
         set_optimizer_state_dict(trainer.model, trainer.optimizer, optimizer_state)
         trainer.load_state_dict(state)
         if keep_data_position:
@@ -213,19 +213,20 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
 
 
 def _tensors(trainer: Trainer) -> dict[str, Any]:
-    """What is sharded: weights, and the optimiser's tensors, by the names of the weights. The optimiser makes those that
-    it has not yet."""
+    """What is sharded: weights, and the optimiser's tensors, by the names of the weights. The optimiser makes those
+    that it has not yet."""
     optimizer = get_optimizer_state_dict(trainer.model, trainer.optimizer)
     return {"model": get_model_state_dict(trainer.model), "optimizer": optimizer["state"]}
 
 
 def _numbers(trainer: Trainer) -> dict[str, Any]:
-    groups = get_optimizer_state_dict(trainer.model, trainer.optimizer)["param_groups"]
+    groups: Any = get_optimizer_state_dict(trainer.model, trainer.optimizer)["param_groups"]
     return {"groups": [{name: value for name, value in group.items() if name != "params"} for group in groups]}
 
 
 def _names(trainer: Trainer) -> list[list[str]]:
-    return [group["params"] for group in get_optimizer_state_dict(trainer.model, trainer.optimizer)["param_groups"]]
+    groups: Any = get_optimizer_state_dict(trainer.model, trainer.optimizer)["param_groups"]
+    return [group["params"] for group in groups]
 
 
 def _copied(state: Any) -> Any:

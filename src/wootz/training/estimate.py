@@ -1,4 +1,4 @@
-"""What a recipe will take, before it is begun: arithmetic, memory, time. A calculation, except for the speed of this CPU.
+"""What a recipe will take, before it is begun: arithmetic, memory, time. Calculated, but for the speed of this CPU.
 
 Arithmetic is 6 operations per parameter and token (2 forward, 4 backward; the table of embeddings is only looked up)
 and 12 per layer, token and place looked at for attention, of which causal rows need half. Recomputation adds a forward
@@ -81,9 +81,9 @@ def estimate(recipe: Recipe) -> Estimate:
 def matmul_rate(size: int = 768, seconds: float = 0.3) -> float:
     """Operations per second of this CPU, as it is just now, in float32 products of squares."""
     left, right = torch.randn(size, size), torch.randn(size, size)
-    left @ right
+    torch.mm(left, right)
     started, done = perf_counter(), 0
     while perf_counter() - started < seconds:
-        left @ right
+        torch.mm(left, right)
         done += 1
     return done * 2 * size**3 / (perf_counter() - started)

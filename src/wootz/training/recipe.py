@@ -18,7 +18,6 @@ import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +57,7 @@ class DataSection(Section):
 
 class CleanSection(Section):
     min_chars: PositiveInt = 100
-    held_out: float = Field(0.02, gt=0, lt=0.5)
+    held_out: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of documents that are never trained on, chosen by their hash."""
 
 
@@ -102,12 +101,12 @@ class PretrainSection(Section):
     """Rows in memory at once. Others are accumulated."""
     optimizer: str = "adamw"
     learning_rate: PositiveFloat | None = None
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: PositiveFloat = 1.0
     schedule: str = "cosine"
-    warmup: float = Field(0.05, ge=0, lt=1)
-    minimum: float = Field(0.1, ge=0, le=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    minimum: float = Field(default=0.1, ge=0, le=1)
     """Of the peak rate, at the end."""
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool = False
@@ -158,7 +157,7 @@ class Recipe(Section):
 
     @staticmethod
     def load(name: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-        """A file, or one of the recipes that come with Wootz. Raises `ConfigError`, naming the key that is wrong."""
+        """Raises `ConfigError`, naming the key that is wrong."""
         raw = _read(name)
         for override in overrides:
             _put(raw, override)
@@ -265,10 +264,6 @@ def _power_of_two(number: float) -> int:
 
 def _read(name: Path | str) -> dict[str, Any]:
     path = Path(name)
-    if not path.exists() and path.suffix in ("", ".toml") and path.parent in (Path(), Path("recipes")):
-        shipped = files("wootz.training").joinpath("recipes", f"{path.stem}.toml")
-        if shipped.is_file():
-            return tomllib.loads(shipped.read_text(encoding="utf-8"))
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

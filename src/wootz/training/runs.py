@@ -11,8 +11,8 @@
     plots/             curves as pictures
     model/             the result, in Hugging Face layout
 
-Plain files that any tool reads: no server has to be up for them, and a run that was killed has lost none of them. Nothing
-here imports PyTorch, so a machine that only watches can.
+Plain files that any tool reads: no server has to be up for them, and a run that was killed has lost none of them.
+Nothing here imports PyTorch, so a machine that only watches can.
 """
 
 from __future__ import annotations

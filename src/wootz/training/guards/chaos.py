@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
+
 import torch
+from torch import nn
 
 from wootz.core.errors import BadRequestError
 from wootz.training.trainer import Callback, Step, Trainer, rank, world_size
@@ -49,8 +52,8 @@ class Chaos(Callback):
                 for parameter in trainer.parameters:
                     _local(parameter).mul_(3.0)
             case "corrupt":
-                layer = trainer.model.get_submodule("layers.0")
-                layer.register_forward_hook(lambda module, inputs, output: output * 1.05)
+                layer = trainer.model.get_submodule("layers.0.mixer")
+                layer.register_forward_hook(_half_more)
             case "hang":
                 time.sleep(self.hang_seconds)
             case "kill":
@@ -61,6 +64,10 @@ class Chaos(Callback):
             weight, kept = self._kept
             weight.copy_(kept)
             self._kept = None
+
+
+def _half_more(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output * 1.5
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

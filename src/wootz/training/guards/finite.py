@@ -1,9 +1,9 @@
 """`FiniteGuard`: a loss or gradient that is not a number never reaches the weights, and is traced to where it began.
 
-After the gradients are averaged every rank has it, so all compute the step's batches once more, now looking at what each
-module gives, and tell each other the first that was not finite, and which of its weights. (In a step without fault
-nothing is looked at but the loss and the norm, which are there anyway.) One such step is skipped; `MOST_IN_A_ROW` of them
-end the run, since skipping does not help against what stays.
+After the gradients are averaged every rank has it, so all compute the step's batches once more, now looking at what
+each module gives, and tell each other the first that was not finite, and which of its weights. (In a step without
+fault nothing is looked at but the loss and the norm, which are there anyway.) One such step is skipped; `MOST_IN_A_ROW`
+of them end the run, since skipping does not help against what stays.
 """
 
 from __future__ import annotations

@@ -40,6 +40,6 @@ def advice_on(rates: list[float], spread: float) -> str | None:
     names = ", ".join(f"rank {number} by {share:.0%}" for number, share in slow.items())
     lost = max(slow.values())
     return (
-        f"slower than the others: {names}; everyone waits, so up to {lost:.0%} of all machines is lost. Look for heat and "
-        "other work there; put such machines together in one pipeline stage, or leave them out"
+        f"slower than the others: {names}; everyone waits, so up to {lost:.0%} of all machines is lost. Look for heat "
+        "and other work there; put such machines together in one pipeline stage, or leave them out"
     )

@@ -1,7 +1,7 @@
 """`Watchdog`: a run that stands still says where, and ends, so that whoever started it can start it again.
 
-Every rank touches a file of its own after each step (its *heartbeat*). A thread in each process looks at all of them:
-when no step was finished for `timeout` seconds, the stacks of all threads are written to ``stacks/rank_R.txt``, one line
+Every rank touches a file of its own after each step (its *heartbeat*). A thread in each process looks at them: when
+ no step was finished for `timeout` seconds, the stacks of all threads are written to ``stacks/rank_R.txt``, one line
 names the ranks whose heartbeats stopped first (the others wait for them in a collective), and the process ends with
 `EXIT_CODE`. A thread, because a hung collective holds the main one; files, because a hung network tells nobody
 anything. Resuming takes up the last checkpoint.

