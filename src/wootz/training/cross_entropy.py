@@ -1,8 +1,8 @@
 """`sliced_language_loss`: what a language model is trained by, without ever holding all logits.
 
 Logits are the largest tensor of a small model's step: N tokens times V words, and autograd keeps them, their softmax
-and their gradient. But the gradient of the loss by the logits is known as soon as they are (softmax minus the label's one),
-so a slice of tokens can be unembedded, turned into its share of the gradients of states and of the head, and
+and their gradient. But the gradient of the loss by the logits is known as soon as they are (softmax minus the label's
+one), so a slice of tokens can be unembedded, turned into its share of the gradients of states and of the head, and
 forgotten. The products are the same, only three passes over ``(N, V)`` and most of the memory are gone (the idea of
 Liger Kernel's and Apple's fused losses, arXiv 2410.10989, 2411.09009, here with nothing but matrix products).
 """

@@ -1,13 +1,14 @@
 """`CorruptionGuard`: ranks that should agree are compared, since hardware that computes wrongly says nothing.
 
 Every `every` steps each rank computes the very same rows with the weights that all share: the loss, the size of the
-states, and of the loss's gradient by them. Where nothing is wrong the figures are equal; a rank that is off by more than `TOLERANCE` of the median is named, and
-the run stops, before what it computed is averaged into everyone's weights for long. Restart without that machine: the
-last good checkpoint is there, and fits another number of ranks.
+states, and of the loss's gradient by them. Where nothing is wrong the figures are equal; a rank that is off by more than
+`TOLERANCE` of the median is named, and the run stops. Start it again without that machine: the last good checkpoint is
+there, and fits another number of ranks.
 """
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import Any
 
@@ -69,7 +70,7 @@ def disagreeing(everyones: list[tuple[float, ...]], tolerance: float) -> dict[in
     """Ranks by how far, relative to the median, their worst figure is off; of two that differ nobody can say which is
     wrong, and both are named. A figure that is not a number is infinitely off."""
     middle = [
-        median(values) if all(value == value for value in values) else values[0]
+        median([value for value in values if value == value] or [math.nan])
         for values in zip(*everyones, strict=True)
     ]
     off = {

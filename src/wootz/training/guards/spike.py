@@ -1,8 +1,8 @@
 """`SpikeGuard`: a bad batch is not learned from, and a run that was thrown off goes back.
 
 - A step whose gradient is above `FACTOR` times the median of the last steps' is not made: its batch is skipped.
-- If the loss is above what it was (by `MARGIN` nats) and has not come back after `PATIENCE` steps, weights and optimiser
-  go back to the last good checkpoint, the learning rate is 0.7 of what it was from then on, and the data goes on
+- If the loss is above what it was (by `MARGIN` nats) and has not come back after `PATIENCE` steps, weights and
+  optimiser go back to the last good checkpoint, the learning rate is 0.7 of what it was from then on, and the data goes on
   from where it is: what was read since the checkpoint is not read again (as PaLM's authors did, arXiv 2204.02311).
 
 Only gradients of steps that were made count to the median, so a row of spikes does not become the norm.
@@ -68,8 +68,8 @@ class SpikeGuard(Callback):
             raise FloatingPointError(f"the loss rose to {step.loss:.3g} and there is no checkpoint to go back to")
         trainer.rate_factor, self.rollbacks, self.high = factor, own, 0
         trainer.report(
-            f"step {step.number}: loss {step.loss:.3g} stayed above {usual:.3g} for {self.PATIENCE} steps; back to step "
-            f"{to}, learning rate at {factor:.2g} of the schedule, data goes on from here"
+            f"step {step.number}: loss {step.loss:.3g} stayed above {usual:.3g} for {self.PATIENCE} steps; "
+            f"back to step {to}, learning rate at {factor:.2g} of the schedule, data goes on from here"
         )
 
     def state_dict(self) -> dict[str, Any]:

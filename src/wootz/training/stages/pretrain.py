@@ -110,6 +110,11 @@ def build(
             text = sample(model, tokenizer, settings.prompts[0], length=40, seed=trainer.step)
         return {"prompt": settings.prompts[0], "text": text}
 
+    def note(line: str) -> None:
+        if rank() == 0:
+            run.append("events", {"line": line})
+            report(line)
+
     trainer = Trainer(
         model,
         optimizer,
@@ -131,7 +136,7 @@ def build(
             Every(run, "samples", settings.sample_every, say),
             checkpoints,
         ],
-        report=report,
+        report=note,
     )
     return trainer, checkpoints
 
