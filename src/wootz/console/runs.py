@@ -76,7 +76,11 @@ def curves(runs: list[RunFolder], kind: str, figure: str) -> Curves | None:
     def place(step: int, value: float) -> str:
         return f"{WIDTH * step / steps:.1f},{HEIGHT - (value - low) * scale:.1f}"
 
-    drawn = [Curve(name, " ".join(place(*point) for point in points), points[-1][1]) for name, points in found.items() if points]
+    drawn = [
+        Curve(name, " ".join(place(*point) for point in points), points[-1][1])
+        for name, points in found.items()
+        if points
+    ]
     return Curves(tuple(drawn), low, high, steps)
 
 

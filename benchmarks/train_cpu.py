@@ -1,0 +1,108 @@
+"""Pretraining on a CPU, beside a plain transformers + AdamW loop: the same model, rows and threads, each in a process of
+its own. Tokens per second, peak memory, and the share of this machine's float32 product rate.
+
+    python benchmarks/train_cpu.py --steps 8 --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from statistics import median
+
+RAW = {
+    "model_type": "llama", "vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "intermediate_size": 768, "rms_norm_eps": 1e-5, "max_position_embeddings": 256,
+    "rope_theta": 1e4, "tie_word_embeddings": True, "hidden_act": "silu", "head_dim": 64,
+}  # fmt: skip
+LENGTH = 256
+
+
+def ours(steps: int, rows: int) -> list[float]:
+    import torch
+
+    from wootz.data.batch import Batch
+    from wootz.models import read_config
+    from wootz.training.optimizers import OptimizerConfig, build_optimizer
+    from wootz.training.trainer import Trainer, TrainerConfig
+
+    class Rows:
+        def __init__(self) -> None:
+            self.generator = torch.Generator().manual_seed(0)
+
+        def __next__(self) -> Batch:
+            return Batch.of(torch.randint(8192, (rows, LENGTH + 1), generator=self.generator))
+
+        def state_dict(self) -> dict:
+            return {}
+
+        def load_state_dict(self, state: dict) -> None: ...
+
+    model = read_config(RAW).build()
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3))
+    trainer = Trainer(model, optimizer, lambda step: 1.0, Rows(), TrainerConfig(steps=steps))  # type: ignore[arg-type]
+    return [trainer.make_step().seconds for _ in range(steps)]
+
+
+def transformers_loop(steps: int, rows: int) -> list[float]:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**{key: value for key, value in RAW.items() if key != "model_type"}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    generator, seconds = torch.Generator().manual_seed(0), []
+    for _ in range(steps):
+        started = time.perf_counter()
+        tokens = torch.randint(8192, (rows, LENGTH), generator=generator)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=8, help="of 256 tokens, per step")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="each in turn, so that a busy moment meets both")
+    parser.add_argument("--only", choices=("wootz", "transformers"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        import torch
+
+        from wootz.training.estimate import matmul_rate
+
+        torch.set_num_threads(options.threads)
+        run = ours if options.only == "wootz" else transformers_loop
+        seconds = run(options.steps + 1, options.rows)[1:]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        rate = options.rows * LENGTH / median(seconds)
+        print(json.dumps({"tokens_per_second": rate, "peak_bytes": peak, "matmul": matmul_rate()}))
+        return
+    found: dict[str, list[dict]] = {"wootz": [], "transformers": []}
+    for _ in range(options.rounds):
+        for name, results in found.items():
+            command = [sys.executable, __file__, "--only", name, "--steps", str(options.steps)]
+            command += ["--rows", str(options.rows), "--threads", str(options.threads)]
+            answer = subprocess.run(command, capture_output=True, text=True, check=True)
+            results.append(json.loads(answer.stdout.splitlines()[-1]))
+    num_parameters = 8192 * 256 + 8 * (4 * 256 * 256 + 3 * 256 * 768)
+    flops = 6 * num_parameters + 6 * 8 * LENGTH * 256  # per token, as `wootz.training.estimate`
+    print(f"{'':14}{'tokens/s':>10}{'of matmul':>11}{'peak MB':>9}")
+    for name, results in found.items():
+        rate = median(result["tokens_per_second"] for result in results)
+        share = median(result["tokens_per_second"] * flops / result["matmul"] for result in results)
+        peak = max(result["peak_bytes"] for result in results)
+        print(f"{name:14}{rate:10,.0f}{share:11.0%}{peak / 1e6:9,.0f}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Recipes are read, refused, planned and carried out; baselines are probabilities."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.small_runs import small_model
+from wootz.core.errors import ConfigError
+from wootz.core.progress import SILENT
+from wootz.models import load
+from wootz.models.planning.accounting import count_parameters, on_meta
+from wootz.models.positions.rotary import Rotary
+from wootz.training.making import make
+from wootz.training.recipe import Recipe, model_config
+from wootz.training.runs import RunFolder
+from wootz.training.stages.baselines import NGrams
+from wootz.training.stages.context import parts, rope_base, set_rope_base
+from wootz.training.stages.evaluate import document_nats
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("name", ["spark", "ember", "blast"])
+def test_sizes_in_the_plan_are_those_of_the_model(name: str) -> None:
+    recipe = Recipe.load(RECIPES / f"{name}.toml")
+    model = on_meta(model_config(recipe, recipe.tokenizer.vocab_size))
+    assert recipe.dial.num_parameters == count_parameters(model).total
+    assert sum(part.num_steps for part in parts(recipe)) == recipe.dial.steps
+    assert all(part.rows * part.context == parts(recipe)[0].rows * parts(recipe)[0].context for part in parts(recipe))
+
+
+def test_overrides_reach_their_section_and_mistakes_name_their_key() -> None:
+    recipe = Recipe.load(RECIPES / "spark.toml", ["depth=4", "pretrain.tokens=2e6", "pretrain.optimizer=lion"])
+    assert (recipe.depth, recipe.pretrain.tokens, recipe.pretrain.optimizer) == (4, 2_000_000, "lion")
+    for wrong, message in (
+        ("pretrain.tokns=3", "pretrain.tokns"),
+        ("depth=-1", "depth"),
+        ("depth", "not of the form"),
+        ("data.path=x", 'either "path"'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Recipe.load(RECIPES / "spark.toml", [wrong])
+
+
+def test_longer_rows_turn_the_slowest_pair_as_far_as_before() -> None:
+    head_dim, base, factor = 64, 10_000.0, 8.0
+    slowest = lambda theta: theta ** -((head_dim - 2) / head_dim)  # noqa: E731
+    assert slowest(rope_base(base, factor, head_dim)) * factor == pytest.approx(slowest(base))
+    model = small_model()
+    set_rope_base(model, 50_000.0)
+    rotary = next(module for module in model.modules() if isinstance(module, Rotary))
+    torch.testing.assert_close(rotary.frequencies, small_model(rope_theta=5e4).layers[0].mixer.rotary.frequencies)
+
+
+def test_n_gram_probabilities_sum_to_one() -> None:
+    generator, vocab_size = np.random.default_rng(0), 7
+    tokens = (np.cumsum(generator.integers(0, 3, 2000)) % vocab_size).astype(np.int64)
+    for order in (1, 2, 3, 5):
+        grams = NGrams(tokens, vocab_size, order)
+        for _ in range(5):
+            context = generator.integers(0, vocab_size, 6)
+            total = sum(np.exp(-grams.nats(np.array([*context, word]))[-1]) for word in range(vocab_size))
+            assert total == pytest.approx(1.0)
+
+
+def test_a_document_longer_than_the_context_counts_every_token_once() -> None:
+    model = small_model(max_position_embeddings=16)
+    with torch.no_grad():
+        model.embedding.weight.zero_()  # every token is as likely as any other
+    for length in (2, 16, 17, 18, 50):
+        assert document_nats(model, torch.zeros(length, dtype=torch.int64)) == pytest.approx(
+            (length - 1) * np.log(64), rel=1e-5
+        )
+
+
+def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    words = ["iron", "steel", "water", "fire", "smith", "blade"]
+    lines = [" ".join(words[(n * k + k) % 6] for k in range(30)) + f" number {n}." for n in range(300)]
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    raw = {
+        "name": "tiny",
+        "depth": 1,
+        "data": {"path": str(text)},
+        "clean": {"held_out": 0.1},
+        "tokenizer": {"vocab_size": 300},
+        "model": {"hidden_size": 32, "num_heads": 2, "context": 32},
+        "pretrain": {
+            "tokens": 8192, "batch_tokens": 512, "checkpoint_every": 5, "evaluate_every": 8, "sample_every": 16,
+            "phases": [{"name": "short", "share": 0.5}, {"name": "long", "share": 0.5, "context": 64}],
+        },
+    }  # fmt: skip
+    recipe = Recipe.of(raw, "test")
+    run = RunFolder.create(tmp_path / "run", recipe.model_dump(mode="json"))
+
+    @contextmanager
+    def bar(stage: str):
+        yield SILENT
+
+    reports = make(recipe, run, tmp_path, bar=bar, watch=lambda *_: None, report=print)
+    assert reports["evaluate"]["bits_per_byte"] > 0
+    assert [row["step"] for row in run.rows("metrics")] == list(range(16))
+    assert run.rows("metrics")[-1]["loss"] < run.rows("metrics")[0]["loss"]
+    assert run.status["state"] == "done"
+    model = load(run.model)
+    assert model.config.max_position_embeddings == 64
+    assert json.loads((run.model / "config.json").read_text())["rope_theta"] == pytest.approx(rope_base(1e4, 2, 16))
+    assert make(recipe, run, tmp_path, bar=bar, watch=lambda *_: None, report=print) == reports
+    with pytest.raises(ConfigError, match="other settings \\(seed\\)"):
+        RunFolder.create(tmp_path / "run", Recipe.of(raw | {"seed": 1}, "test").model_dump(mode="json"))
