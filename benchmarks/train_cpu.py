@@ -1,5 +1,5 @@
-"""Pretraining on a CPU, beside a plain transformers + AdamW loop: the same model, rows and threads, each in a process of
-its own. Tokens per second, peak memory, and the share of this machine's float32 product rate.
+"""Pretraining on a CPU, beside a plain transformers + AdamW loop: the same model, rows and threads, each in a process
+of its own. Tokens per second, peak memory, and the share of this machine's float32 product rate.
 
     python benchmarks/train_cpu.py --steps 8 --threads 2
 """

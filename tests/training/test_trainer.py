@@ -1,4 +1,4 @@
-"""The trainer's arithmetic: micro-batches are one batch, the sliced loss is the plain one, recomputing changes nothing."""
+"""The trainer's arithmetic: micro-batches make one batch, the sliced loss is the plain one, recomputing is exact."""
 
 from __future__ import annotations
 

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -40,6 +39,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from wootz.core.errors import ConfigError
 from wootz.training.trainer import Callback, Step, Trainer, rank, world_size
@@ -55,7 +56,7 @@ class Checkpoints(Callback):
         self.folder, self.every, self.keep = Path(folder), every, keep
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
-        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
         """Its own: a thread must not mix its messages into those of training."""
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
@@ -96,7 +97,7 @@ class Checkpoints(Callback):
             _write_synced(partial / f"rank_{rank()}.json", own)
             with warnings.catch_warnings(action="ignore"):  # that one process is alone is as it should be
                 writer = FileSystemWriter(partial, sync_files=True)
-                dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+                save_sharded(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             self._finish(partial, target)
         except BaseException:
             if rank() == 0:
@@ -143,7 +144,7 @@ class Checkpoints(Callback):
         state = json.loads((own if own.exists() else folder / "rank_0.json").read_text())
         tensors = _tensors(trainer)
         with warnings.catch_warnings(action="ignore"):
-            dcp.load(tensors, storage_reader=FileSystemReader(folder), no_dist=world_size() == 1)
+            load_sharded(tensors, storage_reader=FileSystemReader(folder), no_dist=world_size() == 1)
         groups = [group | {"params": names} for group, names in zip(state["groups"], _names(trainer), strict=True)]
         set_model_state_dict(trainer.model, tensors["model"])
         optimizer_state: Any = {"state": tensors["optimizer"], "param_groups": groups}
@@ -208,7 +209,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """Only the model's weights of a checkpoint, into ``model``: to evaluate, to export, to go on with other data."""
     tensors = {"model": get_model_state_dict(model)}
     with warnings.catch_warnings(action="ignore"):
-        dcp.load(tensors, storage_reader=FileSystemReader(checkpoint), no_dist=world_size() == 1)
+        load_sharded(tensors, storage_reader=FileSystemReader(checkpoint), no_dist=world_size() == 1)
     set_model_state_dict(model, tensors["model"])
 
 

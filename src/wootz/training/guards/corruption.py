@@ -70,8 +70,7 @@ def disagreeing(everyones: list[tuple[float, ...]], tolerance: float) -> dict[in
     """Ranks by how far, relative to the median, their worst figure is off; of two that differ nobody can say which is
     wrong, and both are named. A figure that is not a number is infinitely off."""
     middle = [
-        median([value for value in values if value == value] or [math.nan])
-        for values in zip(*everyones, strict=True)
+        median([value for value in values if value == value] or [math.nan]) for values in zip(*everyones, strict=True)
     ]
     off = {
         number: max(
