@@ -2,8 +2,8 @@
 
 - A step whose gradient is above `FACTOR` times the median of the last steps' is not made: its batch is skipped.
 - If the loss is above what it was (by `MARGIN` nats) and has not come back after `PATIENCE` steps, weights and
-  optimiser go back to the last good checkpoint, the learning rate is 0.7 of what it was from then on, and the data goes on
-  from where it is: what was read since the checkpoint is not read again (as PaLM's authors did, arXiv 2204.02311).
+  optimiser go back to the last good checkpoint, the learning rate is 0.7 of what it was from then on, and the data goes
+  on from where it is: what was read since is not read again (as PaLM's authors did, arXiv 2204.02311).
 
 Only gradients of steps that were made count to the median, so a row of spikes does not become the norm.
 """
