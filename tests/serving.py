@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
+from fresh_database import fresh_sqlite
 
 from wootz.core import Config, LanguageModel, ModelConfig
 from wootz.core.sections import ServerConfig
@@ -155,8 +156,7 @@ class GatewayServer(Server):
 
         @asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-            self.database = Database(self.config.database_url)
-            await self.database.migrate()
+            self.database = Database(fresh_sqlite(folder / "wootz.db"))
             self.ledger = Ledger(self.database)
             self.keys = KeyStore(self.database)
             self.telemetry = Telemetry(self.ledger, {})

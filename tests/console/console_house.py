@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 from fastapi import FastAPI
+from fresh_database import fresh_sqlite
 
 from wootz import console, gateway
 from wootz.core import Config, LanguageModel, UnavailableError
@@ -89,8 +90,7 @@ class House:
 
 
 async def build_house(folder: Path, *, accounts: bool = True, config: Config | None = None) -> House:
-    database = Database(f"sqlite+aiosqlite:///{folder / 'wootz.db'}")
-    await database.migrate()
+    database = Database(fresh_sqlite(folder / "wootz.db"))
     ledger, keys, config = Ledger(database), KeyStore(database), config or Config()
     telemetry = Telemetry(ledger, PriceBook.of(config))
     models: dict[str, LanguageModel] = {"scripted": ScriptedModel(), "other": ScriptedModel("other")}
