@@ -218,6 +218,7 @@ def test_a_tokens_attention_does_not_depend_on_its_chunk(instruction_set: str, w
         assert torch.equal(attend(cuts), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_model_says_the_same_quantised_and_dense(smollm2_gguf: Path) -> None:
     engine = Engine(smollm2_gguf, config=EngineConfig(cache_bytes=2**26, activations="float32"))
