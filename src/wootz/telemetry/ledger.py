@@ -244,10 +244,11 @@ class Ledger:
     async def _insert(self, entries: list[Entry]) -> None:
         insert = sqlite.insert if self.database.dialect == "sqlite" else postgresql.insert
         said = [vars(entry.body) for entry in entries if entry.body is not None]
-        async with self.database.session() as session:
-            await session.execute(insert(requests).on_conflict_do_nothing(), [_row(entry.record) for entry in entries])
-            if said:
-                await session.execute(insert(bodies).on_conflict_do_nothing(), said)
+        rows = [_row(entry.record) for entry in entries]
+        statements = [(insert(requests).on_conflict_do_nothing(), rows)]
+        await self.database.write(
+            [*statements, (insert(bodies).on_conflict_do_nothing(), said)] if said else statements
+        )
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:
