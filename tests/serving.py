@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from fresh_database import fresh_sqlite
 
+from wootz.app.bounded_http import BoundedHttp
 from wootz.core import Config, LanguageModel, ModelConfig
 from wootz.core.sections import ServerConfig
 from wootz.core.wire import (
@@ -111,7 +112,8 @@ class Server:
 
     def __init__(self, app: FastAPI) -> None:
         self.app = app
-        self._uvicorn = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+        options = uvicorn.Config(app, http=BoundedHttp, port=0, log_level="warning", timeout_graceful_shutdown=2)
+        self._uvicorn = uvicorn.Server(options)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._up = threading.Event()
 

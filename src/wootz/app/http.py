@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wootz import __version__, console, gateway
+from wootz.app.bounded_http import BoundedHttp
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
 from wootz.gateway import Gateway, KeyStore
@@ -140,6 +141,7 @@ async def serve(setup: HttpSetup) -> None:
     async with app.router.lifespan_context(app):
         options = uvicorn.Config(
             app,
+            http=BoundedHttp,
             lifespan="off",
             log_level=config.server.log_level,
             access_log=config.server.log_level in ("debug", "info"),
