@@ -336,7 +336,10 @@ def test_what_is_anothers_and_what_is_not_there_are_told_in_the_same_words(serve
         response_id = owner.post("/v1/responses", json={"model": "scripted", "input": "hi"}).json()["id"]
         for path, mine in (("files", file), ("batches", batch_id), ("responses", response_id)):
             missing = re.sub(r"[0-9a-f]", "0", mine)
-            for method, tail in (("GET", ""), ("DELETE" if path != "batches" else "POST", "/cancel" * (path == "batches"))):
+            for method, tail in (
+                ("GET", ""),
+                ("DELETE" if path != "batches" else "POST", "/cancel" * (path == "batches")),
+            ):
                 theirs = thief.request(method, f"/v1/{path}/{mine}{tail}")
                 nobodys = thief.request(method, f"/v1/{path}/{missing}{tail}")
                 assert theirs.status_code == nobodys.status_code == 404
