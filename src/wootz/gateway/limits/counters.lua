@@ -6,6 +6,7 @@
 -- KEYS[1]  what all keys begin with; its {tag} keeps them on one node of a cluster
 -- ARGV     'reserve' id seconds force, then for each meter: kind name limit amount start end seed
 --          'settle'  id ago, then for each meter: kind name used start
+--          'read'    '', then for each meter: kind name start
 --
 -- PREFIX:c:NAME  a counter. window: second -> amount; period: epoch start seeded owner total held; open: count
 -- PREFIX:r:ID    a reservation: what it holds and where, or 'done'
@@ -209,5 +210,24 @@ local function settle()
   return 'ok'
 end
 
+-- Of each meter what is used and what is held, or two empty texts for a period that nobody has asked for yet.
+local function read()
+  local answer = {}
+  for i = 3, #ARGV, 3 do
+    local kind, key, used, held = ARGV[i], counter(ARGV[i + 1]), '', ''
+    if kind == 'window' then
+      used, held = digits((read_window(key))), '0'
+    elseif kind == 'open' then
+      used, held = '0', redis.call('HGET', key, 'count') or '0'
+    elseif is_seeded(key, tonumber(ARGV[i + 2])) then
+      local state = redis.call('HMGET', key, 'total', 'held')
+      used, held = state[1], state[2]
+    end
+    answer[#answer + 1], answer[#answer + 2] = used, held
+  end
+  return answer
+end
+
+if action == 'read' then return read() end
 if action == 'reserve' then return reserve(tonumber(ARGV[3]), ARGV[4] == '1') end
 return settle()

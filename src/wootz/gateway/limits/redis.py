@@ -91,6 +91,16 @@ class RedisCounters:
         except CountersUnavailable:
             self._unsettled[id] = (time.monotonic(), arguments)
 
+    async def read(self, meters: Sequence[Meter]) -> list[tuple[int, int] | None]:
+        arguments = [part for meter in meters for part in (meter.kind, meter.name, meter.start)]
+        said = await self._run("read", "", *arguments)
+        pairs = zip(meters, said[::2], said[1::2], strict=True)
+        return [
+            None if total == "" else (int(total) - int(held), int(held)) if meter.kind == "period"
+            else (int(total), int(held))
+            for meter, total, held in pairs
+        ]  # fmt: skip
+
     async def close(self) -> None:
         if self._keeper is not None:
             self._keeper.cancel()
