@@ -1,12 +1,13 @@
-"""Is the gateway's memory flat? Many requests through `wootz up`, whole and then streamed, and the slope of what it holds.
+"""Is the gateway's memory flat? Many requests through `wootz up`, whole then streamed, and the slope of what it holds.
 
     python benchmarks/gateway_memory.py                                  # 200,000 requests, the claim of the docs
     python benchmarks/gateway_memory.py --requests 10000 --json bench-out/gateway-memory.json
 
 Half of the requests are whole, half are streamed. After each of `--rounds` rounds of either kind the resident memory of
-all processes of the gateway is read. The first third of the rounds fills pools and caches and is left out; through the
-rest goes a line by least squares. Flat means: its slope is within twice its standard error, or adds less than a megabyte
-per 10,000 requests. Ledger, limits and metrics are on, as in `benchmarks/gateway.py`, whose upstream and client these are.
+all processes of the gateway is read. The first third of the rounds fills pools and caches and is left out; through
+the rest goes a line by least squares. Flat means: its slope is within twice its standard error, or adds less than a
+megabyte per 10,000 requests. Ledger, limits and metrics are on, as in `benchmarks/gateway.py`, whose upstream and
+client these are.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def main() -> None:
             results[kind] = {"MB per 10,000": growth, "standard error": error, "flat": flat, "MB": sizes}
     for kind, result in results.items():
         word = "flat" if result["flat"] else "GROWS"
-        print(f"{kind:8} {result['MB per 10,000']:+.2f} ± {result['standard error']:.2f} MB per 10,000 requests: {word}")
+        print(
+            f"{kind:8} {result['MB per 10,000']:+.2f} ± {result['standard error']:.2f} MB per 10,000 requests: {word}"
+        )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"requests": options.requests, "results": results}, indent=2))

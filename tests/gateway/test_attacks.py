@@ -235,7 +235,7 @@ def test_no_address_or_key_in_a_body_leads_anywhere_else(
     http: httpx.Client, remote: fake.OpenAI, canary: Canary
 ) -> None:
     url = f"http://127.0.0.1:{canary.port}/v1"
-    fields = {name: url for name in ("base_url", "api_base", "endpoint", "proxy", "webhook", "callback", "host")}
+    fields = dict.fromkeys(("base_url", "api_base", "endpoint", "proxy", "webhook", "callback", "host"), url)
     extra = {"api_key": "theirs", "extra_headers": {"authorization": "Bearer theirs"}, "headers": {"host": url}}
     answer = http.post(CHAT, json=ASK | {"model": "far"} | fields | extra)
     assert answer.status_code == 200
@@ -276,11 +276,12 @@ def test_nobody_fetches_an_address_that_a_tenant_sends(
 @pytest.mark.parametrize(
     "path",
     [
-        "/v1/models/../../admin/keys", "/v1/%2e%2e/admin/keys", "//admin/keys", "/admin//keys", "/admin/keys/", "/ADMIN/keys",
-        "/admin%2fkeys", "/admin/keys%00", "/admin/keys;x", "/admin/./keys", "/v1/models/%00", "/v1/models/..%2f..%2fadmin",
-        "/v1/files/..%2f..%2fwootz.db/content", "/v1/files/%2e%2e/content", "/v1/batches/..%2f..", "/static/..%2f..%2fsite.py",
-        "/static/../site.py", "http://127.0.0.1/admin/keys", "*", "/v1/responses/..%2f..%2fadmin%2fkeys", "/api/v1/tasks/..%2f..",
-        "/%ff%fe", "/v1/models/" + "a" * 5000,
+        "/v1/models/../../admin/keys", "/v1/%2e%2e/admin/keys", "//admin/keys", "/admin//keys", "/admin/keys/",
+        "/ADMIN/keys", "/admin%2fkeys", "/admin/keys%00", "/admin/keys;x", "/admin/./keys", "/v1/models/%00",
+        "/v1/models/..%2f..%2fadmin", "/v1/files/..%2f..%2fwootz.db/content", "/v1/files/%2e%2e/content",
+        "/v1/batches/..%2f..", "/static/..%2f..%2fsite.py", "/static/../site.py", "http://127.0.0.1/admin/keys",
+        "*", "/v1/responses/..%2f..%2fadmin%2fkeys", "/api/v1/tasks/..%2f..", "/%ff%fe",
+        "/v1/models/" + "a" * 5000,
     ],
 )  # fmt: skip
 def test_no_way_of_writing_a_path_leads_to_what_is_anothers(server: GatewayServer, path: str) -> None:

@@ -69,8 +69,8 @@ async def test_a_route_counts_tokens_by_the_first_that_can() -> None:
         ({"targets": ["b"], "hedge": True}, "30"),
         ({"targets": ["a", "b"], "policy": "cascade", "cascade": {"signal": "logprob", "thresholds": [0.5]}}, "33"),
         ({"targets": ["a", "b"], "policy": "cascade", "cascade": {"signal": "self-rating", "thresholds": [0.5]}}, "36"),
-        ({"targets": ["a", "b"], "policy": "cascade", "cascade": {"thresholds": [0.5], "signal": "agreement", "samples": 5}},
-         "45"),
+        ({"targets": ["a", "b"], "policy": "cascade",
+          "cascade": {"thresholds": [0.5], "signal": "agreement", "samples": 5}}, "45"),
     ],
 )  # fmt: skip
 def test_what_several_models_may_cost_together_is_held(route: dict[str, Any], usd: str) -> None:
@@ -95,11 +95,13 @@ def test_a_batch_tells_the_tokens_of_all_its_answers(sdk: openai.OpenAI, model: 
 
 
 def test_lines_that_a_batch_has_no_time_for_say_so(
-    sdk: openai.OpenAI, server: GatewayServer, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    sdk: openai.OpenAI,
+    server: GatewayServer,
+    model: ScriptedModel,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     monkeypatch.setattr(batches, "WINDOW_SECONDS", -1)
     batch = run(sdk, [line("a"), line("b")])
     assert (batch.status, batch.request_counts.failed, batch.output_file_id) == ("expired", 2, None)
     assert {one["error"]["code"] for one in results(sdk, batch.error_file_id).values()} == {"batch_expired"}
     assert model.asked == []
-

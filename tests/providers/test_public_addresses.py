@@ -14,8 +14,8 @@ from wootz.providers.endpoint import Endpoint
 from wootz.providers.public_addresses import is_public
 
 INSIDE = ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
-          "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "ff02::1",
-          "64:ff9b:1::1", "64:ff9b::a00:1", "not an address"]  # fmt: skip
+          "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::",
+          "ff02::1", "64:ff9b:1::1", "64:ff9b::a00:1", "not an address"]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", INSIDE)
@@ -35,7 +35,7 @@ def test_what_is_outside(address: str) -> None:
     ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost", "2130706433", "0x7f.1", "0177.0.0.1", "rebinding.test"],
 )
 async def test_a_result_inside_of_our_network_is_not_fetched(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The listener counts who comes. "rebinding.test" is a name like any other, until it is looked up to be connected to."""
+    """The listener counts who comes. "rebinding.test" is a name like any other, until it is looked up to be used."""
     visits = 0
 
     def visited(_reader: Any, writer: asyncio.StreamWriter) -> None:

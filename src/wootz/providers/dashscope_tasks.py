@@ -73,8 +73,8 @@ class DashScopeMediaModel(LanguageModel):
         await self._http.ask(f"tasks/{task_id}/cancel")
 
     async def download(self, url: str) -> bytes:
-        """From the endpoint's own host, or by https from a public address: what an endpoint answers must not lead us into
-        our network."""
+        """From the endpoint's own host, or by https from a public address: what an endpoint answers must not lead us
+        into our network."""
         address = urlsplit(url)
         is_own = address.hostname == self._http.host
         if address.scheme != "https" and (address.scheme != "http" or not is_own):

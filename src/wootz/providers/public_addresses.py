@@ -12,7 +12,6 @@ import socket
 from aiohttp import abc
 from aiohttp.resolver import DefaultResolver
 
-
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 """Stand for the IPv4 address in their last 32 bits."""
 LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
