@@ -74,6 +74,7 @@ class House:
     telemetry: Telemetry
     keys: KeyStore
     models: dict[str, LanguageModel]
+    gateway: Gateway
 
     @property
     def model(self) -> ScriptedModel:
@@ -97,8 +98,9 @@ async def build_house(folder: Path, *, accounts: bool = True, config: Config | N
     front = Gateway(config, models, keys if accounts else None, telemetry)
     app = FastAPI()
     gateway.install(app, config)
+    app.include_router(gateway.routes(front))
     console.install(app, front, database, ledger)
-    return House(app, database, ledger, telemetry, keys, models)
+    return House(app, database, ledger, telemetry, keys, models, front)
 
 
 class Browser(httpx.AsyncClient):

@@ -27,6 +27,7 @@ from wootz.core import ConfigError, UnavailableError
 from wootz.store import migration
 
 SQLITE_BUSY_SECONDS = 30
+POSTGRESQL_CONNECT_SECONDS = 10
 
 
 class Base(DeclarativeBase):
@@ -137,7 +138,7 @@ class Database:
 # `isolation_level` is sqlite3's: how it begins a transaction before the first write.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "sqlite": {"connect_args": {"timeout": SQLITE_BUSY_SECONDS, "isolation_level": "IMMEDIATE"}},
-    "postgresql": {"pool_pre_ping": True},
+    "postgresql": {"pool_pre_ping": True, "connect_args": {"timeout": POSTGRESQL_CONNECT_SECONDS}},
 }
 
 _LOCK = {
