@@ -30,6 +30,7 @@ from wootz.cli import (
     evals,
     keys,
     limits,
+    mix,
     models,
     plan,
     prompts,
@@ -110,6 +111,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(arch.app, name="arch")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(data.app, name="data")
+app.add_typer(mix.app, name="mix")
 app.command("convert")(convert.convert)
 app.command("quantize")(quantize.quantize)
 app.add_typer(evals.app, name="eval")

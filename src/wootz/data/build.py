@@ -19,7 +19,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -113,7 +113,7 @@ def build(recipe: DataRecipe, out: Path, *, workers: int = 1, progress: Progress
     if not report.steps:
         report.steps.append(_read(recipe, folders[0], report, progress))
         report.write(out)
-    with _pool(workers) as pool:
+    with _pool(min(workers, len(shard_files(folders[len(report.steps) - 1])))) as pool:
         for number, planned in enumerate(recipe.steps, 1):
             if number < len(report.steps):
                 continue
@@ -304,9 +304,8 @@ def _save(file: Path, array: NDArray[Any]) -> None:
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     """Processes of their own, since most of the work is Python. None for one: the caller's does it."""
-    if workers == 1:
-        with nullcontext():
-            yield None
+    if workers <= 1:
+        yield None
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
         yield pool
