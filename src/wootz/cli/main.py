@@ -25,10 +25,12 @@ from wootz.cli import (
     convert,
     cost,
     cost_plans,
+    data,
     doctor,
     evals,
     keys,
     limits,
+    mix,
     models,
     plan,
     prompts,
@@ -112,6 +114,8 @@ app.add_typer(trace.app, name="trace")
 app.add_typer(config.app, name="config")
 app.add_typer(arch.app, name="arch")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(data.app, name="data")
+app.add_typer(mix.app, name="mix")
 app.command("convert")(convert.convert)
 app.command("quantize")(quantize.quantize)
 app.add_typer(evals.app, name="eval")
