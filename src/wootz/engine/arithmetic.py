@@ -15,7 +15,8 @@ from wootz.engine.kv_store import CacheFormat
 from wootz.models.blocks.experts import GroupedLinear
 from wootz.models.linear import Linear
 from wootz.models.packed_weight import PackedWeight
-from wootz.models.quantized_weight import Multiplies, RoundedInputs
+from wootz.models.quantized_weight import Multiplies
+from wootz.models.rounded_inputs import RoundedInputs
 
 
 def arithmetic_of(model: object, dtype: torch.dtype, cache_format: CacheFormat) -> str | None:

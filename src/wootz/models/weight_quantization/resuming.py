@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from wootz.core.errors import ConfigError
-from wootz.models.quantized_weight import Float8Weight, IntWeight, QuantizedWeight, RoundedInputs
+from wootz.models.quantized_weight import Float8Weight, IntWeight, QuantizedWeight
+from wootz.models.rounded_inputs import RoundedInputs
 
 _VERSION = 1
 """Of what is kept. Bump it when a method computes something else."""
