@@ -204,6 +204,7 @@ class Gateway:
                             if observation.body is not None:
                                 observation.body.add(choice)
                             observation.finish_reason = choice.finish_reason or observation.finish_reason
+                            observation.guarantee = choice.guarantee or observation.guarantee
                         if chunk.usage is not None:
                             complete = True
                             observation.usage(chunk.usage)

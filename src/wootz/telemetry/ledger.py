@@ -56,6 +56,8 @@ requests = Table(
     Column("status", Integer, nullable=False),
     Column("error_code", String),
     Column("finish_reason", String),
+    Column("guarantee", String),
+    Column("arithmetic", String),
     Column("prompt_tokens", Integer, nullable=False),
     Column("cached_tokens", Integer, nullable=False),
     Column("cache_write_tokens", Integer, nullable=False),
