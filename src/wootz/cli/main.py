@@ -30,8 +30,10 @@ from wootz.cli import (
     evals,
     keys,
     limits,
+    lr,
     mix,
     models,
+    optim,
     plan,
     prompts,
     provision,
@@ -128,6 +130,8 @@ app.add_typer(router.app, name="router")
 app.add_typer(cascade.app, name="cascade")
 app.add_typer(semcache.app, name="semcache")
 app.add_typer(prompts.app, name="prompts")
+app.add_typer(optim.app, name="optim")
+app.add_typer(lr.app, name="lr")
 
 
 def main() -> None:
