@@ -17,9 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wootz.training.parallel.layout import AXES, Mesh
-
-WORLD = "world"
+from wootz.training.parallel.layout import Mesh
 
 
 @dataclass
@@ -35,12 +33,7 @@ class CountedTraffic(TorchDispatchMode):
     def __init__(self, mesh: Mesh) -> None:
         super().__init__()
         self.by_axis: dict[tuple[str, str], Traffic] = defaultdict(Traffic)
-        names = {mesh[axis].get_group().group_name: axis for axis in (*AXES, "loss")}
-        sharded = ("shard", "expert_shard")
-        for axis in sharded:
-            one = mesh[axis] if mesh[axis].ndim == 1 else mesh[axis][axis]
-            names[one.get_group().group_name] = axis
-        self._names = names
+        self._mesh = mesh
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func.namespace in ("c10d", "_c10d_functional"):
@@ -58,7 +51,7 @@ class CountedTraffic(TorchDispatchMode):
         # Of a pair (output, input), as c10d's in-place operations take them, the input is what is sent.
         tensors = [x for arg in args for x in (arg if isinstance(arg, list) else [arg]) if isinstance(x, Tensor)]
         sent = tensors[1] if name in ("_allgather_base_", "_reduce_scatter_base_", "alltoall_base_") else tensors[0]
-        entry = self.by_axis[self._names.get(group.group_name, WORLD), kind]
+        entry = self.by_axis[self._mesh.name_of(tuple(dist.get_process_group_ranks(group))), kind]
         entry.calls += 1
         match kind:
             case "all_gather":
@@ -73,6 +66,7 @@ class CountedTraffic(TorchDispatchMode):
                 entry.bytes += sent.nbytes * (1 - stays / max(1, len(sent)))
             case _:
                 entry.bytes += sent.nbytes
+
 
 _KINDS = {
     "_allgather_base_": "all_gather",

@@ -45,7 +45,7 @@ class Layout:
     """What parameters are gathered and computed in; they are kept, and gradients summed, in their own dtype, which is
     float32."""
     reshard: bool = True
-    """Let a layer's gathered parameters go between its forward and its backward pass."""
+    """Let a layer's gathered parameters go between its forward and its backward pass. Stages of a pipeline never do."""
 
     def __post_init__(self) -> None:
         check_sizes(self, "pipeline", "replicate", "shard", "context", "tensor", "expert")
@@ -63,6 +63,9 @@ class Layout:
 
 
 AXES = ("pipeline", "replicate", "outer", "expert", "context", "tensor")
+
+SPOKEN = ("tensor", "context", "expert", "expert_shard", "shard", "replicate", "pipeline", "loss")
+"""Groups of ranks that talk to each other."""
 
 
 class Mesh:
@@ -107,3 +110,12 @@ class Mesh:
         """Which of the layout's ``num_readers`` shares of each global batch is this rank's."""
         outer = self.rank("replicate") * (self.layout.shard // self.layout.expert) + self.rank("outer")
         return outer * self.layout.expert + self.rank("expert")
+
+    def ranks(self, axis: str) -> tuple[int, ...]:
+        """Global ranks along an axis, this one among them."""
+        mesh = self[axis] if self[axis].ndim == 1 else self[axis][axis]
+        return tuple(mesh.mesh.flatten().tolist())
+
+    def name_of(self, ranks: tuple[int, ...]) -> str:
+        """What these ranks are to this one: the first of ``SPOKEN`` that they are, for axes may coincide."""
+        return next((axis for axis in SPOKEN if self.ranks(axis) == ranks), "world")

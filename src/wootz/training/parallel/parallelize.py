@@ -66,20 +66,20 @@ class Parallel:
         Every reader is given batches of its own, equally many and of one shape; ranks that are not readers of their
         own are given their reader's.
         """
-        if self._spread is not None:
-            batches = [self._spread.asked(batch) for batch in batches]
-        total = torch.tensor(sum(int((batch.labels_BT != IGNORED).sum()) for batch in batches), device=self.mesh.device)
+        own = batches if self._spread is None else [self._spread.asked(batch) for batch in batches]
+        asked = sum(int((batch.labels_BT != IGNORED).sum()) for batch in own)
+        total = torch.tensor(asked, device=self.mesh.device)
         dist.all_reduce(total, group=self.mesh["loss"].get_group())
         loss = torch.zeros((), device=self.mesh.device)
-        for number, batch in enumerate(batches):
+        for number in range(len(batches)):
             if isinstance(self._root, FSDPModule):
                 self._root.set_requires_gradient_sync(number == len(batches) - 1)
             if self._pipeline is not None:
-                loss += self._pipeline.backward(batch, int(total))
+                loss += self._pipeline.backward(batches[number], int(total))
             else:
-                own = weighed(self.objective, self.model, batch, int(total))
-                own.backward()
-                loss += own.detach()
+                part = weighed(self.objective, self.model, own[number], int(total))
+                part.backward()
+                loss += part.detach()
         dist.all_reduce(loss)
         return loss.item() / self.mesh.layout.tensor
 

@@ -126,8 +126,10 @@ class Pipeline:
 
     def _loss(self, hidden_TD: Tensor, labels_BT: Tensor) -> Tensor:
         """Of one micro-batch, weighed by its share of all labels."""
-        states = HiddenStates(self.stage.model, hidden_TD)
-        return weighed(self.objective, states, Batch(labels_BT, labels_BT), self._num_asked)
+        batch = Batch(labels_BT, labels_BT)
+        if self.stage.spread is not None:
+            batch = self.stage.spread.asked(batch)
+        return weighed(self.objective, HiddenStates(self.stage.model, hidden_TD), batch, self._num_asked)
 
     def _schedule(self, shape: tuple[int, int]) -> ScheduleGPipe | Schedule1F1B:
         if shape not in self._schedules:

@@ -21,17 +21,15 @@ from wootz.training.parallel.layout import Mesh
 def shard(root: nn.Module, model: Decoder, mesh: Mesh, *, reduce_dtype: torch.dtype = torch.float32) -> None:
     """Shard each layer of ``model`` by itself, and the rest with ``root``, in place."""
     layout = mesh.layout
+    # In a pipeline a layer would else be gathered again for every micro-batch.
+    reshard = layout.reshard and layout.pipeline == 1
     policy = MixedPrecisionPolicy(param_dtype=layout.compute_dtype, reduce_dtype=reduce_dtype)
     for layer in model.layers:
         if isinstance(layer, Layer):
             if isinstance(layer.ffn, MoE) and isinstance(layer.ffn.experts, SpreadExperts):
-                fully_shard(
-                    layer.ffn.experts,
-                    mesh=mesh["expert_shard"],
-                    mp_policy=policy,
-                    reshard_after_forward=layout.reshard,
-                )
-            fully_shard(layer, mesh=mesh["shard"], mp_policy=policy, reshard_after_forward=layout.reshard)
+                experts = layer.ffn.experts
+                fully_shard(experts, mesh=mesh["expert_shard"], mp_policy=policy, reshard_after_forward=reshard)
+            fully_shard(layer, mesh=mesh["shard"], mp_policy=policy, reshard_after_forward=reshard)
     # The root's stay gathered: the backward pass begins with them, and `unembed` is called after the forward pass.
     fully_shard(root, mesh=mesh["shard"], mp_policy=policy, reshard_after_forward=False)
     for module in root.modules():
