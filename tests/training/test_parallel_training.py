@@ -194,7 +194,8 @@ def check(ranks: list[dict[str, Any]], cases: tuple[str, ...]) -> None:
                 assert differences[what] < 1e-5, f"{name}: {what} differs by {differences[what]}"
             if name in COUNTED:
                 counted, planned = (
-                    {key: value for key, value in side.items() if "all_to_all" not in key} for side in (counted, planned)
+                    {key: value for key, value in side.items() if "all_to_all" not in key}
+                    for side in (counted, planned)
                 )
             assert counted.keys() == planned.keys(), name
             for key, (calls, size) in counted.items():

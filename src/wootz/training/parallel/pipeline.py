@@ -167,4 +167,3 @@ class Pipeline:
         comes = comes if self.stage.is_first else comes.requires_grad_()
         goes = own.new_empty(tokens, own.shape[1]) if self.stage.is_last else own
         return comes, goes.requires_grad_()
-

@@ -57,9 +57,7 @@ def _parts(whole: Linear) -> TakenApart:
 
 def _whole(parts: list[Linear]) -> Linear:
     with torch.device("meta"):
-        whole = Linear(
-            parts[0].in_features, tuple(part.out_features for part in parts), bias=parts[0].bias is not None
-        )
+        whole = Linear(parts[0].in_features, tuple(part.out_features for part in parts), bias=parts[0].bias is not None)
     whole.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
     biases = [part.bias.detach() for part in parts if part.bias is not None]
     if biases:
