@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import mup as authors
 import pytest
 import torch
 
 from wootz.core import BadRequestError
 from wootz.models import Decoder
 from wootz.training.mup import Mup, apply_mup, fold_mup
-from wootz.training.studies.mup import SMALL, at_width, best_rates, coordinates, transfer_study
+from wootz.training.studies.mup import GROWING, SMALL, at_width, best_rates, coordinates, transfer_study
 from wootz.training.studies.positions import build
 
-WIDTHS = (32, 64, 128, 256)
+WIDTHS = (32, 64, 128)
 
 
 def fresh(width: int, **settings: object) -> Decoder:
-    return build(replace(SMALL, width=width), **settings)
+    return build(replace(SMALL, width=width), tie_word_embeddings=False, **settings)
 
 
+@pytest.mark.slow  # the package is slow to import
 def test_rates_are_those_of_the_authors_package() -> None:
+    import mup as authors
+
     model, base, delta = fresh(128), fresh(32), fresh(64)
     authors.set_base_shapes(model, base, delta=delta, rescale_params=False)
     theirs = {}
@@ -90,8 +92,9 @@ def exponents() -> dict[str, dict[str, float]]:
 
 
 def test_activations_keep_their_size_and_grow_without_mup(exponents: dict[str, dict[str, float]]) -> None:
-    assert max(exponents["muP"].values()) < 0.25, exponents["muP"]
-    assert exponents["standard"]["head"] > 0.5
+    assert max(exponents["muP"].values()) < GROWING, exponents["muP"]
+    stream = [slope for name, slope in exponents["standard"].items() if name in ("layer 0", "layer 1")]
+    assert min(stream) > GROWING, exponents["standard"]
 
 
 def test_the_check_shows_a_layer_that_was_forgotten() -> None:

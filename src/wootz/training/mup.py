@@ -67,9 +67,9 @@ def apply_mup(model: Decoder, base: Decoder) -> Mup:
         odd = sorted(shapes.keys() ^ own.keys())[0]
         raise BadRequestError(f'the base model is of another make: "{odd}" is in one of the two only')
     scales: dict[str, float] = {}
-    head = "embedding.weight" if model.config.tie_embeddings else "head.weight"
+    tables = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
     for name, parameter in own.items():
-        deviation, scales[name] = _scales(name == head, shapes[name], parameter.shape)
+        deviation, scales[name] = _scales(name in tables | {"head.weight"}, shapes[name], parameter.shape)
         if parameter.ndim > 1:
             # A factor on the initial weights, so what else they were initialised by (their depth) still holds.
             parameter.mul_(deviation * base.config.initializer_range / model.config.initializer_range)
@@ -81,9 +81,9 @@ def apply_mup(model: Decoder, base: Decoder) -> Mup:
     return Mup(scales, ratio)
 
 
-def _scales(is_head: bool, base: torch.Size, own: torch.Size) -> tuple[float, float]:
+def _scales(is_of_tokens: bool, base: torch.Size, own: torch.Size) -> tuple[float, float]:
     """Of the initial deviation, and of the learning rate."""
-    if len(own) < 2 or is_head:
+    if len(own) < 2 or is_of_tokens:
         return 1.0, 1.0
     shrink = base[-1] / own[-1]
     if shrink == 1.0:

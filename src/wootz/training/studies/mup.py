@@ -27,6 +27,7 @@ PARAMETRISATIONS = ("muP", "standard")
 
 def at_width(width: int, size: Size = SMALL, *, mup: bool, **settings: Any) -> tuple[Decoder, Mup | None]:
     """A fresh model, and what was done to it. The standard one is initialised by ``fan_in ** -0.5``, as is usual."""
+    settings = {"tie_word_embeddings": False} | settings
     model = build(replace(size, width=width), **settings)
     if not mup:
         return model, None
@@ -86,8 +87,9 @@ class Coordinates:
         return [name for name, slope in self.exponents.items() if slope > GROWING]
 
 
-GROWING = 0.25
-"""An exponent above this is no accident of small widths; without muP the head's is 0.5 or more."""
+GROWING = 0.4
+"""An exponent above this is no accident of small widths. (Logits of muP *shrink* at first: what they begin with falls
+as ``width ** -0.5``, and what is learned does not.)"""
 
 
 def coordinates(
