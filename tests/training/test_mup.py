@@ -40,7 +40,12 @@ def test_initial_sizes_follow_the_table() -> None:
     torch.manual_seed(0)
     base, wide = fresh(64), fresh(512)
     apply_mup(wide, base)
-    for name, expected in {"embedding": 1.0, "head": 1.0, "layers.0.mixer.qkv": 8**-0.5, "layers.1.ffn.down": 8**-0.5}.items():
+    for name, expected in {
+        "embedding": 1.0,
+        "head": 1.0,
+        "layers.0.mixer.qkv": 8**-0.5,
+        "layers.1.ffn.down": 8**-0.5,
+    }.items():
         ratio = wide.get_parameter(f"{name}.weight").std() / base.get_parameter(f"{name}.weight").std()
         assert ratio.item() == pytest.approx(expected, rel=0.05), name
     # Heads are eight times as wide: scores by 1 / d.
@@ -116,5 +121,7 @@ def test_the_best_rate_transfers_under_mup_only(tmp_path) -> None:
 
     study = transfer_study(widths=(32, 128), rates=tuple(2.0**p for p in range(-9, -3)), size=replace(SMALL, steps=60))
     best = best_rates(run_study(study, tmp_path, range(2))["curves"])
-    moved = {name: abs(torch.tensor(best[f"{name} 128"] / best[f"{name} 32"]).log2().item()) for name in ("muP", "standard")}
+    moved = {
+        name: abs(torch.tensor(best[f"{name} 128"] / best[f"{name} 32"]).log2().item()) for name in ("muP", "standard")
+    }
     assert moved["muP"] < moved["standard"], best

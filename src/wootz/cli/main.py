@@ -30,12 +30,14 @@ from wootz.cli import (
     keys,
     limits,
     models,
+    mup,
     plan,
     prompts,
     provision,
     quantize,
     rope,
     router,
+    scaling,
     semcache,
     serve,
     spec,
@@ -113,6 +115,8 @@ app.command("quantize")(quantize.quantize)
 app.add_typer(evals.app, name="eval")
 app.add_typer(rope.app, name="rope")
 app.command("plan")(plan.plan)
+app.add_typer(mup.app, name="mup")
+app.add_typer(scaling.app, name="scaling")
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(spec.app, name="spec")

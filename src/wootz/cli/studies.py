@@ -316,7 +316,9 @@ def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _run(studies: list[Study], seeds: int, out: Path | None, threads: int | None, as_json: bool) -> None:
+def _run(
+    studies: list[Study], seeds: int, out: Path | None, threads: int | None, as_json: bool
+) -> list[dict[str, Any]]:
     import torch
 
     from wootz.core import progress_bar
@@ -336,6 +338,7 @@ def _run(studies: list[Study], seeds: int, out: Path | None, threads: int | None
             stdout().print(f"{folder / 'plot.png'}", style="dim")
     if as_json:
         print_json(reports)
+    return reports
 
 
 def _table(report: dict[str, Any], most_columns: int = 8) -> Any:

@@ -39,9 +39,7 @@ class Mup:
     logit_scale: float
     """By which logits were multiplied on top of the model's own."""
 
-    def groups(
-        self, model: nn.Module, *, weight_decay: float = 0.1, keep_decay: bool = True
-    ) -> list[dict[str, Any]]:
+    def groups(self, model: nn.Module, *, weight_decay: float = 0.1, keep_decay: bool = True) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser, each with its ``lr_scale``; vectors do not decay. AdamW multiplies decay
         by the learning rate, so with ``keep_decay`` a matrix whose rate is scaled down decays as fast as the base
         model's."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group  # pyright: ignore[reportPrivateImportUsage]
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wootz.training.parallel.layout import Mesh
@@ -83,7 +84,7 @@ _KINDS = {
 def _group(arg: Any) -> dist.ProcessGroup | None:
     if isinstance(arg, str):
         try:
-            return dist.distributed_c10d._resolve_process_group(arg)  # pyright: ignore[reportArgumentType]
+            return _resolve_process_group(arg)  # pyright: ignore[reportArgumentType]
         except (RuntimeError, KeyError, ValueError):
             return None
     if isinstance(arg, torch.ScriptObject):

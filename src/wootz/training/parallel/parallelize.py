@@ -6,8 +6,8 @@
     norm = parallel.clip(1.0)
     optimizer.step()
 
-Nothing in a model's files knows of this: parameters become DTensors and collectives hang on modules as hooks. What comes
-out equals the one process, loss and gradients, which `tests/training/test_parallel_training.py` holds it to.
+Nothing in a model's files knows of this: parameters become DTensors and collectives hang on modules as hooks. What
+comes out equals the one process, loss and gradients.
 """
 
 from __future__ import annotations

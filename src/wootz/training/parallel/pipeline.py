@@ -117,7 +117,7 @@ class Pipeline:
         zero on all but the last stage."""
         self._num_asked = num_asked
         positions_BT = batch.positions_T.view_as(batch.tokens_BT)
-        schedule = self._schedule(tuple(batch.tokens_BT.shape))
+        schedule = self._schedule(*batch.tokens_BT.shape)
         losses: list[Tensor] = []
         inputs = (batch.tokens_BT,) if self.stage.is_first else ()
         target = batch.labels_BT if self.stage.is_last else None
@@ -131,10 +131,10 @@ class Pipeline:
             batch = self.stage.spread.asked(batch)
         return weighed(self.objective, HiddenStates(self.stage.model, hidden_TD), batch, self._num_asked)
 
-    def _schedule(self, shape: tuple[int, int]) -> ScheduleGPipe | Schedule1F1B:
+    def _schedule(self, rows: int, length: int) -> ScheduleGPipe | Schedule1F1B:
+        shape = rows, length
         if shape not in self._schedules:
             layout = self.mesh.layout
-            rows, length = shape
             number = layout.micro_batches or rows
             if rows % number or (layout.schedule == "1f1b" and number < layout.pipeline):
                 raise ConfigError(

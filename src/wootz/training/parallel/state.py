@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -39,13 +39,13 @@ def sharded_state(model: nn.Module, optimizer: torch.optim.Optimizer | None = No
 
 def save_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Called on every rank at once."""
-    dcp.save(sharded_state(model, optimizer), checkpoint_id=folder, no_dist=not dist.is_initialized())
+    state_dict_saver.save(sharded_state(model, optimizer), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 def load_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Called on every rank at once; each reads what it holds, whoever wrote it."""
     state = sharded_state(model, optimizer)
-    dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    state_dict_loader.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     if optimizer is not None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_BY_NAME)

@@ -151,4 +151,4 @@ class _Linear(ParallelStyle):
         def give(_linear: nn.Module, y: Any, _mesh: DeviceMesh) -> Tensor:
             return y.redistribute(placements=[self.output]).to_local()
 
-        return distribute_module(module, device_mesh, distribute, take, give)
+        return distribute_module(module, device_mesh, distribute, take, give)  # pyright: ignore[reportArgumentType]

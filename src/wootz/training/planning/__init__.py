@@ -1,1 +1,1 @@
-"""What a training run will take, before it is begun: memory, traffic, time, money, and how large the model should be."""
+"""What a training run takes, before it is begun: memory, traffic, time, money, and how large the model should be."""

@@ -6,6 +6,7 @@ time       = operations / (devices * peak * utilisation)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from wootz.models.planning.hardware import Device
@@ -59,8 +60,6 @@ def budget(
 def effective_tokens(unique: float, seen: float) -> float:
     """What ``seen`` tokens are worth that repeat ``unique`` ones: ``U + U R* (1 - exp(-R / R*))`` with R repetitions
     after the first (arXiv 2305.16264, equation 5). Never more than ``U (1 + R*)``."""
-    import math
-
     if seen <= unique:
         return seen
     repetitions = seen / unique - 1

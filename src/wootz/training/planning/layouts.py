@@ -11,9 +11,9 @@ can (sharding) or not at all (tensor, pipeline's bubble).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from wootz.core.errors import BadRequestError
+from wootz.models.blocks.attention import Attention
 from wootz.models.blocks.moe import MoE
 from wootz.models.decoder import Decoder
 from wootz.models.parallel.pipeline import bubble
@@ -86,7 +86,7 @@ def candidates(
 ) -> list[Candidate]:
     """Every layout that divides evenly, those that fit first, fastest first."""
     counted, largest = count_parameters(model), largest_layer(model)
-    kept = {way: activation_bytes(model, work.length, checkpointing=way) for way in WAYS}
+    kept: dict[Checkpointing, float] = {way: activation_bytes(model, work.length, checkpointing=way) for way in WAYS}
     shape = _Shape(
         counted.total,
         counted.by_part.get("experts", 0),
@@ -194,17 +194,13 @@ def _candidate(
 
 def step_flops(model: Decoder, work: Training) -> float:
     """``6 N`` for each token, and scores and sums of causal attention: ``6 T H d`` for each token and layer."""
-    attention = sum(
-        6 * work.length * getattr(layer.mixer.config, "num_heads", 0) * getattr(layer.mixer.config, "head_dim", 0)
-        for layer in model.layers
-        if hasattr(getattr(layer, "mixer", None), "config")
-    )
+    mixers = [module.config for module in model.modules() if isinstance(module, Attention)]
+    attention = sum(6 * work.length * mixer.num_heads * mixer.head_dim for mixer in mixers)
     return work.batch_tokens * (6 * count_parameters(model).multiplied + attention)
 
 
 def _divides(model: Decoder, tensor: int, pipeline: int, shard: int, work: Training) -> bool:
-    configs: list[Any] = [getattr(getattr(layer, "mixer", None), "config", None) for layer in model.layers]
-    heads = [config.num_kv_heads for config in configs if hasattr(config, "num_kv_heads")]
+    heads = [module.config.num_kv_heads for module in model.modules() if isinstance(module, Attention)]
     rows, rest = divmod(work.batch_tokens, work.length)
     has_experts = any(isinstance(module, MoE) for module in model.modules())
     return (

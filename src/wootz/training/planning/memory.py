@@ -1,8 +1,8 @@
 """What training keeps in one device's memory: the ZeRO model (arXiv 1910.02054), and activations of a decoder.
 
-For N parameters in mixed precision, in bytes: 2 N of weights, gradients in the dtype in which they are summed (4 N here,
-2 N where one sums in bfloat16), 4 N of master copy and 8 N of Adam's moments in float32. Tensor and pipeline parallelism
-divide all of these; sharding over n further ranks divides the optimiser's (ZeRO-1), the gradients too (2), the weights
+For N parameters in mixed precision, in bytes: 2 N of weights, gradients in the dtype in which they are summed (4 N
+here, 2 N where one sums in bfloat16), 4 N of master copy and 8 N of Adam's moments in float32. Tensor and pipeline
+parallelism divide all of these; sharding over n further ranks divides the optimiser's (ZeRO-1), the gradients too (2), the weights
 too (3). A gathered layer, or two while the next is on its way, comes on top.
 """
 
@@ -68,10 +68,8 @@ def activation_bytes(
     """What all layers keep for the backward pass of ``tokens`` tokens, with attention that keeps no scores; the logits
     are not in it. With "full" checkpointing a layer keeps its input, and one layer at a time what it recomputes."""
     each = [_layer_numbers(layer, model.config.hidden_size) for layer in model.layers if isinstance(layer, Layer)]
-    if checkpointing == "full":
-        numbers = model.config.hidden_size * len(each) + max(each, default=0)
-    else:
-        numbers = sum(each)
+    inputs = model.config.hidden_size * len(each)
+    numbers = inputs + max(each, default=0) if checkpointing == "full" else sum(each)
     numbers += 2 * model.config.hidden_size  # around the last norm
     return tokens * numbers * bytes_per_number / tensor
 

@@ -10,7 +10,7 @@ smaller, and trained for longer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,7 +117,7 @@ def fit_law(runs: Sequence[Run], *, resamples: int = 50, seed: int = 0) -> Fit:
             samples.append(_law(_fit(chosen, [best])))
     law = _law(best)
     spread = np.array([list(vars(sample).values()) for sample in samples or [law]])
-    low, high = (Law(*map(float, np.percentile(spread, at, axis=0))) for at in (10, 90))
+    low, high = (_law_of(np.percentile(spread, at, axis=0)) for at in (10, 90))
     errors = np.log(data[:, 2]) - np.log([law.loss(n, d) for n, d, _ in data])
     return Fit(law, low, high, float(np.sqrt(np.mean(errors**2))), len(runs), tuple(samples))
 
@@ -164,10 +164,15 @@ def _fit(data: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _law(x: np.ndarray) -> Law:
-    return Law(*map(float, np.exp(x[:3])), float(x[3]), float(x[4]))
+    return _law_of(np.concatenate((np.exp(x[:3]), x[3:])))
 
 
-def _golden_section(function, low: float, high: float) -> float:
+def _law_of(figures: np.ndarray) -> Law:
+    E, A, B, alpha, beta = map(float, figures)
+    return Law(E, A, B, alpha, beta)
+
+
+def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:
     """Where a function with one valley is lowest."""
     golden = (5**0.5 - 1) / 2
     for _ in range(100):
