@@ -1,4 +1,4 @@
-"""muP: its rules are those of its authors' package, activations keep their size, and the check sees what was forgotten."""
+"""muP: its rules are those of its authors' package, activations keep their size, and what was forgotten shows."""
 
 from __future__ import annotations
 

@@ -12,12 +12,15 @@ from wootz.core import BadRequestError
 from wootz.models.planning.accounting import on_meta
 from wootz.models.planning.hardware import device
 from wootz.models.planning.presets import preset
+from wootz.training.parallel import Layout
 from wootz.training.planning.budget import budget, data_warnings, effective_tokens
 from wootz.training.planning.layouts import Training, candidates
 from wootz.training.planning.memory import activation_bytes, state_bytes
-from wootz.training.planning.traffic import step_traffic
-from wootz.training.parallel import Layout
 from wootz.training.planning.scaling_laws import CHINCHILLA, EPOCH, Law, Run, fit_law, rule_of_thumb
+from wootz.training.planning.traffic import step_traffic
+from wootz.training.studies.moe_scaling import moe_scaling_study
+from wootz.training.studies.positions import Size
+from wootz.training.studies.scouts import extrapolate, runs_of
 
 GB = 1e9
 
@@ -182,3 +185,27 @@ def test_layouts_keep_tensor_parallelism_inside_a_machine() -> None:
     assert small[0].layout.tensor == small[0].layout.pipeline == 1  # a small model is sharded, and no more
     with pytest.raises(BadRequestError, match="no layout"):
         candidates(model, h100, 64, Training(batch_tokens=8192 + 1, length=8192))
+
+
+def test_scouts_are_read_as_runs() -> None:
+    law = Law(1.0, 20.0, 60.0, 0.4, 0.35)
+    size = {"width": 32, "layers": 2, "heads": 4, "length": 64, "batch_size": 16, "steps": 100}
+    report = {"settings": size, "curves": {f"width {width}": {} for width in (16, 24, 32, 48)}}
+    for curve in report["curves"].values():
+        curve |= {str(tokens): {"mean": 0.0} for tokens in (10_000, 40_000, 160_000, 640_000)}
+    runs = [Run(run.parameters, run.tokens, law.loss(run.parameters, run.tokens)) for run in runs_of(report)]
+    assert len({run.parameters for run in runs}) == 4
+    found = extrapolate(runs, resamples=2)
+    assert found.fit.num_runs == 9  # neither of the largest size nor of the greatest length
+    assert found.target == max(runs, key=lambda run: (run.parameters, run.tokens))
+    assert abs(found.error) < 0.01
+
+
+def test_moe_scaling_has_its_axes() -> None:
+    study = moe_scaling_study(experts=(1, 4), grains=("whole experts", "of half the size"),
+                              size=Size(width=16, layers=1, length=32, batch_size=2, steps=2))  # fmt: skip
+    whole, halves = (study.run(variant, 0) for variant in study.variants)
+    # One cost per token: only what there is to choose from grows, but for the routers' own rows.
+    assert float(list(whole)[0]) == 1
+    assert 2 < float(list(whole)[1]) < 4
+    assert float(list(halves)[1]) == pytest.approx(float(list(whole)[1]), rel=0.1)

@@ -71,7 +71,7 @@ def scout(
         _print_fit(found.fit)
         target = found.target
         stdout().print(
-            f"The largest run ({human_count(target.parameters)} parameters, {human_count(target.tokens)} tokens), unseen: "
+            f"The largest, unseen: {human_count(target.parameters)} parameters, {human_count(target.tokens)} tokens: "
             f"forecast {found.forecast:.3f} ({found.low:.3f} to {found.high:.3f}), measured {target.loss:.3f}: "
             f"{found.error:+.1%}"
         )
@@ -80,9 +80,7 @@ def scout(
 @app.command()
 def optimum(
     flops: Annotated[float | None, typer.Option(help="Operations to train with.")] = None,
-    parameters: Annotated[
-        float | None, typer.Option(help="A size whose compute-optimal loss is to be reached.")
-    ] = None,
+    parameters: Annotated[float | None, typer.Option(help="A size whose optimal loss is to be reached.")] = None,
     used: Annotated[float, typer.Option("--inference-tokens", help="Tokens it will be used for, in all.")] = 0.0,
     gpu: Annotated[str, typer.Option(help="Device and how many: h100:64")] = "h100:64",
     utilisation: Annotated[float, typer.Option(min=0.01, max=1, help="Model FLOPs utilisation you expect.")] = 0.4,
@@ -127,7 +125,7 @@ def optimum(
         )  # fmt: skip
     stdout().print(rows)
     stdout().print(
-        f"On {devices} {name} at {utilisation:.0%} of their peak. Losses are of the refitted law, on that paper's text.",
+        f"On {devices} {name} at {utilisation:.0%} of their peak. Losses are the refitted law's, on its text.",
         style="dim",
     )
 

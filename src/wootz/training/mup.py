@@ -1,7 +1,7 @@
 """muP, the maximal update parametrisation (arXiv 2203.03466): widths that share one best learning rate.
 
-In the usual parametrisation a wider model wants a smaller learning rate, because what an update adds to a layer's output
-grows with its width. Here every parameter's initial size and learning rate depend on which of its dimensions grow with
+In the usual parametrisation a wider model wants a smaller learning rate, because what an update adds to a layer's
+output grows with its width. Here every parameter's initial size and rate depend on which of its dimensions grow with
 the width, so that activations move as much in a wide model as in a narrow one (`coordinates` shows it), and a rate that
 was tuned on a narrow model holds for a wide one. For Adam, relative to a ``base`` model of the same make:
 
@@ -12,8 +12,8 @@ was tuned on a narrow model holds for a wide one. For Adam, relative to a ``base
 | head | 1, and logits times ``base width / width`` | 1 |
 | other rows that read the stream (routers) | ``base fan_in / fan_in`` | ``base fan_in / fan_in`` |
 
-and attention scores are scaled by ``base d ** 0.5 / d``, not ``d ** -0.5``, where heads grow. Nothing in a model's files
-knows of this: `apply_mup` goes over a finished model, and `fold_mup` turns what it left into a plain one.
+and attention scores are scaled by ``base d ** 0.5 / d``, not ``d ** -0.5``, where heads grow. Nothing in a model's
+files knows of this: `apply_mup` goes over a finished model, and `fold_mup` turns what it left into a plain one.
 """
 
 from __future__ import annotations

@@ -62,9 +62,8 @@ class Candidate:
 
     @property
     def step_seconds(self) -> float:
-        return (self.compute_seconds + self.tensor_seconds + self.expert_seconds) / (
-            1 - self.bubble
-        ) + self.shard_seconds
+        busy = self.compute_seconds + self.tensor_seconds + self.expert_seconds
+        return busy / (1 - self.bubble) + self.shard_seconds
 
     @property
     def memory_bytes(self) -> float:

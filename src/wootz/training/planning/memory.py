@@ -2,8 +2,8 @@
 
 For N parameters in mixed precision, in bytes: 2 N of weights, gradients in the dtype in which they are summed (4 N
 here, 2 N where one sums in bfloat16), 4 N of master copy and 8 N of Adam's moments in float32. Tensor and pipeline
-parallelism divide all of these; sharding over n further ranks divides the optimiser's (ZeRO-1), the gradients too (2), the weights
-too (3). A gathered layer, or two while the next is on its way, comes on top.
+parallelism divide all of these; sharding over n further ranks divides the optimiser's (ZeRO-1), the gradients too (2),
+the weights too (3). A gathered layer, or two while the next is on its way, comes on top.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def coordinates(
     text: Path | None = None,
     change: Callable[[Mup, Decoder], Mup] = lambda mup, model: mup,
 ) -> Coordinates:
-    """The coordinate check (appendix D.1 of the paper): train each width for a few steps at one learning rate, and look.
+    """The coordinate check (appendix D.1 of the paper): train each width for a few steps at one rate, and look.
     ``change`` may spoil a parametrisation, to see that it shows."""
     sizes: dict[int, dict[str, float]] = {}
     for width in widths:

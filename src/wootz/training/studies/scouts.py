@@ -1,7 +1,7 @@
 """Scout runs: the recipe at small sizes and lengths, a law fitted to them, and how far it was right about a larger one.
 
-Every cell is a run of its own with the whole schedule, since a loss read off the middle of a longer run has not seen its
-learning rate fall. All widths use the rate that is best for the narrowest, by muP.
+Every cell is a run of its own with the whole schedule, since a loss read off the middle of a longer run has not seen
+its learning rate fall. All widths use the rate that is best for the narrowest, by muP.
 """
 
 from __future__ import annotations
