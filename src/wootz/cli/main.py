@@ -33,6 +33,7 @@ from wootz.cli import (
     lr,
     mix,
     models,
+    mup,
     optim,
     plan,
     prompts,
@@ -42,6 +43,7 @@ from wootz.cli import (
     router,
     run,
     runs,
+    scaling,
     semcache,
     serve,
     spec,
@@ -123,6 +125,8 @@ app.command("quantize")(quantize.quantize)
 app.add_typer(evals.app, name="eval")
 app.add_typer(rope.app, name="rope")
 app.command("plan")(plan.plan)
+app.add_typer(mup.app, name="mup")
+app.add_typer(scaling.app, name="scaling")
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(spec.app, name="spec")

@@ -316,7 +316,9 @@ def given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def run_studies(studies: list[Study], seeds: int, out: Path | None, threads: int | None, as_json: bool) -> None:
+def run_studies(
+    studies: list[Study], seeds: int, out: Path | None, threads: int | None, as_json: bool
+) -> list[dict[str, Any]]:
     import torch
 
     from wootz.core import progress_bar
@@ -336,6 +338,7 @@ def run_studies(studies: list[Study], seeds: int, out: Path | None, threads: int
             stdout().print(f"{folder / 'plot.png'}", style="dim")
     if as_json:
         print_json(reports)
+    return reports
 
 
 def _table(report: dict[str, Any], most_columns: int = 8) -> Any:
