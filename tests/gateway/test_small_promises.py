@@ -98,7 +98,7 @@ def test_lines_that_a_batch_has_no_time_for_say_so(
     sdk: openai.OpenAI,
     server: GatewayServer,
     model: ScriptedModel,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batches, "WINDOW_SECONDS", -1)
     batch = run(sdk, [line("a"), line("b")])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wootz.cli.common import PLAIN_HELP, AsJson, human_count, numbers, print_json, stdout, table
-from wootz.cli.studies import Out, Seeds, Steps, Text, Threads, _given, _run
+from wootz.cli.studies import Out, Seeds, Steps, Text, Threads, _given, run_studies
 
 if TYPE_CHECKING:
     from wootz.training.planning.scaling_laws import Fit, Run
@@ -65,7 +65,7 @@ def scout(
     from wootz.training.studies.scouts import extrapolate, runs_of, scout_study
 
     study = scout_study(widths=tuple(numbers(widths)), steps=tuple(numbers(counts)), text=text)
-    report = _run([study], seeds, out, threads, as_json)[0]
+    report = run_studies([study], seeds, out, threads, as_json)[0]
     found = extrapolate(runs_of(report))
     if not as_json:
         _print_fit(found.fit)
@@ -146,7 +146,7 @@ def moe(
     from wootz.training.studies.moe_scaling import SMALL, moe_scaling_study
 
     study = moe_scaling_study(experts=tuple(numbers(experts)), size=replace(SMALL, **_given(steps=steps)), text=text)
-    _run([study], seeds, out, threads, as_json)
+    run_studies([study], seeds, out, threads, as_json)
 
 
 def read_runs(path: Path) -> list[Run]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+
 import torch
 
 from wootz.core.errors import BadRequestError
