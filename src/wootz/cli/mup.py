@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from wootz.cli.common import PLAIN_HELP, AsJson, numbers, print_json, stdout, table
-from wootz.cli.studies import Out, Seeds, Steps, Text, Threads, _given, run_studies
+from wootz.cli.studies import Out, Seeds, Steps, Text, Threads, given, run_studies
 
 app = typer.Typer(help="muP: tune a narrow model, train a wide one.", no_args_is_help=True, **PLAIN_HELP)
 
@@ -83,7 +83,7 @@ def sweep(
     from wootz.training.studies.mup import best_rates, transfer_study
 
     sizes = tuple(numbers(widths))
-    study = transfer_study(widths=sizes, size=replace(_base(sizes[0]), **_given(steps=steps)), text=text)
+    study = transfer_study(widths=sizes, size=replace(_base(sizes[0]), **given(steps=steps)), text=text)
     reports = run_studies([study], seeds, out, threads, as_json)
     if not as_json:
         for variant, rate in best_rates(reports[0]["curves"]).items():

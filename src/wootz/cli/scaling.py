@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wootz.cli.common import PLAIN_HELP, AsJson, human_count, numbers, print_json, stdout, table
-from wootz.cli.studies import Out, Seeds, Steps, Text, Threads, _given, run_studies
+from wootz.cli.studies import Out, Seeds, Steps, Text, Threads, given, run_studies
 
 if TYPE_CHECKING:
     from wootz.training.planning.scaling_laws import Fit, Run
@@ -145,7 +145,7 @@ def moe(
 
     from wootz.training.studies.moe_scaling import SMALL, moe_scaling_study
 
-    study = moe_scaling_study(experts=tuple(numbers(experts)), size=replace(SMALL, **_given(steps=steps)), text=text)
+    study = moe_scaling_study(experts=tuple(numbers(experts)), size=replace(SMALL, **given(steps=steps)), text=text)
     run_studies([study], seeds, out, threads, as_json)
 
 
