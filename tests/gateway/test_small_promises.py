@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 from fakes import faulty
-from serving import GatewayServer, ScriptedModel
+from serving import ScriptedModel
 from test_batches import line, results, run, sdk  # noqa: F401  (a fixture)
 from test_faults import Gate, gate, house  # noqa: F401  (fixtures)
 
@@ -95,8 +95,7 @@ def test_a_batch_tells_the_tokens_of_all_its_answers(sdk: openai.OpenAI, model: 
 
 
 def test_lines_that_a_batch_has_no_time_for_say_so(
-    sdk: openai.OpenAI,
-    server: GatewayServer,
+    sdk: openai.OpenAI,  # noqa: F811
     model: ScriptedModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
