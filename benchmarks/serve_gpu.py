@@ -40,7 +40,8 @@ from wootz.engine.protocol import Output
 from wootz.kernels import triton as gpu
 from wootz.models import Decoder, read_config
 from wootz.models.linear import Linear
-from wootz.models.quantized_weight import FLOAT8, LARGEST_FLOAT8, Float8Weight, RoundedInputs
+from wootz.models.quantized_weight import FLOAT8, LARGEST_FLOAT8, Float8Weight
+from wootz.models.rounded_inputs import RoundedInputs
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,

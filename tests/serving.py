@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
+from fresh_database import fresh_sqlite
 
+from wootz.app.bounded_http import BoundedHttp
 from wootz.core import Config, LanguageModel, ModelConfig
 from wootz.core.sections import ServerConfig
 from wootz.core.wire import (
@@ -32,7 +34,7 @@ from wootz.gateway.limits import MemoryCounters
 from wootz.gateway.limits.ledger_sums import LedgerSums
 from wootz.gateway.limits.limiter import Limiter
 from wootz.store import Database
-from wootz.telemetry import Ledger, RequestRecord, Telemetry
+from wootz.telemetry import Ledger, RequestRecord, Spool, Telemetry
 
 Result = TypeVar("Result")
 HANG = ...
@@ -110,7 +112,8 @@ class Server:
 
     def __init__(self, app: FastAPI) -> None:
         self.app = app
-        self._uvicorn = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+        options = uvicorn.Config(app, http=BoundedHttp, port=0, log_level="warning", timeout_graceful_shutdown=2)
+        self._uvicorn = uvicorn.Server(options)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._up = threading.Event()
 
@@ -148,22 +151,30 @@ class GatewayServer(Server):
         *,
         accounts: bool = True,
         max_body_bytes: int = 64 * 1024,
+        settings: dict[str, Any] | None = None,
     ) -> None:
+        """``settings`` are more sections of the config; with ``limits`` they are counted as these say."""
         self.time, self.wall = 0.0, time.time()
         names = {"unused": ModelConfig(source="file:unused")}
-        self.config = Config(home=folder, server=ServerConfig(max_body_bytes=max_body_bytes), models=names)
+        server = ServerConfig(max_body_bytes=max_body_bytes)
+        self.config = Config(home=folder, server=server, models=names, **(settings or {}))
 
         @asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-            self.database = Database(self.config.database_url)
-            await self.database.migrate()
-            self.ledger = Ledger(self.database)
+            if self.config.database.url is None:
+                self.database = Database(fresh_sqlite(folder / "wootz.db"))
+            else:
+                self.database = Database(self.config.database_url)
+                await self.database.migrate()
+            self.ledger = Ledger(self.database, Spool(folder / "unwritten"))
             self.keys = KeyStore(self.database)
             self.telemetry = Telemetry(self.ledger, {})
             keys = self.keys if accounts else None
             counters = MemoryCounters(clock=lambda: self.time, wall=lambda: self.wall)
             sums = LedgerSums(self.database, self.keys)
             limits = Limiter(counters, sums, self.telemetry, self.config.limits, wall=lambda: self.wall)
+            if self.config.limits.redis:
+                limits = Limiter.of(self.config, keys, self.telemetry)
             self.gateway = Gateway(self.config, models(), keys, self.telemetry, limits=limits)
             app.include_router(routes(self.gateway))
             self.key = (await self.keys.create("user"))[1]
@@ -174,6 +185,7 @@ class GatewayServer(Server):
             for model in self.gateway.models.values():
                 await model.close()
             await self.telemetry.close()
+            await limits.counters.close()
             await self.database.close()
 
         app = FastAPI(lifespan=lifespan)

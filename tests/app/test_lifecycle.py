@@ -51,7 +51,7 @@ def test_first_start_shows_the_key_and_later_ones_do_not(start, tiny, tmp_path):
     assert httpx.get(f"{second.url}/v1/models", headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopping_leaves_no_process(start, tiny, number):
     platform = start(**tiny).wait_until_ready()
     children = platform.children()
@@ -76,6 +76,7 @@ def test_running_answers_may_finish_while_stopping(start, tiny):
     assert platform.process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(start, tiny):
     platform = start(WOOTZ_SERVER__DRAIN_SECONDS="300", **tiny).wait_until_ready()
     children = platform.children()
@@ -123,6 +124,7 @@ def test_a_path_that_is_not_there(start, tmp_path):
     assert "models.tiny" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"GGUF\x03\x00\x00\x00" + b"\xff" * 64, b"", b"this is no model"])
 def test_broken_model_file(start, tmp_path, content):
     file = tmp_path / "broken.gguf"
@@ -148,6 +150,7 @@ def test_a_model_that_the_engine_cannot_load(start, tmp_path, tiny_model_folder)
     assert "perceptron" in line
 
 
+@pytest.mark.slow
 def test_unreachable_database(start, tiny):
     line = fails_with(start(WOOTZ_DATABASE__URL="postgresql://wootz:hunter2@127.0.0.1:9/wootz", **tiny), 2)
     assert "database" in line
@@ -173,17 +176,20 @@ def test_full_disk(start, small_disk, smollm2_gguf):
     assert ModelStore(small_disk / "home" / "models").list() == []
 
 
+@pytest.mark.slow
 def test_home_without_room(start, small_disk, tiny):
     (small_disk / "filler").write_bytes(b"x" * (40 * 2**20))
     assert "full" in fails_with(start(home=small_disk / "home", **tiny), 2)
 
 
+@pytest.mark.slow
 def test_home_that_is_a_file(start, tmp_path, tiny):
     (tmp_path / "file").write_text("")
     line = fails_with(start(home=tmp_path / "file" / "home", **tiny), 2)
     assert "--home" in line
 
 
+@pytest.mark.slow
 def test_serve_needs_no_key_and_answers_only_this_machine(start, tiny_model_folder):
     platform = start("serve", str(tiny_model_folder), "--name", "mine", "--port", "0").wait_until_ready()
     body = {"model": "mine", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}

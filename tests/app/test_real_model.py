@@ -58,6 +58,7 @@ def test_chatting_in_the_terminal(real_platform, tmp_path):
     assert roles == ["system", "user", "assistant"]
 
 
+@pytest.mark.slow
 def test_chatting_with_a_file_needs_no_platform(tiny_model_folder, tmp_path):
     environ = {**os.environ, "WOOTZ_HOME": str(tmp_path)}
     command = [str(Path(sys.executable).with_name("wootz")), "chat", "--model", str(tiny_model_folder)]
@@ -68,6 +69,7 @@ def test_chatting_with_a_file_needs_no_platform(tiny_model_folder, tmp_path):
     assert result.stdout.strip()
 
 
+@pytest.mark.slow
 def test_bench_serve_sweeps_concurrency(real_platform, tmp_path):
     out = tmp_path / "bench"
     sizes = ("--concurrency", "1,2", "--requests", "2", "--input-len", "40", "--output-len", "4")

@@ -92,6 +92,8 @@ async def test_redis_keeps_shares_evicts_and_purges(redis_url: str) -> None:
     )  # And the length's prefix is shorter.
     assert await two.purge(model="m0", tenant="u") == 1
     assert await one.get(name(3)) is None
+    await one.put(name(4), b"x", 60, model="m2", tenant="t", user="ada")
+    assert [await two.purge(user=user) for user in ("bob", "ada")] == [0, 1]
     assert await two.purge() == 2
     assert (await one.size()).entries == (await one.size()).bytes == 0
     await one.put(name(5), b"x", 0.001, model="m", tenant="t")

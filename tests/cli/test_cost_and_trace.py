@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from fresh_database import fresh_sqlite
 from typer.testing import CliRunner, Result
 
 from wootz.cli import app
@@ -34,8 +35,7 @@ def wootz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 async def fill(home: Path) -> None:
-    database = Database(f"sqlite+aiosqlite:///{home / 'wootz.db'}")
-    await database.migrate()
+    database = Database(fresh_sqlite(home / "wootz.db"))
     ledger, now = Ledger(database), datetime.now(UTC)
     for n, (user, feature, priced) in enumerate(
         [("ann", "search", True), ("=cmd()", "chat", True), ("ann", "chat", False)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 from fastapi import FastAPI
+from fresh_database import fresh_sqlite
 
 from wootz import console, gateway
 from wootz.core import Config, LanguageModel, UnavailableError
@@ -73,6 +74,7 @@ class House:
     telemetry: Telemetry
     keys: KeyStore
     models: dict[str, LanguageModel]
+    gateway: Gateway
 
     @property
     def model(self) -> ScriptedModel:
@@ -89,16 +91,16 @@ class House:
 
 
 async def build_house(folder: Path, *, accounts: bool = True, config: Config | None = None) -> House:
-    database = Database(f"sqlite+aiosqlite:///{folder / 'wootz.db'}")
-    await database.migrate()
+    database = Database(fresh_sqlite(folder / "wootz.db"))
     ledger, keys, config = Ledger(database), KeyStore(database), config or Config()
     telemetry = Telemetry(ledger, PriceBook.of(config))
     models: dict[str, LanguageModel] = {"scripted": ScriptedModel(), "other": ScriptedModel("other")}
     front = Gateway(config, models, keys if accounts else None, telemetry)
     app = FastAPI()
     gateway.install(app, config)
+    app.include_router(gateway.routes(front))
     console.install(app, front, database, ledger)
-    return House(app, database, ledger, telemetry, keys, models)
+    return House(app, database, ledger, telemetry, keys, models, front)
 
 
 class Browser(httpx.AsyncClient):

@@ -61,7 +61,9 @@ def plain(base) -> list[list[int]]:
     return [answer.token_ids for answer in Engine(copy.deepcopy(base), config=config).generate(PROMPTS, PARAMS)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "eagle" else pytest.mark.slow) for kind in KINDS]
+)
 def test_trained_heads_guess_more_than_one_token_ahead(kind, base, plain, tmp_path):
     torch.manual_seed(1)
     heads, weights = DraftHeads(kind, 3, base), copy.deepcopy(base.state_dict())

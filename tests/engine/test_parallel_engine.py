@@ -73,7 +73,12 @@ def answers(engine: Engine) -> list[list[list[int]]]:
     return [[choice.token_ids for choice in answer.choices] for answer in engine.generate(prompts, params)]
 
 
-@pytest.mark.parametrize("kind", PARALLEL)
+QUICK = ("tensor", "pipeline")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in PARALLEL]
+)
 def test_two_processes_give_the_tokens_of_one(kind, tiny_folder, moe_folder, monkeypatch):
     monkeypatch.setattr(rows, "LEAST_MICRO_BATCH", 4)
     folder = moe_folder if kind == "experts" else tiny_folder

@@ -278,7 +278,10 @@ async def cancelled(client: EngineClient):
     return stats if stats.requests_cancelled else None
 
 
-@pytest.mark.parametrize("content", [b"", b"GGUF\x03\x00\x00\x00garbage", b"not a model"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", *(pytest.param(bad, marks=pytest.mark.slow) for bad in (b"GGUF\x03\x00\x00\x00garbage", b"not a model"))],
+)
 def test_a_broken_model_is_one_line(tmp_path, socket, content):
     model = tmp_path / "broken.gguf"
     model.write_bytes(content)

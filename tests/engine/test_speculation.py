@@ -381,6 +381,7 @@ def test_prompt_lookup_goes_on_as_the_text_did():
     assert draft([1, 2, 3, 4]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_repeats_a_list_several_tokens_at_a_time(smollm2_gguf):
     text = "Name: Ada, Town: London\\nName: Alan, Town: Manchester\\nThe same list again:\\nName: Ada,"

@@ -23,8 +23,12 @@ class Gemini(FarEnd):
         if request.url.path.endswith(":batchEmbedContents"):
             assert [one["content"]["parts"][0]["text"] for one in body["requests"]], "nothing to embed"
             return
-        assert request.url.path.endswith(":streamGenerateContent"), request.url.path
-        assert request.query_params.get("alt") == "sse", "a JSON array, not events"
+        if request.url.path.endswith(":countTokens"):
+            body = body["generateContentRequest"]
+            assert body["model"].startswith("models/"), "no model"
+        else:
+            assert request.url.path.endswith(":streamGenerateContent"), request.url.path
+            assert request.query_params.get("alt") == "sse", "a JSON array, not events"
         try:
             for content in [*body["contents"], *filter(None, [body.get("systemInstruction")])]:
                 types.Content.model_validate(content)

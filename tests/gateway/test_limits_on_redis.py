@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +21,7 @@ from wootz.core import Config, RateLimitError, UnavailableError
 from wootz.core.sections import LimitsConfig
 from wootz.core.wire import ChatRequest, new_id
 from wootz.gateway import Gateway, Key, KeyStore
-from wootz.gateway.limits import CountersUnavailable, Limits, Meter, RedisCounters, Subject
+from wootz.gateway.limits import CountersUnavailable, Limits, MemoryCounters, Meter, RedisCounters, Subject
 from wootz.gateway.limits import redis as redis_module
 from wootz.store import Database
 from wootz.telemetry import Ledger, Telemetry
@@ -196,6 +197,27 @@ async def test_what_a_dead_process_held_is_given_back_and_what_lives_is_renewed(
     await asyncio.sleep(1)
     assert not await free(), "it was renewed"
     await living.close()
+
+
+async def test_what_is_used_and_held_is_read_as_in_memory(redis_server: RedisServer) -> None:
+    subject = Subject("key", "k", "k", Limits())
+    meters = [
+        Meter("open", "open", subject, "concurrent_requests", 5, 1),
+        Meter("window", "window", subject, "tokens_per_minute", 100, 30),
+        Meter("period", "period", subject, "budget_exceeded", 10**18, 2**60, 0, 0),
+        Meter("unasked", "period", subject, "budget_exceeded", 10**18, 1, 0, 0),
+    ]
+
+    async def seven(_: Meter) -> int:
+        return 7
+
+    on_redis, in_memory = RedisCounters(redis_server.url), MemoryCounters()
+    for counters in (on_redis, in_memory):
+        for id in ("a", "b"):
+            await counters.reserve(id, [dataclasses.replace(meter, limit=2**62) for meter in meters[:3]], seven)
+        await counters.settle("a", [(meters[0], 0), (meters[1], 4), (meters[2], 5)])
+        assert await counters.read(meters) == [(0, 1), (34, 0), (12, 2**60), None]
+        await counters.close()
 
 
 async def test_a_redis_that_is_none_is_said_once_and_plainly(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from fresh_database import fresh_sqlite
 
 from wootz.core import AuthenticationError, ConfigError
 from wootz.gateway import KeyStore
@@ -40,8 +41,7 @@ SECRET = "a-secret-that-another-system-made-1234"
 
 @pytest.fixture
 async def keys(tmp_path: Path):
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'wootz.db'}")
-    await database.migrate()
+    database = Database(fresh_sqlite(tmp_path / "wootz.db"))
     yield KeyStore(database)
     await database.close()
 

@@ -17,6 +17,7 @@ from serving import GatewayServer, until
 
 from wootz.engine import EngineClient
 from wootz.providers import EngineModel
+from wootz.telemetry import RequestRecord
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 TOOL = {"name": "weather", "description": "Looks out of the window.", "input_schema": WEATHER}
@@ -97,3 +98,15 @@ def test_a_model_that_reads_text_refuses_an_image(sdk: openai.OpenAI, claude: an
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
     with pytest.raises(anthropic.BadRequestError, match="text only"):
         claude.messages.create(model="tiny", max_tokens=9, messages=[{"role": "user", "content": [image]}])
+
+
+def test_the_ledger_says_what_is_certain_of_an_answer(server: GatewayServer, sdk: openai.OpenAI) -> None:
+    def record_of(**fields) -> RequestRecord:
+        answer = sdk.chat.completions.with_raw_response.create(model="tiny", messages=HELLO, **fields)
+        return server.call(server.ledger.get(answer.headers["x-request-id"]))
+
+    choice = record_of(extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
+    assert (choice.guarantee, choice.arithmetic) == ("schema", "float32")
+    cut_off = record_of(response_format={"type": "json_object"}, max_tokens=1)
+    assert (cut_off.guarantee, cut_off.finish_reason) == (None, "length")
+    assert record_of(max_tokens=1).guarantee is None

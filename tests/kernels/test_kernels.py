@@ -1,17 +1,20 @@
 """Every build of the kernels that this processor can run, against PyTorch in float64 and our own dequantisers.
 
-Those are tested, bit for bit, against the `gguf` package's.
+Those are tested, bit for bit, against the `gguf` package's. Builds for ARM run under an emulator, where there is one
+(`pytest -m slow`, and Debian's packages g++-aarch64-linux-gnu and qemu-user-static).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from emulation import BUILDS, Emulated, build, missing
+from packed_model import packed_model
 from torch import Tensor
 
 import wootz.models
@@ -40,8 +43,31 @@ def _several_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=kernels.instruction_sets())
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Emulated]]:
+    folder = tmp_path_factory.mktemp("emulated")
+    made: dict[str, Emulated] = {}
+
+    def get(instruction_set: str) -> Emulated:
+        if reason := missing():
+            pytest.skip(reason)
+        if instruction_set not in made:
+            made[instruction_set] = Emulated(instruction_set, build(instruction_set, folder))
+        return made[instruction_set]
+
+    yield get
+    for native in made.values():
+        native.close()
+
+
+@pytest.fixture(params=[*kernels.instruction_sets(), *(pytest.param(isa, marks=pytest.mark.slow) for isa in BUILDS)])
+def instruction_set(
+    request: pytest.FixtureRequest, emulated: Callable[[str], Emulated], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    if request.param not in kernels.instruction_sets():
+        monkeypatch.setattr(kernels, "_native", emulated(request.param))
+        yield request.param
+        return
     kernels.use(request.param)
     yield request.param
     kernels.use(kernels.instruction_sets()[0])
@@ -218,6 +244,20 @@ def test_a_tokens_attention_does_not_depend_on_its_chunk(instruction_set: str, w
         assert torch.equal(attend(cuts), whole)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_decoder_in_one_call_equals_its_operations(instruction_set: str, name: str) -> None:
+    fused, plain = Engine(packed_model(name)), Engine(packed_model(name))
+    assert fused.model.layer_loop is not None, "nothing was fused"  # pyright: ignore[reportAttributeAccessIssue]
+    plain.model.layer_loop = None  # pyright: ignore[reportAttributeAccessIssue]
+    prompts = [torch.randint(0, 160, (n,)).tolist() for n in (1, 5, 90)]
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    for one, other in zip(fused.generate(prompts, params), plain.generate(prompts, params), strict=True):
+        for a, b in zip(one.prompt_logprobs or [], other.prompt_logprobs or [], strict=True):
+            # A number that lies between two steps may be rounded to either: logits differ a little.
+            assert (a is None and b is None) or (a and b and abs(a.logprob - b.logprob) < 0.02)
+
+
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_model_says_the_same_quantised_and_dense(smollm2_gguf: Path) -> None:
     engine = Engine(smollm2_gguf, config=EngineConfig(cache_bytes=2**26, activations="float32"))

@@ -170,6 +170,7 @@ def test_confidence_order_uncovers_the_surest_first() -> None:
     assert (seen[1][0] != model.mask_id).nonzero().item() == log_probs.amax(-1).argmax()
 
 
+@pytest.mark.slow
 def test_learns_a_toy_language_and_writes_it_in_few_steps() -> None:
     """Rows count up from any start, modulo 8: one visible token tells all the others."""
     model, generator = tiny(vocab_size=9, width=32, layers=2, initializer_range=0.2), seeded()

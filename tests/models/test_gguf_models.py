@@ -17,6 +17,7 @@ from wootz.core.gguf import GGUFFile
 from wootz.models import PackedContext, load
 
 
+@pytest.mark.slow
 def test_the_container_reads_like_the_gguf_package(smollm2_gguf: Path) -> None:
     ours, theirs = GGUFFile(smollm2_gguf), gguf.GGUFReader(smollm2_gguf)
     fields = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}

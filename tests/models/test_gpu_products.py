@@ -11,7 +11,8 @@ from torch import Tensor
 from wootz.kernels import triton as gpu
 from wootz.models import gpu_products
 from wootz.models.linear import Linear
-from wootz.models.quantized_weight import FLOAT8, Float8Weight, IntWeight, RoundedInputs
+from wootz.models.quantized_weight import FLOAT8, Float8Weight, IntWeight
+from wootz.models.rounded_inputs import RoundedInputs
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -23,7 +23,8 @@ from wootz.models.quantized_layouts.bitsandbytes import BitsAndBytesLayout
 from wootz.models.quantized_layouts.compressed_tensors import CompressedTensorsLayout, floats, integers
 from wootz.models.quantized_layouts.gptq import GPTQLayout
 from wootz.models.quantized_layouts.packing import pack, unpack
-from wootz.models.quantized_weight import FLOAT8, Float8Weight, IntWeight, RoundedInputs, stack
+from wootz.models.quantized_weight import FLOAT8, Float8Weight, IntWeight, stack
+from wootz.models.rounded_inputs import RoundedInputs
 from wootz.models.weight_quantization import round_to_nearest
 from wootz.models.weight_quantization.methods import METHODS, Settings
 from wootz.models.weight_quantization.rounding import round_from_minimum

@@ -550,3 +550,16 @@ async def test_an_account_opens_models_of_both_kinds_in_its_region(
     assert {model.provider for model in models.values()} == {"dashscope-intl.aliyuncs.com"}
     for model in models.values():
         await model.close()
+
+
+async def test_the_prompt_cache_is_told_where_the_system_prompt_ends(url: str, far_end: FakeDashScope) -> None:
+    messages = [{"role": "system", "content": "A rule. " * 2000}, {"role": "user", "content": "hi"}]
+    for prompt_cache in (True, False):
+        model = model_of(url, prompt_cache=prompt_cache)
+        await collect_chat(model.chat(ask(messages=messages)))
+        system, user = far_end.body["input"]["messages"]
+        assert ("cache_control" in str(system)) == prompt_cache
+        assert "cache_control" not in str(user)
+        if prompt_cache:
+            assert system["content"] == [{"text": "A rule. " * 2000, "cache_control": {"type": "ephemeral"}}]
+        await model.close()

@@ -351,3 +351,16 @@ async def test_embeddings(far_end: fake.Gemini) -> None:
     with pytest.raises(UnsupportedError):
         await model.embed(EmbeddingRequest(model="ours", input=[1, 2]))
     await model.close()
+
+
+async def test_tokens_are_counted_by_the_endpoint(far_end: fake.Gemini) -> None:
+    model = model_at(far_end, "gemini-3.5-flash")
+    far_end.answer = JSONResponse({"totalTokens": 31})
+    messages = [{"role": "system", "content": "Be brief."}, USER]
+    assert await model.count_tokens(ChatRequest.model_validate({"model": "ours", "messages": messages})) == 31
+    assert far_end.paths[-1].endswith("/models/gemini-3.5-flash:countTokens")
+    assert "Be brief." in str(far_end.asked[-1]["generateContentRequest"]["systemInstruction"])
+    far_end.answer = JSONResponse({"tokens": 31})
+    with pytest.raises(UpstreamError, match="not Gemini's protocol"):
+        await model.count_tokens(ChatRequest.model_validate({"model": "ours", "messages": messages}))
+    await model.close()

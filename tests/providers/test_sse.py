@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wootz.providers import sse
-from wootz.providers.sse import event_data
+from wootz.providers.sse import EventReader
 
 
-async def read(*pieces: bytes) -> list[str]:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        for piece in pieces:
-            yield piece
-
-    return [data async for data in event_data(stream())]
+def read(*pieces: bytes) -> list[str]:
+    reader = EventReader()
+    return [data for piece in pieces for data in reader.feed(piece)] + reader.end()
 
 
 @pytest.mark.parametrize(
@@ -36,8 +32,8 @@ async def read(*pieces: bytes) -> list[str]:
         (b"", []),
     ],
 )
-async def test_events(stream: bytes, expected: list[str]) -> None:
-    assert await read(stream) == expected
+def test_events(stream: bytes, expected: list[str]) -> None:
+    assert read(stream) == expected
 
 
 @given(
@@ -47,16 +43,16 @@ async def test_events(stream: bytes, expected: list[str]) -> None:
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     cuts=st.lists(st.integers(0, 400), max_size=8),
 )
-async def test_any_cut_gives_the_same_events(events: list[str], end: str, cuts: list[int]) -> None:
+def test_any_cut_gives_the_same_events(events: list[str], end: str, cuts: list[int]) -> None:
     stream = "".join(f": hi{end}data: {event}{end}{end}" for event in events).encode()
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     pieces = [stream[a:b] for a, b in itertools.pairwise(edges)]
-    assert await read(*pieces) == events
+    assert read(*pieces) == events
 
 
-async def test_what_is_no_text_or_has_no_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_text_or_has_no_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="utf-8"):
-        await read(b"data: \xff\n\n")
+        read(b"data: \xff\n\n")
     monkeypatch.setattr(sse, "MAX_LINE_BYTES", 100)
     with pytest.raises(ValueError, match="more than 100 bytes"):
-        await read(*[b"data: xxxxxxxxxx"] * 20)
+        read(*[b"data: xxxxxxxxxx"] * 20)

@@ -63,6 +63,7 @@ def test_smollm2_ids_equal_transformers(
     assert_same_ids(smollm2.encode, smollm2_in_transformers, [*texts, "<|im_start|>user\nhi<|im_end|>\n", "", " "])
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder ../shared/data is not here")
 def test_smollm2_ids_equal_both_on_real_articles(

@@ -144,6 +144,7 @@ def test_experts_are_told_apart_and_measured(tmp_path: Path) -> None:
     assert all(0 < share < 1 for share in entropy.run("7, top 1, 1 shared", 0).values())
 
 
+@pytest.mark.slow
 def test_the_smaller_the_capacity_the_more_is_dropped_and_balance_helps() -> None:
     drops, bits = experts.capacity_studies(factors=(1.0, 8.0), size=replace(TINY, layers=1), every=30)
     last = {variant: drops.run(variant, 0)["60"] for variant in drops.variants}
@@ -229,6 +230,7 @@ def test_terms_are_those_that_save_tokens_and_can_be_written() -> None:
 # --- swapped positions ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_other_positions_are_refused_and_forced_ones_read_worse() -> None:
     study = swap_study(schemes=("rope", "rope-interleaved"), size=replace(TINY, steps=150), tuning_steps=4, measure=2)
     kept, forced = study.run("rope", 0), study.run("rope-interleaved", 0)

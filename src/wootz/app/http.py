@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wootz import __version__, console, gateway
+from wootz.app.bounded_http import BoundedHttp
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
 from wootz.gateway import Gateway, KeyStore
@@ -29,7 +30,7 @@ from wootz.gateway.errors import error_response
 from wootz.gateway.routing import Route, open_routes
 from wootz.providers import EngineModel, open_models
 from wootz.store import Database
-from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Telemetry
+from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry
 
 try:
     from uvloop import new_event_loop
@@ -48,7 +49,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     must come by a loopback name (`LoopbackNames`).
     """
     database = Database(config.database_url)
-    ledger = Ledger(database)
+    ledger = Ledger(database, Spool(config.home / "unwritten"))
     prices, options = PriceBook.of(config), config.telemetry
     keep = KeepBodies(options.body_days, options.body_bytes) if options.store_bodies else None
     telemetry = Telemetry(ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep)
@@ -60,6 +61,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
         async with AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
             await database.migrate()
+            ledger.recover()
             stack.push_async_callback(front.limits.counters.close)
             stack.push_async_callback(telemetry.close)
             if front.keys is not None:
@@ -139,6 +141,7 @@ async def serve(setup: HttpSetup) -> None:
     async with app.router.lifespan_context(app):
         options = uvicorn.Config(
             app,
+            http=BoundedHttp,
             lifespan="off",
             log_level=config.server.log_level,
             access_log=config.server.log_level in ("debug", "info"),

@@ -25,11 +25,16 @@ from wootz.cli import (
     convert,
     cost,
     cost_plans,
+    data,
     doctor,
     evals,
     keys,
     limits,
+    lr,
+    mix,
     models,
+    mup,
+    optim,
     plan,
     prompts,
     provision,
@@ -38,6 +43,7 @@ from wootz.cli import (
     router,
     run,
     runs,
+    scaling,
     semcache,
     serve,
     spec,
@@ -112,11 +118,15 @@ app.add_typer(trace.app, name="trace")
 app.add_typer(config.app, name="config")
 app.add_typer(arch.app, name="arch")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(data.app, name="data")
+app.add_typer(mix.app, name="mix")
 app.command("convert")(convert.convert)
 app.command("quantize")(quantize.quantize)
 app.add_typer(evals.app, name="eval")
 app.add_typer(rope.app, name="rope")
 app.command("plan")(plan.plan)
+app.add_typer(mup.app, name="mup")
+app.add_typer(scaling.app, name="scaling")
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(spec.app, name="spec")
@@ -124,6 +134,8 @@ app.add_typer(router.app, name="router")
 app.add_typer(cascade.app, name="cascade")
 app.add_typer(semcache.app, name="semcache")
 app.add_typer(prompts.app, name="prompts")
+app.add_typer(optim.app, name="optim")
+app.add_typer(lr.app, name="lr")
 
 
 def main() -> None:

@@ -27,13 +27,24 @@ def plan(
     efficiency: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the roofline you expect.")] = 0.6,
     price: Annotated[float | None, typer.Option(help="Dollars per device and hour.")] = None,
     scaling: Annotated[bool, typer.Option("--scaling", help="What more devices per layer gain instead.")] = False,
+    train_tokens: Annotated[
+        float | None, typer.Option(help="Plan a training run on so many tokens.", rich_help_panel="Training")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Devices to train on.", rich_help_panel="Training")] = 8,
+    batch_tokens: Annotated[
+        float, typer.Option(min=1, help="Tokens of one step, in whole contexts.", rich_help_panel="Training")
+    ] = 2**22,
+    unique_tokens: Annotated[
+        float | None, typer.Option(min=1, help="Tokens that the corpus has.", rich_help_panel="Training")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Devices, memory, speed and cost per million tokens, by roofline.
+    """Devices, memory, speed and cost per million tokens, by roofline; or of a training run.
 
     Example:
       [bold]wootz plan qwen3-235b-a22b --gpu h100 --ctx 32768 --weights fp8[/bold]
       [bold]wootz plan llama-3-70b --scaling --batches 1,64[/bold]
+      [bold]wootz plan llama-3-70b --train-tokens 15e12 --gpus 2048 --batch-tokens 16777216[/bold]
     """
     from wootz.cli.common import numbers
     from wootz.models.planning.hardware import device
@@ -41,6 +52,18 @@ def plan(
     from wootz.models.planning.roofline import plan as make
 
     shape, on = open_model(ctx, model), device(gpu)
+    if train_tokens is not None:
+        from wootz.cli.plan_training import TrainingRun, plan_training
+        from wootz.core.errors import BadRequestError
+
+        if train_tokens <= 0:
+            raise BadRequestError(f"--train-tokens {train_tokens:g} must be positive")
+        run = TrainingRun(
+            tokens=train_tokens, batch_tokens=int(batch_tokens), length=context, devices=gpus,
+            unique_tokens=unique_tokens, utilisation=efficiency, dollars_per_hour=price,
+        )  # fmt: skip
+        plan_training(shape, on, run, as_json=as_json)
+        return
     if scaling:
         works = [Workload(context=context, batch=batch, weights=weights, kv=kv_dtype) for batch in numbers(batches)]
         _scaling(shape, on, works, as_json=as_json)

@@ -49,7 +49,7 @@ def recall(
     starts = tuple(models.split(";"))
     chosen = tuple(name for name in MODELS if name.startswith(starts)) or starts
     settings: dict[str, Any] = {"pairs": tuple(numbers(lengths)), "models": chosen, "task": task}
-    _run([recall_study(**settings, **_given(steps=steps))], seeds, out, threads, as_json)
+    run_studies([recall_study(**settings, **given(steps=steps))], seeds, out, threads, as_json)
 
 
 def memory(
@@ -65,7 +65,7 @@ def memory(
     from wootz.training.studies.memory import memory_study
 
     study = memory_study(pairs=tuple(numbers(lengths)), sizes=tuple(numbers(sizes)))
-    _run([study], seeds, out, threads, as_json)
+    run_studies([study], seeds, out, threads, as_json)
 
 
 def extrapolate(
@@ -81,9 +81,9 @@ def extrapolate(
     """Train short, read long: perplexity and recall of each position scheme beyond its training length."""
     from wootz.training.studies.positions import Size, extrapolation_studies
 
-    size = Size(**_given(steps=steps))
+    size = Size(**given(steps=steps))
     studies = extrapolation_studies(schemes=tuple(schemes.split(",")), size=size, reach=reach, text=text)
-    _run(list(studies), seeds, out, threads, as_json)
+    run_studies(list(studies), seeds, out, threads, as_json)
 
 
 def extend(
@@ -99,8 +99,8 @@ def extend(
     """Stretch a trained RoPE model: not at all, PI, NTK, YaRN, LongRoPE; each untuned and after a few steps."""
     from wootz.training.studies.positions import Size, extension_study
 
-    study = extension_study(size=Size(**_given(steps=steps)), factor=factor, tuning_steps=tuning_steps, text=text)
-    _run([study], seeds, out, threads, as_json)
+    study = extension_study(size=Size(**given(steps=steps)), factor=factor, tuning_steps=tuning_steps, text=text)
+    run_studies([study], seeds, out, threads, as_json)
 
 
 def stream(
@@ -118,8 +118,8 @@ def stream(
     from wootz.training.studies.parts import streaming_study
     from wootz.training.studies.positions import Size
 
-    study = streaming_study(size=Size(**_given(steps=steps)), window=window, sinks=sinks, tokens=tokens, text=text)
-    _run([study], seeds, out, threads, as_json)
+    study = streaming_study(size=Size(**given(steps=steps)), window=window, sinks=sinks, tokens=tokens, text=text)
+    run_studies([study], seeds, out, threads, as_json)
 
 
 def balance(
@@ -136,8 +136,8 @@ def balance(
     from wootz.training.studies.parts import balancing_study
     from wootz.training.studies.positions import Size
 
-    study = balancing_study(experts=experts, top_k=top_k, size=Size(**_given(steps=steps)), text=text)
-    _run([study], seeds, out, threads, as_json)
+    study = balancing_study(experts=experts, top_k=top_k, size=Size(**given(steps=steps)), text=text)
+    run_studies([study], seeds, out, threads, as_json)
 
 
 def kv_heads(
@@ -152,7 +152,7 @@ def kv_heads(
     from wootz.training.studies.parts import kv_heads_study
     from wootz.training.studies.positions import Size
 
-    _run([kv_heads_study(size=Size(heads=8, **_given(steps=steps)), text=text)], seeds, out, threads, as_json)
+    run_studies([kv_heads_study(size=Size(heads=8, **given(steps=steps)), text=text)], seeds, out, threads, as_json)
 
 
 def vocabulary(
@@ -177,10 +177,10 @@ def vocabulary(
     study = vocabulary_study(
         sizes=tuple(numbers(sizes)),
         widths=tuple(numbers(widths)),
-        size=Size(length=256, **_given(steps=steps)),
+        size=Size(length=256, **given(steps=steps)),
         text=text,
     )
-    _run([study], seeds, out, threads, as_json)
+    run_studies([study], seeds, out, threads, as_json)
 
 
 def ablate(
@@ -194,7 +194,7 @@ def ablate(
     """One choice at a time: pre-norm against post-norm without warm-up, SwiGLU against GELU at equal size."""
     from wootz.training.studies.blocks import block_studies
 
-    _run(list(block_studies(steps=steps, text=text)), seeds, out, threads, as_json)
+    run_studies(list(block_studies(steps=steps, text=text)), seeds, out, threads, as_json)
 
 
 def long_context(
@@ -210,8 +210,8 @@ def long_context(
     """Long rows from the start, or a short model stretched afterwards: the same tokens, two ways to spend them."""
     from wootz.training.studies.long_context import SMALL, long_context_study
 
-    size = replace(SMALL, **_given(steps=steps))
-    _run([long_context_study(size=size, factor=factor, share=share, text=text)], seeds, out, threads, as_json)
+    size = replace(SMALL, **given(steps=steps))
+    run_studies([long_context_study(size=size, factor=factor, share=share, text=text)], seeds, out, threads, as_json)
 
 
 def experts(
@@ -225,8 +225,8 @@ def experts(
     """Experts at equal cost per token: few and large or many and small, with a shared one and without."""
     from wootz.training.studies.experts import SMALL, shared_expert_studies
 
-    studies = shared_expert_studies(size=replace(SMALL, **_given(steps=steps)), text=text)
-    _run(list(studies), seeds, out, threads, as_json)
+    studies = shared_expert_studies(size=replace(SMALL, **given(steps=steps)), text=text)
+    run_studies(list(studies), seeds, out, threads, as_json)
 
 
 def capacity(
@@ -250,9 +250,9 @@ def capacity(
         limits = tuple(float(factor) for factor in factors.split(","))
     except ValueError:
         raise BadRequestError(f'--factors "{factors}" is not a list of numbers', hint="such as 1,1.25,2") from None
-    size = replace(SMALL, **_given(steps=steps))
+    size = replace(SMALL, **given(steps=steps))
     studies = capacity_studies(factors=limits, experts=num_experts, top_k=top_k, size=size, text=text)
-    _run(list(studies), seeds, out, threads, as_json)
+    run_studies(list(studies), seeds, out, threads, as_json)
 
 
 def expansion(
@@ -271,9 +271,9 @@ def expansion(
     """New tokens for a trained model: what their rows begin as, and whether they are trained alone first."""
     from wootz.training.studies.expansion import SMALL, expansion_studies
 
-    size = replace(SMALL, **_given(steps=steps))
+    size = replace(SMALL, **given(steps=steps))
     studies = expansion_studies(size=size, num_terms=terms, tuning_steps=tuning_steps, text=text, new_text=new_text)
-    _run(list(studies), seeds, out, threads, as_json)
+    run_studies(list(studies), seeds, out, threads, as_json)
 
 
 def swap(
@@ -289,9 +289,9 @@ def swap(
     """A trained model under positions that it did not learn: how much worse, and does training on help?"""
     from wootz.training.studies.swap import SMALL, swap_study
 
-    size = replace(SMALL, **_given(steps=steps))
+    size = replace(SMALL, **given(steps=steps))
     study = swap_study(learned=learned, schemes=tuple(schemes.split(",")), size=size, text=text)
-    _run([study], seeds, out, threads, as_json)
+    run_studies([study], seeds, out, threads, as_json)
 
 
 COMMANDS = {
@@ -312,11 +312,13 @@ COMMANDS = {
 }
 
 
-def _given(**settings: Any) -> dict[str, Any]:
+def given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _run(studies: list[Study], seeds: int, out: Path | None, threads: int | None, as_json: bool) -> None:
+def run_studies(
+    studies: list[Study], seeds: int, out: Path | None, threads: int | None, as_json: bool
+) -> list[dict[str, Any]]:
     import torch
 
     from wootz.core import progress_bar
@@ -336,6 +338,7 @@ def _run(studies: list[Study], seeds: int, out: Path | None, threads: int | None
             stdout().print(f"{folder / 'plot.png'}", style="dim")
     if as_json:
         print_json(reports)
+    return reports
 
 
 def _table(report: dict[str, Any], most_columns: int = 8) -> Any:

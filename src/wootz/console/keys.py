@@ -1,4 +1,4 @@
-"""The Keys page: who may use the platform, and for what. For admins only."""
+"""The Keys page: who may use the platform, and for what; how much of each limit is used. For admins only."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import Response
 
+from wootz.console.budgets import LimitBar, bars
 from wootz.console.sessions import Visitor
 from wootz.console.site import Site
 from wootz.core import BadRequestError
+from wootz.gateway.limit_routes import states
+from wootz.gateway.limits import CountersUnavailable
 
 LIFETIMES = {"": "Never", "7": "In 7 days", "30": "In 30 days", "90": "In 90 days", "365": "In a year"}
 
@@ -35,8 +38,16 @@ def add_routes(router: APIRouter, site: Site) -> None:
             models=list(site.gateway.models),
             lifetimes=LIFETIMES,
             now=datetime.now(UTC),
+            limit_bars=await limit_bars(),
             **values,
         )
+
+    async def limit_bars() -> list[LimitBar] | None:
+        """None while the counters are out of reach."""
+        try:
+            return bars(await states(keys, site.gateway.limits))
+        except CountersUnavailable:
+            return None
 
     @router.get("/keys")
     async def list_keys(request: Request, visitor: Visitor = Depends(site.admin)) -> Response:

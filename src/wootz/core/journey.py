@@ -74,6 +74,8 @@ class Journey:
     """How hard a learned router thinks it is, by route: 0, a cheap model does, to 1, it takes a dear one."""
     answer_headers: dict[str, str] = field(default_factory=dict)
     """HTTP headers that go out with the answer, where it goes out by HTTP."""
+    arithmetic: str | None = None
+    """How the engine that answers computes (`wootz.engine.arithmetic`); None where another house answers."""
     about_prompt: Callable[[], int] = lambda: 0
     """About how many tokens the request has to read: for answers that break off, whose usage nobody tells."""
     begun: float = field(default_factory=time.perf_counter)
@@ -95,6 +97,7 @@ class Journey:
 
     def attempt(self, deployment: str, provider: str) -> Attempt:
         """A call begins."""
+        self.arithmetic = None
         attempt = Attempt(deployment=deployment, provider=provider, start=self.now)
         self.attempts.append(attempt)
         return attempt

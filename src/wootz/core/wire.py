@@ -338,6 +338,8 @@ class ChatChunk(Answer):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = OMIT_NONE
+    num_parts: int = Field(default=1, exclude=True)
+    """How many events of a remote endpoint were joined into this one (`providers/joining.py`)."""
 
 
 class AnswerMessage(Answer):

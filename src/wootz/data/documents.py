@@ -23,7 +23,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-from wootz.core.errors import BadRequestError, ConfigError, NotFoundError
+from wootz.core.errors import BadRequestError, NotFoundError
 from wootz.tokenization.texts import text_of_row
 
 
@@ -166,7 +166,7 @@ def _rows(file: Path, source: Source) -> Iterator[Any]:
 
 def _open(file: Path, packed: bool) -> TextIO:
     if packed:
-        return TextIOWrapper(gzip.open(file), encoding="utf-8", errors="replace", newline="")  # noqa: SIM115
+        return TextIOWrapper(gzip.open(file), encoding="utf-8", errors="replace", newline="")
     return file.open(encoding="utf-8", errors="replace", newline="")
 
 
@@ -210,11 +210,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, EOFError | gzip.BadGzipFile):
         return f"ends too early or is damaged ({error})"
     return str(error) or type(error).__name__
-
-
-def source_of(row: Mapping[str, Any], where: str) -> Source:
-    """A ``[[source]]`` of a recipe. Raises `ConfigError` for a key that sources have not."""
-    try:
-        return Source(**row)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {str(error).removeprefix('Source.__init__() ')}") from None

@@ -13,7 +13,7 @@ seen across), and the last token of a document is asked for nothing. Training ac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -79,7 +79,7 @@ class PackedBatches:
         return self
 
     def __next__(self) -> Batch:
-        return self._batch(self.next_rows()[self._share])
+        return self.batch_of(self.next_rows()[self._share])
 
     def next_rows(self) -> list[Row]:
         """The rows of the next global batch, which is thereby taken: calling this alone skips a batch unread."""
@@ -93,6 +93,22 @@ class PackedBatches:
         key = key_of(self.seed, row.source, epoch)
         start = key % self.seq_len + self.seq_len * permuted(place, num_rows, key)
         return store.span(start, self.seq_len + 1), store.ends_within(start, self.seq_len)
+
+    def batch_of(self, rows: Sequence[Row]) -> Batch:
+        """These rows, whichever they are."""
+        spans_BS, documents = np.empty((len(rows), self.seq_len + 1), np.int64), []
+        labels_BT = np.empty((len(rows), self.seq_len), np.int64)
+        for place, row in enumerate(rows):
+            spans_BS[place], ends = self.read(row)
+            labels_BT[place] = spans_BS[place, 1:]
+            if self.isolate:
+                labels_BT[place, [end - 1 for end in ends]] = IGNORED
+                borders = [0, *ends] if ends and ends[-1] == self.seq_len else [0, *ends, self.seq_len]
+                documents.append(tuple(stop - start for start, stop in pairwise(borders)))
+        tokens_BT = np.ascontiguousarray(spans_BS[:, :-1])
+        return Batch(
+            torch.from_numpy(tokens_BT), torch.from_numpy(labels_BT), tuple(documents) if self.isolate else None
+        )
 
     def utilisation(self, num_batches: int) -> Utilisation:
         """Of the next batches, which stay unread."""
@@ -130,21 +146,6 @@ class PackedBatches:
         """All that the order of rows depends on, besides weights."""
         tokens = {name: store.num_tokens for name, store in self.stores.items()}
         return {"seed": self.seed, "seq_len": self.seq_len, "tokens": tokens}
-
-    def _batch(self, rows: list[Row]) -> Batch:
-        spans_BS, documents = np.empty((len(rows), self.seq_len + 1), np.int64), []
-        labels_BT = np.empty((len(rows), self.seq_len), np.int64)
-        for place, row in enumerate(rows):
-            spans_BS[place], ends = self.read(row)
-            labels_BT[place] = spans_BS[place, 1:]
-            if self.isolate:
-                labels_BT[place, [end - 1 for end in ends]] = IGNORED
-                borders = [0, *ends] if ends and ends[-1] == self.seq_len else [0, *ends, self.seq_len]
-                documents.append(tuple(stop - start for start, stop in pairwise(borders)))
-        tokens_BT = np.ascontiguousarray(spans_BS[:, :-1])
-        return Batch(
-            torch.from_numpy(tokens_BT), torch.from_numpy(labels_BT), tuple(documents) if self.isolate else None
-        )
 
 
 def _check(stores: Mapping[str, TokenStore], seq_len: int, batch_size: int, world_size: int) -> None:

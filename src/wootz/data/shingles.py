@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 ALONE = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
          (0xF900, 0xFAFF), (0x20000, 0x323AF))  # fmt: skip
-"""Scripts that write no spaces between words: Thai to Khmer, kana, Han."""
+"""Scripts that write no spaces between words: Thai to Khmer, kana, Han, whose last characters are the last letters of
+all."""
 _SPACE, _ALONE = 0, 2  # and 1, in a word
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
@@ -105,7 +106,9 @@ def _hashed(texts: Sequence[str], ngram: int, short: bool) -> tuple[NDArray[np.u
 @cache
 def _kinds() -> NDArray[np.uint8]:
     """What every code point is."""
-    kinds = np.fromiter((unicodedata.category(chr(point))[0] in "LMN" for point in range(sys.maxunicode + 1)), np.uint8)
+    kinds = np.zeros(sys.maxunicode + 1, np.uint8)
+    last_letter = ALONE[-1][1]
+    kinds[: last_letter + 1] = [unicodedata.category(chr(point))[0] in "LMN" for point in range(last_letter + 1)]
     for first, last in ALONE:
         kinds[first : last + 1] *= _ALONE
     return kinds

@@ -4,14 +4,14 @@ A corpus is shards of documents. A step that looks at documents one by one only 
 the whole corpus (what is a copy of what?) first reduces each shard to a *sketch*, a few bytes per document, which fits
 in memory where the text would not; `decide` sees the sketches of all shards and gives each shard its decision; `apply`
 then carries it out. `sketch` and `apply` are pure functions of one shard, which any number of processes or machines may
-run (`build`, `ray_build`).
+run (`build`, `on_ray`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -201,10 +201,9 @@ class QualityStep(Step):
     sample: int = 2000
     """Texts of each kind that are trained on."""
     seed: int = 0
-    classifier: QualityClassifier | None = field(default=None, repr=False)
-    sources: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.classifier: QualityClassifier | None = None
         if bool(self.good) == bool(self.model):
             raise ConfigError("a quality step needs either good = [reference texts] or model = a classifier's file")
 
@@ -216,6 +215,7 @@ class QualityStep(Step):
         good = (document.text for path in self.good for document in read_documents(Source(name="good", path=path)))
         other = _sample((document.text for document in documents), self.sample, self.seed)
         self.classifier = QualityClassifier.fit(_sample(good, self.sample, self.seed), other, seed=self.seed)
+        folder.mkdir(parents=True, exist_ok=True)
         self.classifier.save(file)
 
     def sketch(self, documents: Sequence[Document]) -> NDArray[Any]:
@@ -248,7 +248,9 @@ class DecontaminationStep(Step):
     kind: ClassVar[str] = "decontaminate"
     against: tuple[str, ...]
     ngram: int = NGRAM
-    decontaminator: Decontaminator | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.decontaminator: Decontaminator | None = None
 
     def prepare(self, documents: Iterator[Document], folder: Path) -> None:
         self.decontaminator = Decontaminator.against(self.against, self.ngram)
@@ -277,21 +279,3 @@ def _sample(texts: Iterator[str], size: int, seed: int) -> list[str]:
         if (place := lot.randrange(number + 1)) < size:
             chosen[place] = text
     return chosen
-
-
-def step_of(row: Mapping[str, Any], where: str) -> Step:
-    """A ``[[step]]`` of a recipe. Raises `ConfigError` for a kind or a key that there is not."""
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    kind = settings.pop("kind", None)
-    try:
-        if kind == HeuristicStep.kind:
-            return HeuristicStep(Heuristics(**settings))
-        if kind == LanguageStep.kind:
-            return LanguageStep(Languages(**settings))
-        for step in (ExactStep, LineStep, NearStep, QualityStep, DecontaminationStep):
-            if kind == step.kind:
-                return step(**settings)
-    except TypeError as error:
-        raise ConfigError(f"{where} ({kind}): {str(error).split('__init__() ')[-1]}") from None
-    known = "heuristics, language, exact, lines, near, quality, decontaminate"
-    raise ConfigError(f"{where}: {kind!r} is no kind of step", hint=f"choose one of {known}")

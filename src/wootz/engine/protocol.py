@@ -225,6 +225,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Of an encoder, which answers `Encode` and nothing else; None of a model that writes."""
     tool_format: str | None = None
     """How the model writes tool calls (`wootz.tokenization.tool_formats`)."""
+    arithmetic: str | None = None
+    """What its log-probabilities are worth (`wootz.engine.arithmetic`)."""
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):

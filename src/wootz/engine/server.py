@@ -38,6 +38,7 @@ from pydantic import ValidationError
 
 from wootz.core import BadRequestError, ConfigError, EngineConfig, UnsupportedError, WootzError
 from wootz.engine import protocol
+from wootz.engine.arithmetic import arithmetic_of
 from wootz.engine.client import EngineClient
 from wootz.engine.connection import Connection, failed
 from wootz.engine.handover import PromptAsker, read_prompt
@@ -369,6 +370,7 @@ def _load(path: Path, config_json: str, adapters: dict[str, str], prompts: Path 
         has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         defaults=setup.sampling_defaults(path),
         tool_format=engine.planner.format.name if engine.planner else None,
+        arithmetic=arithmetic_of(model, model.dtype, setup.cache_format(model, config)),
     )
     return partial(Server, engine, hello, prompts)
 

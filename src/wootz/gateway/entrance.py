@@ -74,6 +74,8 @@ def router_with_key(
 def _authorization(request: Request, key_header: str | None) -> str | None:
     """Two different keys are refused: a filter in front might have checked the other one."""
     authorization = request.headers.get("authorization")
+    if len(set(request.headers.getlist("authorization"))) > 1:
+        raise AuthenticationError("the request holds two different keys", hint="send one Authorization header")
     token = request.headers.get(key_header) if key_header else None
     if token is None:
         return authorization

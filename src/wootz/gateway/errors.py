@@ -7,6 +7,7 @@ Messages and codes for a request of the wrong shape follow OpenAI's own (``inval
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from wootz.core import BadRequestError, NotFoundError, PayloadTooLargeError, RateLimitError, WootzError
+from wootz.core import (
+    BadRequestError,
+    NotFoundError,
+    PayloadTooLargeError,
+    RateLimitError,
+    UnavailableError,
+    WootzError,
+)
+
+log = logging.getLogger(__name__)
 
 MAX_PARAM_CHARS = 200
 
@@ -35,6 +45,9 @@ def add_handlers(app: FastAPI) -> None:
 def error_response(error: WootzError, request: Request | None = None, *, status: int | None = None) -> JSONResponse:
     """In the words of the protocol that the request came by, else in OpenAI's."""
     headers = {}
+    if error.code == "database_unavailable":  # Its words name the database's place and are for whoever runs it.
+        log.error("%s", error)
+        error = UnavailableError("the gateway's database is out of reach", code=error.code)
     if isinstance(error, RateLimitError):
         headers |= error.headers
         if math.isfinite(error.retry_after):

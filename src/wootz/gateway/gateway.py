@@ -196,13 +196,15 @@ class Gateway:
                     async for chunk in chunks:
                         for choice in chunk.choices:
                             if _has_content(choice):
-                                num_parts += 1
-                                observation.chunk()
+                                joined = chunk.num_parts if isinstance(chunk, ChatChunk) else 1
+                                num_parts += joined
+                                observation.chunk(joined)
                             if isinstance(choice, ChunkChoice) and choice.delta.tool_calls:
                                 observation.tool_calls(choice.delta.tool_calls)
                             if observation.body is not None:
                                 observation.body.add(choice)
                             observation.finish_reason = choice.finish_reason or observation.finish_reason
+                            observation.guarantee = choice.guarantee or observation.guarantee
                         if chunk.usage is not None:
                             complete = True
                             observation.usage(chunk.usage)

@@ -19,7 +19,7 @@ from wootz.core.wire import (
     RerankResponse,
     SamplingFields,
 )
-from wootz.gateway import account_routes, adapters, engines, errors, surfaces
+from wootz.gateway import account_routes, adapters, engines, errors, limit_routes, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.caches import routes as cache_routes
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key, set_out
@@ -52,6 +52,7 @@ def routes(gateway: Gateway) -> APIRouter:
     if gateway.keys is not None:
         accounts = router_with_key(gateway, "admin", tags=["accounts"])
         account_routes.add_routes(accounts, gateway.keys)
+        limit_routes.add_routes(accounts, gateway.keys, gateway.limits)
         router.include_router(accounts)
         administration = router_with_key(gateway, "admin", tags=["engines"])
         engines.add_routes(administration, gateway)

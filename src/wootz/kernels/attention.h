@@ -29,7 +29,7 @@ struct AttentionScratch {
 // same numbers, to the last bit, whether it is computed alone, in a prompt or in a draft that is being checked.
 
 constexpr long keys_at_once = 64, rows_at_once = 3;
-constexpr long value_vecs = 32 / lanes;  // of a value, summed up together
+constexpr long value_vecs = lanes == 4 ? 4 : 32 / lanes;  // of a value, summed up together, in registers
 
 // The sums of `lanes` vectors, each in its lane.
 inline vec sums_of(vec* v) {
@@ -201,7 +201,7 @@ inline void attend_chunk_of(const CacheView& cache, const Chunk& chunk, long kv_
 
 template <class... Rest>
 inline void attend_chunk(const CacheView& cache, Rest&&... rest) {
-    if (cache.is_half) return attend_chunk_of<_Float16>(cache, rest...);
+    if (cache.is_half) return attend_chunk_of<Half>(cache, rest...);
     attend_chunk_of<float>(cache, rest...);
 }
 
@@ -211,8 +211,8 @@ inline void write_numbers(const CacheView& cache, long at, const float* x) {
         std::memcpy(static_cast<float*>(cache.data) + at, x, cache.head_dim * sizeof(float));
         return;
     }
-    _Float16* target = static_cast<_Float16*>(cache.data) + at;
-    for (long i = 0; i < cache.head_dim; ++i) target[i] = _Float16(x[i]);
+    Half* target = static_cast<Half*>(cache.data) + at;
+    for (long i = 0; i < cache.head_dim; ++i) target[i] = Half(x[i]);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ namespace wootz::WOOTZ_ISA {
 namespace {
 
 constexpr int tile_rows = 4;
-constexpr int tile_tokens = lanes == 16 ? 6 : 3;  // what fits into 32 or 16 vector registers
+constexpr int tile_tokens = vector_registers == 32 ? 6 : 3;  // what fits into them
 constexpr long block = 32;
 
 // --- block formats: 32 weights that share a scale, and in some a minimum -----------------------------------------
@@ -32,7 +32,7 @@ constexpr int vecs = block / lanes;  // vectors per block
 constexpr int half = vecs / 2;
 
 struct BlockQ4_0 {
-    _Float16 d;
+    Half d;
     uint8_t q[16];
     inline void weights(vec* out) const {
         for (int i = 0; i < half; ++i) {
@@ -44,7 +44,7 @@ struct BlockQ4_0 {
 };
 
 struct BlockQ4_1 {
-    _Float16 d, m;
+    Half d, m;
     uint8_t q[16];
     inline void weights(vec* out) const {
         for (int i = 0; i < half; ++i) {
@@ -63,7 +63,7 @@ inline void fifth_bits(const uint8_t* high, uint8_t* out) {
 }
 
 struct BlockQ5_0 {
-    _Float16 d;
+    Half d;
     uint8_t high[4], q[16];
     inline void weights(vec* out) const {
         uint8_t fifth[32];
@@ -77,7 +77,7 @@ struct BlockQ5_0 {
 };
 
 struct BlockQ5_1 {
-    _Float16 d, m;
+    Half d, m;
     uint8_t high[4], q[16];
     inline void weights(vec* out) const {
         uint8_t fifth[32];
@@ -91,7 +91,7 @@ struct BlockQ5_1 {
 };
 
 struct BlockQ8_0 {
-    _Float16 d;
+    Half d;
     int8_t q[32];
     inline void weights(vec* out) const {
         // As unsigned bytes, 128 too large: the compiler widens those in one instruction.

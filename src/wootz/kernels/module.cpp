@@ -12,8 +12,19 @@
 
 #include "kernels.h"
 
+#if defined(WOOTZ_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(WOOTZ_ARM)
+#include <sys/auxv.h>
+#endif
+
 namespace wootz {
+#ifdef WOOTZ_ARM
+namespace neon { extern const Kernels kernels; }
+namespace dotprod { extern const Kernels kernels; }
+#else
 namespace baseline { extern const Kernels kernels; }
+#endif
 #ifdef WOOTZ_X86
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
@@ -25,7 +36,19 @@ struct Build {
     const Kernels* kernels;
 };
 
-// The builds this processor can run, the widest first.
+#ifdef WOOTZ_ARM
+static bool multiplies_bytes_in_fours() {  // FEAT_DotProd
+#ifdef __APPLE__
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has;
+#else
+    return getauxval(AT_HWCAP) & (1UL << 20);  // HWCAP_ASIMDDP
+#endif
+}
+#endif
+
+// The builds this processor can run, the fastest first.
 static std::vector<Build> usable() {
     std::vector<Build> builds;
 #ifdef WOOTZ_X86
@@ -38,7 +61,12 @@ static std::vector<Build> usable() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
         builds.push_back({"avx2", &avx2::kernels});
 #endif
+#ifdef WOOTZ_ARM
+    if (multiplies_bytes_in_fours()) builds.push_back({"dotprod", &dotprod::kernels});
+    builds.push_back({"neon", &neon::kernels});
+#else
     builds.push_back({"baseline", &baseline::kernels});
+#endif
     return builds;
 }
 

@@ -36,13 +36,13 @@ struct Format_ {
 };
 
 // Sums of pairs of products must stay within 16 bits: 2 * 127 * chain * (largest weight) < 2^15.
-using U4Offset = Format_<4, false, 8, _Float16, false, -8>;  // Q4_0
-using U4Min = Format_<4, false, 8, _Float16, true, 0>;       // Q4_1
+using U4Offset = Format_<4, false, 8, Half, false, -8>;  // Q4_0
+using U4Min = Format_<4, false, 8, Half, true, 0>;       // Q4_1
 using U4MinWide = Format_<4, false, 8, float, true, 0>;      // Q4_K, AWQ, GPTQ
-using U5Offset = Format_<8, false, 4, _Float16, false, -16>; // Q5_0
-using U5Min = Format_<8, false, 4, _Float16, true, 0>;       // Q5_1
+using U5Offset = Format_<8, false, 4, Half, false, -16>; // Q5_0
+using U5Min = Format_<8, false, 4, Half, true, 0>;       // Q5_1
 using U5MinWide = Format_<8, false, 4, float, true, 0>;      // Q5_K
-using S8 = Format_<8, true, 1, _Float16, false, 0>;          // Q8_0
+using S8 = Format_<8, true, 1, Half, false, 0>;          // Q8_0
 using S8Wide = Format_<8, true, 1, float, false, 0>;         // INT8 with a scale per row
 using S6Wide = Format_<8, true, 4, float, false, 0, 2>;      // Q6_K: a scale for every 16 columns
 
@@ -74,6 +74,15 @@ inline void quantize_block(const float* x, int8_t* q, float* scale, float* total
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(ints[0], ints[1]), _mm256_packs_epi32(ints[2], ints[3]));
     const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     std::memcpy(q, &ordered, sizeof ordered);
+#elif defined(__ARM_NEON)
+    int32x4_t all = vdupq_n_s32(0);
+    for (long i = 0; i < packed_columns; i += 8) {
+        const int32x4_t low = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), inverse));
+        const int32x4_t high = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 4), inverse));
+        all = vaddq_s32(all, vaddq_s32(low, high));
+        vst1_s8(q + i, vmovn_s16(vcombine_s16(vmovn_s32(low), vmovn_s32(high))));
+    }
+    sum = vaddvq_s32(all);
 #else
     for (long i = 0; i < packed_columns; ++i) {
         q[i] = int8_t(std::nearbyint(x[i] * inverse));

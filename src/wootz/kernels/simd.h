@@ -9,7 +9,7 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
 
@@ -18,11 +18,23 @@ namespace {
 
 constexpr long lanes = WOOTZ_LANES;
 
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int vector_registers = 32;
+#else
+constexpr int vector_registers = 16;
+#endif
+
+#if defined(__ARM_NEON)
+typedef __fp16 Half;  // GCC knows `_Float16` here from its version 13 on
+#else
+typedef _Float16 Half;
+#endif
+
 typedef float vec __attribute__((vector_size(lanes * sizeof(float))));
 typedef int32_t ivec __attribute__((vector_size(lanes * sizeof(int32_t))));
 typedef uint8_t bytes __attribute__((vector_size(lanes)));
 typedef uint8_t quads __attribute__((vector_size(4 * lanes)));  // four bytes for each lane
-typedef _Float16 halves __attribute__((vector_size(lanes * sizeof(_Float16))));
+typedef Half halves __attribute__((vector_size(lanes * sizeof(Half))));
 
 inline vec load(const float* p) {
     vec v;
@@ -30,7 +42,7 @@ inline vec load(const float* p) {
     return v;
 }
 
-inline vec load(const _Float16* p) {
+inline vec load(const Half* p) {
     halves h;
     std::memcpy(&h, p, sizeof h);
 #if defined(__AVX512F__)
@@ -41,6 +53,8 @@ inline vec load(const _Float16* p) {
     __m128i bits;
     std::memcpy(&bits, &h, sizeof bits);
     return (vec)_mm256_cvtph_ps(bits);
+#elif defined(__ARM_NEON)
+    return (vec)vcvt_f32_f16((float16x4_t)h);
 #else
     return __builtin_convertvector(h, vec);
 #endif
@@ -166,7 +180,7 @@ struct ByteSum {
     }
 };
 
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__ARM_NEON)
 
 typedef int8x16_t wide;
 inline wide four_numbers(const int8_t* x) {
@@ -175,14 +189,29 @@ inline wide four_numbers(const int8_t* x) {
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
 
+// Unsigned weights are below 128 in every format, so they are signed ones too.
 struct ByteSum {
+#if defined(__ARM_FEATURE_DOTPROD)
     int32x4_t sum;
-    // Unsigned weights are below 128 in every format, so they are signed ones too.
+
     template <bool is_signed, bool first>
     inline void add(quads weights, wide x) {
         sum = vdotq_s32(first ? vdupq_n_s32(0) : sum, (int8x16_t)weights, x);
     }
+
     inline ivec total() const { return (ivec)sum; }
+#else
+    int16x8_t low, high;  // four sums of products for each lane, of the first and the last two lanes
+
+    template <bool is_signed, bool first>
+    inline void add(quads weights, wide x) {
+        const int8x16_t w = (int8x16_t)weights;
+        low = first ? vmull_s8(vget_low_s8(w), vget_low_s8(x)) : vmlal_s8(low, vget_low_s8(w), vget_low_s8(x));
+        high = first ? vmull_high_s8(w, x) : vmlal_high_s8(high, w, x);
+    }
+
+    inline ivec total() const { return (ivec)vpaddlq_s16(vpaddq_s16(low, high)); }
+#endif
 };
 
 #else

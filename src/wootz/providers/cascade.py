@@ -21,15 +21,25 @@ from wootz.providers.confidence import Signal
 
 
 class Cascade(LanguageModel):
-    """``thresholds`` has one number for each model but the last. Models are closed by whoever opened them."""
+    """``thresholds`` has one number for each model but the last; ``calls`` is how often the signal asks a model for one
+    judgement (`calls_of`). Models are closed by whoever opened them."""
 
     provider = "cascade"
 
-    def __init__(self, name: str, models: Sequence[LanguageModel], thresholds: Sequence[float], signal: Signal) -> None:
+    def __init__(
+        self,
+        name: str,
+        models: Sequence[LanguageModel],
+        thresholds: Sequence[float],
+        signal: Signal,
+        *,
+        calls: int = 1,
+    ) -> None:
         self.name = name
         self.models = models
         self._cheap = list(zip(models[:-1], thresholds, strict=True))
         self._signal = signal
+        self.calls = calls
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         for model, threshold in self._cheap if _can_be_judged(request) else ():
@@ -50,6 +60,10 @@ class Cascade(LanguageModel):
         async with aclosing(self.models[-1].chat(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """By the last model, which nobody is passed on from."""
+        return await self.models[-1].count_tokens(request)
 
     async def ready(self) -> bool:
         """Its last model answers whatever the others do."""

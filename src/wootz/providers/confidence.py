@@ -144,6 +144,11 @@ def signal_of(config: CascadeConfig) -> Signal:
             return verified(check_of(config.verify))
 
 
+def calls_of(config: CascadeConfig) -> int:
+    """How often a model is asked for one judgement: for its samples, or once more for its rating."""
+    return {"agreement": config.samples, "self-rating": 2}.get(config.signal, 1)
+
+
 # --- what an answer comes to --------------------------------------------------------------------------------------
 
 _MARK = re.compile(r"(?:final answer|the answer is|answer|答案(?:是|为)?|####|\\boxed)\s*[:：=是{]*\s*", re.IGNORECASE)

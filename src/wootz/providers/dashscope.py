@@ -41,6 +41,7 @@ from wootz.providers.dashscope_http import SSE, DashScopeHttp
 from wootz.providers.dashscope_tasks import DashScopeMediaModel
 from wootz.providers.dashscope_wire import chat_body, choices_of, needs_multimodal, usage_of
 from wootz.providers.endpoint import Endpoint
+from wootz.providers.prompt_cache import prepare_for
 
 
 def open_dashscope(endpoint: Endpoint) -> LanguageModel:
@@ -83,7 +84,8 @@ class DashScopeModel(LanguageModel):
                 yield chunk
 
     async def _stream(self, request: ChatRequest, service: str) -> AsyncGenerator[ChatChunk, None]:
-        body = chat_body(request, self.upstream_model, multimodal=service == MULTIMODAL_SERVICE)
+        prepared = prepare_for(request, self._http.endpoint)
+        body = chat_body(prepared, self.upstream_model, multimodal=service == MULTIMODAL_SERVICE)
         chunk: ChatChunk | None = None
         usages: dict[int, dict[str, Any]] = {}
         unfinished = set(range(request.n or 1))

@@ -22,6 +22,7 @@ from wootz.core.media import ENDED, MediaRequest, MediaTask, TaskStatus, Unit
 from wootz.providers.dashscope_catalogue import TASK_KINDS, facts_of
 from wootz.providers.dashscope_http import ASYNC, DashScopeHttp
 from wootz.providers.endpoint import Endpoint
+from wootz.providers.public_addresses import PublicResolver, is_private_literal
 
 ASYNCHRONOUS = (
     "aigc/text2image/image-synthesis",
@@ -72,15 +73,22 @@ class DashScopeMediaModel(LanguageModel):
         await self._http.ask(f"tasks/{task_id}/cancel")
 
     async def download(self, url: str) -> bytes:
-        """Only by https or from the endpoint's own host: what an endpoint answers must not lead us into our network."""
+        """From the endpoint's own host, or by https from a public address: what an endpoint answers must not lead us
+        into our network."""
         address = urlsplit(url)
-        if address.scheme != "https" and (address.scheme != "http" or address.hostname != self._http.host):
+        is_own = address.hostname == self._http.host
+        if address.scheme != "https" and (address.scheme != "http" or not is_own):
             raise self._http.failed("a result's address is not one of DashScope's", "upstream_malformed")
+        if not is_own and is_private_literal(address.hostname or ""):
+            raise self._http.failed("a result's address is not a public one", "upstream_malformed")
         content = bytearray()
         timeout = aiohttp.ClientTimeout(total=DOWNLOAD_SECONDS)
         try:
             # The store needs no key: its addresses are signed, and ours is not for it.
-            async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout) as store:
+            async with aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(resolver=None if is_own else PublicResolver()),
+                cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout, auto_decompress=False,
+            ) as store:  # fmt: skip
                 async with store.get(url, allow_redirects=False) as response:
                     if response.status != 200:
                         raise self._http.failed(f"a result is not there (status {response.status})", "upstream_gone")

@@ -95,6 +95,7 @@ class EngineModel(LanguageModel):
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         hello = self._hello()
+        request.journey.arithmetic = hello.arithmetic
         _refuse_what_chat_lacks(request, hello)
         top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         max_tokens = request.max_completion_tokens or request.max_tokens
@@ -142,6 +143,7 @@ class EngineModel(LanguageModel):
 
     async def complete(self, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
         hello = self._hello()
+        request.journey.arithmetic = hello.arithmetic
         _refuse_what_completion_lacks(request, hello)
         n = request.n or 1
         max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens

@@ -68,6 +68,15 @@ class GeminiModel(LanguageModel):
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         return self._http.in_time(self._chat(request))
 
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Asks the endpoint, which does not charge for it."""
+        body = {"model": f"models/{self.endpoint.upstream_model}", **generate_request(request, self.capabilities)}
+        counted = await self._http.json(f"{self._path}:countTokens", {"generateContentRequest": body})
+        try:
+            return int(from_json(counted)["totalTokens"])
+        except (ValueError, KeyError, TypeError):
+            raise self._malformed() from None
+
     async def close(self) -> None:
         await self._http.close()
 

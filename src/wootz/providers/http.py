@@ -25,7 +25,7 @@ import msgspec
 
 from wootz.core import UpstreamError, WootzError
 from wootz.providers.endpoint import Endpoint
-from wootz.providers.sse import event_data
+from wootz.providers.sse import EventReader
 from wootz.providers.upstream_errors import error_from_response
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -54,17 +54,29 @@ class Http:
         if self._session is not None:
             await self._session.close()
 
+    async def batches(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[list[str], None]:
+        """The data of the answer's server-sent events, together as they arrived together."""
+        async with self.response("POST", path, body, accept=EVENTS, headers=headers) as response:
+            reader = EventReader()
+            try:
+                async for piece in response.content.iter_any():
+                    if batch := reader.feed(piece):
+                        yield batch
+                if batch := reader.end():
+                    yield batch
+            except ValueError:
+                raise self.failed("what it answered is not JSON events", "upstream_malformed") from None
+
     async def events(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[str, None]:
-        """The data of each server-sent event of the answer."""
-        async with self.response("POST", path, body, accept=EVENTS, headers=headers) as response:
-            try:
-                async with aclosing(event_data(response.content.iter_any())) as events:
-                    async for data in events:
-                        yield data
-            except ValueError:
-                raise self.failed("what it answered is not JSON events", "upstream_malformed") from None
+        """The same one by one."""
+        async with aclosing(self.batches(path, body, headers)) as batches:
+            async for batch in batches:
+                for data in batch:
+                    yield data
 
     async def json(
         self,
@@ -169,7 +181,7 @@ class Http:
                 limits = [total] if total is not None else []
 
 
-async def read_to_the_end(events: AsyncGenerator[str, None]) -> None:
+async def read_to_the_end(events: AsyncGenerator[Any, None]) -> None:
     """What follows an answer's last word, for a moment: only a connection that was read to its end serves again."""
     with suppress(TimeoutError, UpstreamError):
         async with asyncio.timeout(LAST_WORD_SECONDS):

@@ -35,6 +35,7 @@ from wootz.providers.capabilities import capabilities_of, check
 from wootz.providers.dialects import adapt_choice, adapt_request, dialect_of, read_usage
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.http import Http, read_to_the_end
+from wootz.providers.joining import Joiner
 from wootz.providers.prompt_cache import prepare_for
 from wootz.providers.upstream_errors import error_from_event
 
@@ -82,33 +83,47 @@ class OpenAICompatibleModel(LanguageModel):
         body = adapt_request(request.model_dump(exclude_unset=True), self._dialect)
         body |= {"model": self.endpoint.upstream_model, "stream": True}
         body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
+        joiner = Joiner(whole=not request.stream)
         last: Chunk | None = None
         usage: Usage | None = None
         finished = done = False
-        async with aclosing(self._http.events(path, body)) as events:
-            async for data in events:
-                if data == "[DONE]":
-                    done = True
-                    break
-                try:
-                    last, said = self._parse(data, chunk_type)
-                except ValueError:
-                    raise self._malformed() from None
-                usage = said or usage
-                finished = finished or any(choice.finish_reason for choice in last.choices)
-                if last.choices:
-                    yield last
+        async with aclosing(self._http.batches(path, body)) as batches:
+            try:
+                async for batch in batches:
+                    for data in batch:
+                        if data == "[DONE]":
+                            done = True
+                            break
+                        for event in joiner.add(self._read(data)):
+                            last, said = self._chunk(event, chunk_type)
+                            usage = said or usage
+                            finished = finished or any(choice.finish_reason for choice in last.choices)
+                            if last.choices:
+                                yield last
+                    if done:
+                        break
+            except (UpstreamError, ValueError) as error:
+                for event in joiner.rest():  # It was written, and will be paid for.
+                    yield self._chunk(event, chunk_type)[0]
+                raise error if isinstance(error, UpstreamError) else self._malformed() from None
+            for event in joiner.rest():
+                last, _ = self._chunk(event, chunk_type)
+                yield last
             if last is None or not (done or (finished and usage)):
                 raise UpstreamError(f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off")
             yield last.model_copy(update={"choices": [], "usage": usage or Usage()})
-            await read_to_the_end(events)
+            await read_to_the_end(batches)
 
-    def _parse(self, data: str, chunk_type: type[Chunk]) -> tuple[Chunk, Usage | None]:
+    def _read(self, data: str) -> dict[str, Any]:
         event = from_json(data, allow_inf_nan=False)
         if not isinstance(event, dict):
             raise ValueError("an event that is no JSON object")
         if event.get("error"):
             raise error_from_event(event["error"], self.endpoint)
+        event.pop("num_parts", None)
+        return event
+
+    def _chunk(self, event: dict[str, Any], chunk_type: type[Chunk]) -> tuple[Chunk, Usage | None]:
         event["model"] = self.name
         event["choices"] = choices = event.get("choices") or []
         for choice in choices if isinstance(choices, list) else []:

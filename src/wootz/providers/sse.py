@@ -7,40 +7,42 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-str
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable
-
 MAX_LINE_BYTES = 16 * 2**20
 """A line longer than this is no event; without a limit a broken server could fill our memory."""
 
 
-async def event_data(pieces: AsyncIterable[bytes]) -> AsyncGenerator[str, None]:
-    """The data of each event, its lines joined by a newline. Raises `ValueError` on what is not UTF-8 or too long.
-
-    An event that the stream's end cuts off is dropped, as the standard says, unless its last line is complete.
+class EventReader:
+    """Bytes in by `feed`, in whatever pieces they arrive; the data of each event that they complete out, its lines
+    joined by a newline. Both raise `ValueError` on what is not UTF-8 or too long.
     """
-    data: list[str] = []
-    async for line in _lines(pieces):
-        if line:
-            field, _, value = line.partition(b":")
-            if field == b"data":
-                data.append(value.removeprefix(b" ").decode())
-        elif data:
-            yield "\n".join(data)
-            data = []
-    if data:
-        yield "\n".join(data)
 
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[str] = []
 
-async def _lines(pieces: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-    rest = b""
-    async for piece in pieces:
-        *complete, rest = (rest + piece).splitlines(keepends=True) or [b""]
+    def feed(self, piece: bytes) -> list[str]:
+        *complete, rest = (self._rest + piece).splitlines(keepends=True) or [b""]
         if rest.endswith(b"\n"):  # A final CR waits: the LF that belongs to it may come with the next piece.
             complete.append(rest)
             rest = b""
-        for line in complete:
-            yield line.rstrip(b"\r\n")
         if len(rest) > MAX_LINE_BYTES:
             raise ValueError(f"a line of more than {MAX_LINE_BYTES} bytes")
-    if rest.endswith(b"\r"):
-        yield rest.rstrip(b"\r")
+        self._rest = rest
+        events = []
+        for ended in complete:
+            if line := ended.rstrip(b"\r\n"):
+                field, _, value = line.partition(b":")
+                if field == b"data":
+                    self._data.append(value.removeprefix(b" ").decode())
+            elif self._data:
+                events.append("\n".join(self._data))
+                self._data = []
+        return events
+
+    def end(self) -> list[str]:
+        """What the stream's end cuts off is dropped, as the standard says, unless its last line is complete."""
+        whole = self.feed(b"\n") if self._rest.endswith(b"\r") else []
+        if self._data:
+            whole.append("\n".join(self._data))
+            self._data = []
+        return whole

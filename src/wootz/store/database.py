@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import MetaData, event
+from sqlalchemy import Engine, Executable, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
@@ -27,6 +27,7 @@ from wootz.core import ConfigError, UnavailableError
 from wootz.store import migration
 
 SQLITE_BUSY_SECONDS = 30
+POSTGRESQL_CONNECT_SECONDS = 10
 
 
 class Base(DeclarativeBase):
@@ -55,8 +56,11 @@ class Database:
                 "database.url is no URL of a supported database",
                 hint="write sqlite+aiosqlite:///PATH or postgresql+asyncpg://USER@HOST/NAME",
             ) from None
+        self._blocking: Engine | None = None
         if self.dialect == "sqlite":
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
+            self._blocking = create_engine(self.url.set(drivername="sqlite"), **_OPTIONS["sqlite"])
+            event.listen(self._blocking, "connect", _prepare_sqlite)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 
     @property
@@ -74,6 +78,23 @@ class Database:
         try:
             async with self._sessions() as session, session.begin():
                 yield session
+        except (DBAPIError, OSError) as error:
+            if not _is_out_of_order(error):
+                raise
+            raise UnavailableError(self._explain(error), code="database_unavailable") from error
+
+    async def write(self, statements: Sequence[tuple[Executable, list[dict[str, Any]]]]) -> None:
+        """One transaction of statements that give nothing back, each with its rows; errors as of `session`.
+
+        For what every request waits for: in SQLite all of it is one step in another thread, where a session takes one
+        for each of begin, statement, commit and giving the connection back.
+        """
+        try:
+            if self._blocking is not None:
+                return await asyncio.to_thread(_execute, self._blocking, statements)
+            async with self.engine.begin() as connection:
+                for statement, rows in statements:
+                    await connection.execute(statement, rows)
         except (DBAPIError, OSError) as error:
             if not _is_out_of_order(error):
                 raise
@@ -100,6 +121,8 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+        if self._blocking is not None:
+            self._blocking.dispose()
 
     @property
     def _shown(self) -> str:
@@ -115,7 +138,7 @@ class Database:
 # `isolation_level` is sqlite3's: how it begins a transaction before the first write.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "sqlite": {"connect_args": {"timeout": SQLITE_BUSY_SECONDS, "isolation_level": "IMMEDIATE"}},
-    "postgresql": {"pool_pre_ping": True},
+    "postgresql": {"pool_pre_ping": True, "connect_args": {"timeout": POSTGRESQL_CONNECT_SECONDS}},
 }
 
 _LOCK = {
@@ -123,6 +146,12 @@ _LOCK = {
     # Any constant will do, as long as every version of Wootz uses the same one. Freed at the end of the transaction.
     "postgresql": "SELECT pg_advisory_xact_lock(7466902)",
 }
+
+
+def _execute(engine: Engine, statements: Sequence[tuple[Executable, list[dict[str, Any]]]]) -> None:
+    with engine.begin() as connection:
+        for statement, rows in statements:
+            connection.execute(statement, rows)
 
 
 def _create_sqlite(file: Path) -> None:

@@ -8,6 +8,7 @@ from wootz.telemetry.price_book import PriceBook
 from wootz.telemetry.prices import Price
 from wootz.telemetry.record import AttemptRecord, RequestRecord, SpanRecord, Timeline
 from wootz.telemetry.report import GROUPS, ReportRow, parse_period
+from wootz.telemetry.spool import Spool
 
 __all__ = [
     "CONTENT_TYPE",
@@ -22,6 +23,7 @@ __all__ = [
     "ReportRow",
     "RequestRecord",
     "SpanRecord",
+    "Spool",
     "StoredBody",
     "Telemetry",
     "Timeline",

@@ -106,6 +106,10 @@ def _answer(record: RequestRecord) -> Iterator[Line]:
     yield "tokens", ", ".join(parts)
     if record.tools:
         yield "calls", ", ".join(record.tools)
+    if record.guarantee:
+        yield "certain", f"of its structure: {record.guarantee}"
+    if record.arithmetic:
+        yield "computed", f"in {record.arithmetic}"
 
 
 def _times(record: RequestRecord, budgets: Mapping[str, float]) -> Iterator[Line]:

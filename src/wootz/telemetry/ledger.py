@@ -3,6 +3,7 @@
 Writes are grouped. `Ledger.write` queues its record and waits; one task takes whatever has queued up while the
 last transaction committed and commits it as one, so a burst of answers costs few disk syncs and a lone one
 costs no delay. The request id is the primary key and a second write of it does nothing, so a retry can't double.
+While the database is gone records wait in files (`Spool`), and are written when it is back.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from wootz.core import NotFoundError, UnavailableError
+from wootz.core import ConfigError, NotFoundError, UnavailableError
 from wootz.store import Base, Database, ExactUSD, Typed, UtcDateTime
 from wootz.telemetry.bodies import StoredBody, bodies
 from wootz.telemetry.journal import storable
 from wootz.telemetry.record import RequestRecord, Timeline
 from wootz.telemetry.report import ReportRow, cost_report
+from wootz.telemetry.spool import Spool
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ requests = Table(
     Column("status", Integer, nullable=False),
     Column("error_code", String),
     Column("finish_reason", String),
+    Column("guarantee", String),
+    Column("arithmetic", String),
     Column("prompt_tokens", Integer, nullable=False),
     Column("cached_tokens", Integer, nullable=False),
     Column("cache_write_tokens", Integer, nullable=False),
@@ -89,7 +93,9 @@ WAYS: dict[str, ColumnElement[bool]] = {
 
 MAX_GROUP = 500
 RETRY_DELAYS = (0.1, 0.5, 1.5)
-"""Seconds between attempts when the database can't be reached; after the last the caller learns of it."""
+"""Seconds between attempts when the database can't be reached; after the last the records are spooled."""
+RECOVERY_SECONDS = 1.0
+"""Between attempts to write what was spooled."""
 
 
 ERASED = "erased"
@@ -102,8 +108,12 @@ class Entry(NamedTuple):
 
 
 class Ledger:
-    def __init__(self, database: Database) -> None:
+    """Without a ``spool`` a record that the database does not take is in the log only."""
+
+    def __init__(self, database: Database, spool: Spool | None = None) -> None:
         self.database = database
+        self._spool = spool
+        self._recovering: asyncio.Task[None] | None = None
         self._queue: asyncio.Queue[tuple[Entry, asyncio.Future[None]]] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
 
@@ -111,8 +121,8 @@ class Ledger:
         """Durable when it returns, and with it what was said, where that is kept. A caller that is cancelled while it
         waits has still handed the record over.
 
-        Raises `UnavailableError` when the database stays out of reach through all retries; the record has then been
-        logged, whole, as one JSON line.
+        Raises `UnavailableError` when the database stays out of reach through all retries and there is no spool; the
+        record has then been logged, whole, as one JSON line.
         """
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((Entry(record, body), written))
@@ -124,6 +134,13 @@ class Ledger:
         """Wait until all that was handed over is written."""
         if self._writer is not None:
             await self._writer
+        if self._recovering is not None:
+            self._recovering.cancel()
+
+    def recover(self) -> None:
+        """Begin to write what an outage left in the spool, and go on until all of it is in."""
+        if self._spool is not None and (self._recovering is None or self._recovering.done()):
+            self._recovering = asyncio.create_task(self._recover(self._spool), name="ledger recovery")
 
     async def erase(self, user: str) -> tuple[int, int]:
         """Forget a user: what they asked and were answered, and their name and tags in the records, whose sums stay.
@@ -214,8 +231,9 @@ class Ledger:
             try:
                 await self._insert_with_retries([entry for entry, _ in group])
             except UnavailableError as error:
+                is_kept = self._keep([entry.record for entry, _ in group])
                 for entry, written in group:
-                    _fail(entry.record, written, error)
+                    _succeed(written) if is_kept else _fail(entry.record, written, error)
             except Exception:
                 # One record that the database refuses must not take the others of its group with it.
                 for entry, written in group:
@@ -223,6 +241,33 @@ class Ledger:
             else:
                 for _, written in group:
                     _succeed(written)
+
+    def _keep(self, records: list[RequestRecord]) -> bool:
+        if self._spool is None:
+            return False
+        try:
+            self._spool.add([RequestRecord(**_row(record)) for record in records])
+        except ConfigError as error:
+            log.error("ledger: %s", error)
+            return False
+        log.error("ledger: %d rows wait in %s until the database is back", len(records), self._spool.folder)
+        self.recover()
+        return True
+
+    async def _recover(self, spool: Spool) -> None:
+        while True:
+            try:
+                for file, records in spool.groups():
+                    for record in records:
+                        await self._insert([Entry(record, None)])
+                    file.unlink(missing_ok=True)
+                    log.info("ledger: %d rows that had waited are written", len(records))
+                return
+            except UnavailableError:
+                await asyncio.sleep(RECOVERY_SECONDS)
+            except Exception:
+                log.exception("ledger: %s stays as it is", spool.folder)
+                return
 
     async def _write_alone(self, entry: Entry, written: asyncio.Future[None]) -> None:
         try:
@@ -244,10 +289,11 @@ class Ledger:
     async def _insert(self, entries: list[Entry]) -> None:
         insert = sqlite.insert if self.database.dialect == "sqlite" else postgresql.insert
         said = [vars(entry.body) for entry in entries if entry.body is not None]
-        async with self.database.session() as session:
-            await session.execute(insert(requests).on_conflict_do_nothing(), [_row(entry.record) for entry in entries])
-            if said:
-                await session.execute(insert(bodies).on_conflict_do_nothing(), said)
+        rows = [_row(entry.record) for entry in entries]
+        statements = [(insert(requests).on_conflict_do_nothing(), rows)]
+        await self.database.write(
+            [*statements, (insert(bodies).on_conflict_do_nothing(), said)] if said else statements
+        )
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:

@@ -121,8 +121,8 @@ class Telemetry:
 
 
 class Observation:
-    """One request, from `Telemetry.observe` to `end`. Set ``finish_reason`` when it is known, and add the answer's
-    choices to ``body``, which is None where none is kept."""
+    """One request, from `Telemetry.observe` to `end`. Set ``finish_reason`` and ``guarantee`` when they are known, and
+    add the answer's choices to ``body``, which is None where none is kept."""
 
     def __init__(
         self,
@@ -133,6 +133,7 @@ class Observation:
         body: BodyCollector | None,
     ) -> None:
         self.finish_reason: str | None = None
+        self.guarantee: str | None = None
         self.body = body
         self._telemetry = telemetry
         self._begun = begun
@@ -214,6 +215,8 @@ class Observation:
             status=status,
             error_code=error.code if error is not None else None,
             finish_reason=self.finish_reason,
+            guarantee=self.guarantee,
+            arithmetic=journey.arithmetic,
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             cache_write_tokens=usage.cache_write_tokens,

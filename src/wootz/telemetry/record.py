@@ -72,6 +72,11 @@ class RequestRecord:
     """The HTTP status; 499 when the client went away before the answer ended."""
     error_code: str | None = None
     finish_reason: str | None = None
+    guarantee: str | None = None
+    """What is certain of a structured answer: ``schema``, ``json`` or ``prompted``, as the answer itself says."""
+    arithmetic: str | None = None
+    """How the engine that answered computes, and so what its log-probabilities are worth, e.g. ``float32+rounded``;
+    None when another house answered."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     cache_write_tokens: int = 0

@@ -77,6 +77,8 @@ def end_span(tracer: Tracer, span: Span, record: RequestRecord) -> None:
             "wootz.lane": record.lane,
             "wootz.cache": record.cache,
             "wootz.tools": record.tools or None,
+            "wootz.guarantee": record.guarantee,
+            "wootz.arithmetic": record.arithmetic,
             "wootz.queue_time": record.queue_time,
             "wootz.inter_token_latency": record.inter_token_latency,
             "wootz.client_disconnected": record.client_disconnected,

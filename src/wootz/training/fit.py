@@ -54,25 +54,27 @@ def fit(
     config: FitConfig,
     *,
     loss_of: Callable[[Any, Batch], Tensor] = language_loss,
+    groups: list[dict[str, Any]] | None = None,
     extra_loss: Callable[[], Tensor] | None = None,
     after_step: Callable[[int], None] | None = None,
     progress: Progress = SILENT,
 ) -> Fitted:
-    """Train ``model`` in place by ``loss_of(model, batch)``, in nats per token. ``extra_loss`` is added to each
+    """Train ``model`` in place by ``loss_of(model, batch)``, in nats per token, in ``groups`` of
+    parameters with an ``lr_scale`` and a ``weight_decay`` each, if they are given. ``extra_loss`` is added to each
     step's loss (experts' balance, say); ``after_step`` is called with the step's number once its update is made. Raises
     FloatingPointError if the loss is not a number."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-    )
+    groups = groups or [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
     model.train()
     fitted = Fitted()
     for step in range(config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.rate_at(step)
+            group["lr"] = config.rate_at(step) * group.get("lr_scale", 1.0)
         loss = loss_of(model, next(batches))
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}; try a smaller learning rate")

@@ -27,7 +27,7 @@ from wootz.gateway.caches.eligible import (
     is_whole,
 )
 from wootz.gateway.caches.flight import Flight
-from wootz.gateway.caches.keys import exact_key, fingerprint, owner_of, semantic_partition
+from wootz.gateway.caches.keys import exact_key, fingerprint, owner_of, semantic_partition, user_of
 from wootz.gateway.caches.redis_store import RedisStore
 from wootz.gateway.caches.store import MemoryStore, Store
 from wootz.gateway.keys import Key
@@ -155,7 +155,9 @@ class Caches:
             return
         if place is not None:
             seconds = min(ttl or self.exact.ttl_seconds, self.exact.ttl_seconds)
-            await self.store.put(place, body, seconds, model=request.model, tenant=request.journey.tenant)
+            await self.store.put(
+                place, body, seconds, model=request.model, tenant=request.journey.tenant, user=user_of(request)
+            )
         if question is not None and self.semantic is not None:
             seconds = min(ttl or self.meaning.ttl_seconds, self.meaning.ttl_seconds)
             reasons = {choice.finish_reason for chunk in chunks for choice in chunk.choices}
@@ -164,15 +166,16 @@ class Caches:
 
     # --- for administrators ---------------------------------------------------------------------------------------
 
-    async def purge(self, *, model: str | None = None, tenant: str | None = None) -> int:
-        """Forget what is of both, everything when neither is given; how many answers that were.
+    async def purge(self, *, model: str | None = None, tenant: str | None = None, user: str | None = None) -> int:
+        """Forget what is of all that is given, everything when nothing is; how many answers that were. A ``user`` is
+        whose question an answer was first given to.
 
         Answers under way are not kept when they end: they may come of what the purge was for, such as old weights.
         """
         self._num_purges += 1
         self._flights.clear()
-        number = await self.store.purge(model=model, tenant=tenant)
-        return number + (self.semantic.purge(model=model, tenant=tenant) if self.semantic else 0)
+        number = await self.store.purge(model=model, tenant=tenant, user=user)
+        return number + (self.semantic.purge(model=model, tenant=tenant, user=user) if self.semantic else 0)
 
     async def close(self) -> None:
         await self.store.close()

@@ -19,7 +19,8 @@ from wootz.gateway.caches.store import ENTRY_OVERHEAD_BYTES, Found, Size
 
 log = logging.getLogger(__name__)
 
-PREFIX = b"wootz:{caches}:"
+PREFIX = b"wootz:{caches}:2:"
+"""The number is that of what an entry holds."""
 TIMEOUT_SECONDS = 0.25
 """A cache that takes longer than that saves nobody time."""
 RETRY_SECONDS = 2.0
@@ -95,25 +96,25 @@ class RedisStore:
         answer = await self._or_none(look_up)
         if answer is None:
             return None
-        kept_at, _, _, body = msgspec.msgpack.decode(answer)
+        kept_at, _, _, _, body = msgspec.msgpack.decode(answer)
         return Found(body, max(0.0, time.time() - kept_at))
 
-    async def put(self, key: bytes, body: bytes, ttl: float, *, model: str, tenant: str) -> None:
+    async def put(self, key: bytes, body: bytes, ttl: float, *, model: str, tenant: str, user: str = "") -> None:
         name = key.hex().encode()
-        answer = msgspec.msgpack.encode((time.time(), model, tenant, body))
+        answer = msgspec.msgpack.encode((time.time(), model, tenant, user, body))
         size = len(answer) + ENTRY_OVERHEAD_BYTES
         arguments = [name, answer, max(1, int(ttl * 1000)), size, self.max_bytes, self._prefix]
         await self._or_none(lambda: self._put([self._prefix + name, *self._books], arguments))
 
-    async def purge(self, *, model: str | None = None, tenant: str | None = None) -> int:
+    async def purge(self, *, model: str | None = None, tenant: str | None = None, user: str | None = None) -> int:
         """Raises what Redis raises: who purges must know whether it was done."""
         doomed = []
         async for name, _ in self._redis.zscan_iter(self._books[0]):
-            if model is None and tenant is None:
+            if model is None and tenant is None and user is None:
                 doomed.append(name)
             elif answer := await self._redis.get(self._prefix + name):
-                _, of_model, of_tenant, _ = msgspec.msgpack.decode(answer)
-                if model in (None, of_model) and tenant in (None, of_tenant):
+                _, of_model, of_tenant, of_user, _ = msgspec.msgpack.decode(answer)
+                if model in (None, of_model) and tenant in (None, of_tenant) and user in (None, of_user):
                     doomed.append(name)
         if doomed:
             await self._forget(self._books, [self._prefix, *doomed])

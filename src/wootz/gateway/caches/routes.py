@@ -54,9 +54,14 @@ def add_admin_routes(router: APIRouter, gateway: Gateway) -> None:
         return await state_of(gateway.caches)
 
     @router.delete("/admin/caches")
-    async def purge(model: str | None = None, tenant: str | None = None) -> Purged:
-        """Forget answers: of a model, of a tenant (a team's or key's id), of both, or all; running ones too."""
-        return Purged(purged=await gateway.caches.purge(model=model, tenant=tenant))
+    async def purge(model: str | None = None, tenant: str | None = None, user: str | None = None) -> Purged:
+        """Forget answers: of a model, of a tenant (a team's or key's id), of a user (by name or id), of all that is
+        given, or all; running ones too."""
+        users = {user}
+        if user is not None and gateway.keys is not None:
+            users |= {one.id for one in await gateway.keys.list_accounts("user") if one.name == user}
+        purged = [await gateway.caches.purge(model=model, tenant=tenant, user=one) for one in users]
+        return Purged(purged=sum(purged))
 
 
 def add_routes(router: APIRouter, gateway: Gateway) -> None:

@@ -21,6 +21,7 @@ from wootz.core import LanguageModel, MissingExtraError, NotFoundError, WootzErr
 from wootz.core.sections import SemanticCacheConfig
 from wootz.core.wire import ChatRequest, EmbeddingRequest
 from wootz.gateway.caches.guard import difference
+from wootz.gateway.caches.keys import user_of
 
 try:
     import numpy as np
@@ -40,6 +41,7 @@ class Question:
     partition: bytes
     model: str
     tenant: str
+    user: str
     text: str
     vector_D: npt.NDArray[Any]
     """Of length 1."""
@@ -102,7 +104,7 @@ class SemanticCache:
         except (WootzError, ValueError, IndexError) as error:
             request.journey.notes.append(f"caches: no vector of the question: {error}"[:300])
             return None
-        return Question(partition, request.model, request.journey.tenant, text, vector_D)
+        return Question(partition, request.model, request.journey.tenant, user_of(request), text, vector_D)
 
     def find(self, question: Question, request_id: str) -> Hit | None:
         """The nearest entry that is near enough and that the guard lets pass."""
@@ -160,11 +162,13 @@ class SemanticCache:
         if kept in self._oldest:
             self._drop(kept)
 
-    def purge(self, *, model: str | None = None, tenant: str | None = None) -> int:
+    def purge(self, *, model: str | None = None, tenant: str | None = None, user: str | None = None) -> int:
         doomed = [
             kept
             for kept in self._oldest
-            if model in (None, kept.question.model) and tenant in (None, kept.question.tenant)
+            if model in (None, kept.question.model)
+            and tenant in (None, kept.question.tenant)
+            and user in (None, kept.question.user)
         ]
         for kept in doomed:
             self._drop(kept)

@@ -28,10 +28,10 @@ class Size:
 class Store(Protocol):
     async def get(self, key: bytes) -> Found | None: ...
 
-    async def put(self, key: bytes, body: bytes, ttl: float, *, model: str, tenant: str) -> None: ...
+    async def put(self, key: bytes, body: bytes, ttl: float, *, model: str, tenant: str, user: str = "") -> None: ...
 
-    async def purge(self, *, model: str | None = None, tenant: str | None = None) -> int:
-        """Forget the entries that are of both, everything when neither is given; how many there were."""
+    async def purge(self, *, model: str | None = None, tenant: str | None = None, user: str | None = None) -> int:
+        """Forget the entries that are of all that is given, everything when nothing is; how many there were."""
         ...
 
     async def size(self) -> Size: ...
@@ -46,6 +46,10 @@ class _Kept:
     expires_at: float
     model: str
     tenant: str
+    user: str
+
+    def is_of(self, model: str | None, tenant: str | None, user: str | None) -> bool:
+        return model in (None, self.model) and tenant in (None, self.tenant) and user in (None, self.user)
 
     @property
     def num_bytes(self) -> int:
@@ -72,19 +76,17 @@ class MemoryStore:
         self._kept.move_to_end(key)
         return Found(kept.body, now - kept.kept_at)
 
-    async def put(self, key: bytes, body: bytes, ttl: float, *, model: str, tenant: str) -> None:
+    async def put(self, key: bytes, body: bytes, ttl: float, *, model: str, tenant: str, user: str = "") -> None:
         if key in self._kept:
             self._drop(key)
         now = self._clock()
-        kept = self._kept[key] = _Kept(body, now, now + ttl, model, tenant)
+        kept = self._kept[key] = _Kept(body, now, now + ttl, model, tenant, user)
         self._num_bytes += kept.num_bytes
         while self._num_bytes > self.max_bytes:
             self._drop(next(iter(self._kept)))
 
-    async def purge(self, *, model: str | None = None, tenant: str | None = None) -> int:
-        doomed = [
-            key for key, kept in self._kept.items() if model in (None, kept.model) and tenant in (None, kept.tenant)
-        ]
+    async def purge(self, *, model: str | None = None, tenant: str | None = None, user: str | None = None) -> int:
+        doomed = [key for key, kept in self._kept.items() if kept.is_of(model, tenant, user)]
         for key in doomed:
             self._drop(key)
         return len(doomed)

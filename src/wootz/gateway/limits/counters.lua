@@ -5,9 +5,10 @@
 --
 -- KEYS[1]  what all keys begin with; its {tag} keeps them on one node of a cluster
 -- ARGV     'reserve' id seconds force, then for each meter: kind name limit amount start end seed
---          'settle'  id, then for each meter: kind name used start
+--          'settle'  id ago, then for each meter: kind name used start
+--          'read'    '', then for each meter: kind name start
 --
--- PREFIX:c:NAME  a counter. window: second -> amount; period: epoch start owner total held; open: count
+-- PREFIX:c:NAME  a counter. window: second -> amount; period: epoch start seeded owner total held; open: count
 -- PREFIX:r:ID    a reservation: what it holds and where, or 'done'
 -- PREFIX:open    reservations by the time they expire; whoever comes next gives back what expired ones hold
 --
@@ -18,6 +19,7 @@ local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local this_second = math.ceil(now)
 local WINDOW, DAY, REMEMBERED = 60, 86400, 600
+local WRITTEN = 0.1 -- seconds, within which the row of a request that is over is in the ledger
 local open = prefix .. ':open'
 
 local function counter(name) return prefix .. ':c:' .. name end
@@ -42,7 +44,7 @@ local function is_seeded(key, start)
 end
 
 local function seed_period(key, meter)
-  redis.call('HSET', key, 'epoch', EPOCH, 'start', meter.start, 'owner', id, 'total', meter.seed, 'held', '0')
+  redis.call('HSET', key, 'epoch', EPOCH, 'start', meter.start, 'seeded', now, 'owner', id, 'total', meter.seed, 'held', '0')
   if meter.finish > 0 then redis.call('EXPIREAT', key, digits(meter.finish + DAY)) end
 end
 
@@ -59,14 +61,15 @@ local function hold_period(key, meter, force)
   return redis.call('HGET', key, 'owner'), tonumber(meter.limit) - tonumber(total)
 end
 
--- Replace what is held by what was used; where the period was begun anew meanwhile, only add what was used.
-local function settle_period(key, held, used, start)
-  local state = redis.call('HMGET', key, 'epoch', 'owner', 'start')
+-- Replace what is held by what was used. Where the period was begun anew meanwhile, only add what was used, unless the
+-- request had ended by then: the ledger knew it. `ago` is for how many seconds it has been over.
+local function settle_period(key, held, used, start, ago)
+  local state = redis.call('HMGET', key, 'epoch', 'owner', 'start', 'seeded')
   if held and state[1] == EPOCH and state[2] == held.place then
     redis.call('HINCRBY', key, 'held', minus(held.amount))
     redis.call('HINCRBY', key, 'total', minus(held.amount))
     redis.call('HINCRBY', key, 'total', used)
-  elseif start and state[1] == EPOCH and tonumber(state[3]) == start then
+  elseif start and state[1] == EPOCH and tonumber(state[3]) == start and now - ago >= (tonumber(state[4]) or 0) - WRITTEN then
     redis.call('HINCRBY', key, 'total', used)
   end
 end
@@ -189,12 +192,12 @@ local function settle()
   local stored = redis.call('GET', reservation(id))
   if stored == 'done' then return 'done' end
   local holds = stored and cjson.decode(stored) or {}
-  local number = 0
-  for i = 3, #ARGV, 4 do
+  local number, ago = 0, tonumber(ARGV[3])
+  for i = 4, #ARGV, 4 do
     number = number + 1
     local kind, key, used, start, held = ARGV[i], counter(ARGV[i + 1]), ARGV[i + 2], tonumber(ARGV[i + 3]), holds[number]
     if kind == 'period' then
-      settle_period(key, held, used, start)
+      settle_period(key, held, used, start, ago)
     elseif held and kind == 'open' then
       redis.call('HINCRBY', key, 'count', -1)
     elseif held and redis.call('HEXISTS', key, held.place) == 1 then
@@ -207,5 +210,24 @@ local function settle()
   return 'ok'
 end
 
+-- Of each meter what is used and what is held, or two empty texts for a period that nobody has asked for yet.
+local function read()
+  local answer = {}
+  for i = 3, #ARGV, 3 do
+    local kind, key, used, held = ARGV[i], counter(ARGV[i + 1]), '', ''
+    if kind == 'window' then
+      used, held = digits((read_window(key))), '0'
+    elseif kind == 'open' then
+      used, held = '0', redis.call('HGET', key, 'count') or '0'
+    elseif is_seeded(key, tonumber(ARGV[i + 2])) then
+      local state = redis.call('HMGET', key, 'total', 'held')
+      used, held = state[1], state[2]
+    end
+    answer[#answer + 1], answer[#answer + 2] = used, held
+  end
+  return answer
+end
+
+if action == 'read' then return read() end
 if action == 'reserve' then return reserve(tonumber(ARGV[3]), ARGV[4] == '1') end
 return settle()

@@ -58,11 +58,18 @@ def estimate(request: ModelRequest, assumed_completion_tokens: int) -> Usage:
 
 
 def dearest(model: LanguageModel, usage: Usage, prices: PriceBook, now: float, lane: Lane) -> Decimal:
-    """What it may cost: on a route whatever its dearest member asks, in a cascade what all of them do together."""
+    """What it may cost: on a route whatever its dearest member asks, and where it hedges a second one for reading; in a
+    cascade what all of them do together, the cheap ones as often as it takes to judge them."""
     if isinstance(model, Route):
-        return max(dearest(one.model, usage, prices, now, lane) for one in model.deployments)
+        members = [one.model for one in model.deployments]
+        most = max(dearest(one, usage, prices, now, lane) for one in members)
+        if not model.config.hedge or len(members) == 1:
+            return most
+        read = usage.model_copy(update={"completion_tokens": 0, "total_tokens": usage.prompt_tokens})
+        return most + max(dearest(one, read, prices, now, lane) for one in members)
     if isinstance(model, Cascade):
-        return sum((dearest(one, usage, prices, now, lane) for one in model.models), Decimal(0))
+        cheap = sum((dearest(one, usage, prices, now, lane) for one in model.models[:-1]), Decimal(0))
+        return model.calls * cheap + dearest(model.models[-1], usage, prices, now, lane)
     at = datetime.fromtimestamp(now, UTC)
     return cost(Tokens.of(usage), prices.find(model.name, model.provider, at, usage.prompt_tokens), lane)
 

@@ -8,7 +8,7 @@ whole or not at all, so parallel requests can't spend the same dollar twice. Set
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from wootz.core import BadRequestError, Config, LanguageModel, RateLimitError, resolve_secret
 from wootz.core.media import MediaRequest
@@ -19,8 +19,18 @@ from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits.estimate import dearest, dearest_task, estimate
 from wootz.gateway.limits.ledger_sums import LedgerSums
 from wootz.gateway.limits.memory import MemoryCounters
-from wootz.gateway.limits.meters import Counters, CountersUnavailable, Meter, Seed, Verdict, meters_of, to_picodollars
+from wootz.gateway.limits.meters import (
+    Counters,
+    CountersUnavailable,
+    Meter,
+    Seed,
+    Use,
+    Verdict,
+    meters_of,
+    to_picodollars,
+)
 from wootz.gateway.limits.redis import RedisCounters
+from wootz.gateway.limits.rules import Subject
 from wootz.telemetry import Observation, RequestRecord, Telemetry
 
 WORDS = {
@@ -94,6 +104,17 @@ class Limiter:
             raise _refusal(refused_by, verdict.retry_after)
         observation.settle = settle
         request.journey.answer_headers.update(_headers(meters, verdict.left))
+
+    async def uses(self, subjects: Iterable[Subject]) -> list[Use]:
+        """How much of each of their limits is used and held now."""
+        now = self._wall()
+        meters = [meter for subject in subjects for meter in meters_of(subject, now, 0, 0)]
+        if not meters:
+            return []
+        counted = await self.counters.read(meters)
+        return [
+            Use(meter, *(found or (await self._seed(meter), 0))) for meter, found in zip(meters, counted, strict=True)
+        ]
 
     def _meters(self, key: Key, request: ModelRequest, model: LanguageModel, usage: Usage) -> list[Meter]:
         tokens, now = usage.total_tokens, self._wall()

@@ -50,6 +50,9 @@ class MemoryCounters:
                 if now is not place and now.start == place.start:
                     now.total += amount  # It was begun anew meanwhile, from a ledger without this request.
 
+    async def read(self, meters: Sequence[Meter]) -> list[tuple[int, int] | None]:
+        return [self._read(meter) for meter in meters]
+
     async def close(self) -> None:
         pass
 
@@ -86,6 +89,16 @@ class MemoryCounters:
             return 1.0  # It is only held, and most of it will be given back.
         return max(meter.end - self._wall(), 1.0) if meter.end else math.inf
 
+    def _read(self, meter: Meter) -> tuple[int, int] | None:
+        if meter.kind == "open":
+            return 0, self._open.get(meter.name, 0)
+        if meter.kind == "window":
+            window = self._window(meter)
+            window.forget(self._clock())
+            return window.total, 0
+        period = self._periods.get(meter.name)
+        return (period.total - period.held, period.held) if period and self._is_seeded(meter) else None
+
     def _take(self, meter: Meter) -> Period | int | None:
         if meter.kind == "open":
             self._open[meter.name] = self._open.get(meter.name, 0) + 1
@@ -115,12 +128,16 @@ class Window:
         self.total = 0
         self._seconds: dict[int, int] = {}
 
-    def retry_after(self, now: float, most: int) -> float | None:
-        """Seconds until no more than ``most`` is in the window; None when that is so."""
+    def forget(self, now: float) -> None:
+        """What has left the window."""
         for second in list(self._seconds):
             if second + WINDOW_SECONDS > now:
                 break
             self.total -= self._seconds.pop(second)
+
+    def retry_after(self, now: float, most: int) -> float | None:
+        """Seconds until no more than ``most`` is in the window; None when that is so."""
+        self.forget(now)
         excess = self.total - most
         if excess <= 0:
             return None

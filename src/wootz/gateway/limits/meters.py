@@ -61,6 +61,15 @@ class Verdict:
     """Seconds until the same request fits if nothing else comes; infinite when that is never."""
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What of a limit is used, and what requests under way hold of it, in the meter's unit."""
+
+    meter: Meter
+    used: int
+    held: int
+
+
 Seed = Callable[[Meter], Awaitable[int]]
 """What the ledger says was used in a meter's period."""
 
@@ -80,6 +89,11 @@ class Counters(Protocol):
 
     async def settle(self, id: str, used: Sequence[tuple[Meter, int]]) -> None:
         """Put what was used in the place of what was held. Only the first call counts; it never raises."""
+        ...
+
+    async def read(self, meters: Sequence[Meter]) -> list[tuple[int, int] | None]:
+        """What each has used and holds; a window tells what it holds as used. None for a period that has not been asked
+        for yet. Raises `CountersUnavailable`."""
         ...
 
     async def close(self) -> None: ...

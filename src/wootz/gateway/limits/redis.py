@@ -3,7 +3,8 @@
 The script (`counters.lua`) is atomic, exact in whole picodollars, and goes by the server's clock. What can go wrong:
 
 - *Redis is gone*: `reserve` raises `CountersUnavailable` (the limiter decides what then holds); what could not be
-  settled is kept and settled when Redis is back. Settling twice counts once.
+  settled is kept and settled when Redis is back. Settling twice counts once; and what a period has that was begun
+  anew meanwhile, from a ledger which knew the request, is not added again.
 - *Redis was restarted*: the script's first line names the run of the server, so a new run does not know the script. It
   is loaded again, and every period begins anew as the ledger's sum, whatever an old snapshot says.
 - *This process dies*: what it held expires after `RESERVATION_SECONDS`. Living requests are renewed.
@@ -64,7 +65,7 @@ class RedisCounters:
         self._prefix, self._script, self._sha = prefix, script, ""
         self._down_until = 0.0
         self._held: dict[str, tuple[float, Sequence[Meter]]] = {}
-        self._unsettled: dict[str, list[Any]] = {}
+        self._unsettled: dict[str, tuple[float, list[Any]]] = {}
         self._keeper: asyncio.Task[None] | None = None
 
     async def reserve(self, id: str, meters: Sequence[Meter], seed: Seed) -> Verdict:
@@ -86,9 +87,19 @@ class RedisCounters:
         self._held.pop(id, None)
         arguments = [part for meter, amount in used for part in (meter.kind, meter.name, amount, meter.start)]
         try:
-            await self._run("settle", id, *arguments)
+            await self._run("settle", id, 0, *arguments)
         except CountersUnavailable:
-            self._unsettled[id] = arguments
+            self._unsettled[id] = (time.monotonic(), arguments)
+
+    async def read(self, meters: Sequence[Meter]) -> list[tuple[int, int] | None]:
+        arguments = [part for meter in meters for part in (meter.kind, meter.name, meter.start)]
+        said = await self._run("read", "", *arguments)
+        pairs = zip(meters, said[::2], said[1::2], strict=True)
+        return [
+            None if total == "" else (int(total) - int(held), int(held)) if meter.kind == "period"
+            else (int(total), int(held))
+            for meter, total, held in pairs
+        ]  # fmt: skip
 
     async def close(self) -> None:
         if self._keeper is not None:
@@ -135,8 +146,8 @@ class RedisCounters:
                         await self._run("reserve", id, RESERVATION_SECONDS, 1, *_arguments(meters, {}))
 
     async def _settle_late(self) -> None:
-        for id, arguments in list(self._unsettled.items()):
-            await self._run("settle", id, *arguments)
+        for id, (since, arguments) in list(self._unsettled.items()):
+            await self._run("settle", id, f"{time.monotonic() - since:.3f}", *arguments)
             del self._unsettled[id]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wootz.core import LanguageModel, RateLimitError, WootzError
+from wootz.core import LanguageModel, RateLimitError, UpstreamError, WootzError
 from wootz.core.journey import Attempt, Journey
 from wootz.gateway.routing.backoff import RetryBudget
 from wootz.gateway.routing.breaker import Breaker
@@ -24,6 +24,8 @@ class Deployment:
         self.last_error: str | None = None
         self._clock = clock
         self._rests_until = 0.0
+        self._over_limit = False
+        """Why it rests: we ask too much, or it has trouble of its own."""
 
     @property
     def name(self) -> str:
@@ -36,16 +38,21 @@ class Deployment:
 
     @property
     def available(self) -> bool:
-        return self._rests_until <= self._clock() and self.breaker.admits
+        return not self.resting and self.breaker.admits
+
+    @property
+    def resting(self) -> bool:
+        """It said when to come back (Retry-After), and it is not that late."""
+        return self._rests_until > self._clock()
 
     @property
     def limited(self) -> bool:
-        """It said that we ask too much, and its Retry-After is not over."""
-        return self._rests_until > self._clock()
+        """It rests, as it said that we ask too much."""
+        return self.resting and self._over_limit
 
     def admit(self) -> bool:
         """Whether a request may go there now; see `Breaker.admit`."""
-        return not self.limited and self.breaker.admit()
+        return not self.resting and self.breaker.admit()
 
     def begin(self, journey: Journey) -> Attempt:
         self.in_flight += 1
@@ -57,9 +64,14 @@ class Deployment:
         """A limit is not a failure: the endpoint works, and says when to come back. Nor is a request that is wrong."""
         self.last_error = error.code
         if isinstance(error, RateLimitError):
-            self._rests_until = max(self._rests_until, self._clock() + error.retry_after)
+            self._rest(error.retry_after, over_limit=True)
             self.breaker.left()
         elif error.retryable:
+            if isinstance(error, UpstreamError) and error.retry_after:
+                self._rest(error.retry_after, over_limit=False)
             self.breaker.failed()
         else:
             self.breaker.succeeded()
+
+    def _rest(self, seconds: float, *, over_limit: bool) -> None:
+        self._rests_until, self._over_limit = max(self._rests_until, self._clock() + seconds), over_limit

@@ -13,7 +13,7 @@ from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.policies.learned import look_of
 from wootz.gateway.routing.route import Route, Target
 from wootz.providers.cascade import Cascade
-from wootz.providers.confidence import signal_of
+from wootz.providers.confidence import calls_of, signal_of
 from wootz.telemetry import PriceBook
 from wootz.telemetry.prices import Price
 
@@ -73,4 +73,4 @@ def _cascade(name: str, config: RouteConfig, cascade: CascadeConfig, deployments
     alone = config.model_copy(update={"policy": "order", "cascade": None, "fallbacks": [], "rules": []})
     stages = [Route(one.model, alone, [Target(deployment=deployments[one.model])]) for one in config.targets]
     stages[-1].fallbacks = [deployments[fallback] for fallback in config.fallbacks]
-    return Cascade(name, stages, cascade.thresholds, signal_of(cascade))
+    return Cascade(name, stages, cascade.thresholds, signal_of(cascade), calls=calls_of(cascade))

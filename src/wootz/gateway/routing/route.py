@@ -116,6 +116,19 @@ class Route(LanguageModel):
     async def rerank(self, request: RerankRequest) -> RerankResponse:
         return await self._whole(request, lambda model: model.rerank(request))
 
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """By the first in order that can: models read the same text as different numbers of tokens."""
+        error: WootzError | None = None
+        for deployment in self._order(request, first=False):
+            if deployment.available:
+                try:
+                    return await deployment.model.count_tokens(request)
+                except WootzError as failure:
+                    if not _passes_on(failure):
+                        raise
+                    error = failure
+        raise error or self._nobody()
+
     async def ready(self) -> bool:
         """Whether any of them would work on a request now."""
         awake = [deployment for deployment in self.deployments if deployment.available]

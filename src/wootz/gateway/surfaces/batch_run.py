@@ -12,6 +12,7 @@ import asyncio
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from math import isfinite
@@ -63,6 +64,7 @@ class BatchRun:
                 await self._validate()
             if self.batch["status"] in ("in_progress", "cancelling"):
                 await self._answer_lines()
+                self.batch["usage"] = await asyncio.to_thread(self.journal.usage)
                 await self._save("finalizing")
             if self.batch["status"] == "finalizing":
                 await self._finish()
@@ -86,16 +88,19 @@ class BatchRun:
         done, counts = self.journal.read(), self.batch["request_counts"]
         counts["completed"], counts["failed"] = len(done["output"]), len(done["error"])
         self.taken = await self.gateway.telemetry.ledger.statuses(f"{self.batch['id']}-")
-        lines = read_lines(await self._input(), self.batch["endpoint"], self.gateway.config.server.max_body_bytes)
-        todo = (line for line in lines if line.custom_id not in done["output"] and line.custom_id not in done["error"])
+        todo = self._not_in(done, await self._input())
         async with asyncio.TaskGroup() as group:
             for _ in range(self.gateway.config.batches.concurrency):
                 group.create_task(self._answer_some(todo))
         if self._expired:
             self.batch["expired_at"] = int(time.time())
             message = "the batch's completion window ended before this line was begun"
-            for line in todo:
+            for line in self._not_in(self.journal.read(), await self._input()):  # Also those that were begun in vain.
                 self._write(line, None, {"code": "batch_expired", "message": message})
+
+    def _not_in(self, done: dict[str, set[str]], path: Path) -> Iterator[Line]:
+        lines = read_lines(path, self.batch["endpoint"], self.gateway.config.server.max_body_bytes)
+        return (line for line in lines if not any(line.custom_id in ids for ids in done.values()))
 
     async def _answer_some(self, todo: Iterator[Line]) -> None:
         for line in todo:
@@ -261,6 +266,21 @@ class Journal:
                 file.truncate(end)
         return done
 
+    def usage(self) -> dict[str, Any]:
+        """The tokens of all answers, as OpenAI's batch tells them."""
+        total = Counter[str]()
+        if self.path("output").exists():
+            with open(self.path("output"), "rb") as file:
+                for raw in file:
+                    total += _tokens(json.decode(raw)["response"]["body"].get("usage") or {})
+        return {
+            "input_tokens": total["input"],
+            "input_tokens_details": {"cached_tokens": total["cached"]},
+            "output_tokens": total["output"],
+            "output_tokens_details": {"reasoning_tokens": total["reasoning"]},
+            "total_tokens": total["input"] + total["output"],
+        }
+
     def append(self, name: str, entry: dict[str, Any]) -> None:
         """In the system's hands when it returns: a killed process loses nothing."""
         if name not in self._open:
@@ -279,3 +299,17 @@ class Journal:
             self.path(name).unlink(missing_ok=True)
         if self.folder.exists():
             self.folder.rmdir()
+
+
+def _tokens(usage: dict[str, Any]) -> Counter[str]:
+    """Chat and completions have one set of names, responses another."""
+
+    def detail(names: tuple[str, str], name: str) -> int:
+        return next((usage[one].get(name) or 0 for one in names if isinstance(usage.get(one), dict)), 0)
+
+    return Counter(
+        input=usage.get("prompt_tokens") or usage.get("input_tokens") or 0,
+        output=usage.get("completion_tokens") or usage.get("output_tokens") or 0,
+        cached=detail(("prompt_tokens_details", "input_tokens_details"), "cached_tokens"),
+        reasoning=detail(("completion_tokens_details", "output_tokens_details"), "reasoning_tokens"),
+    )

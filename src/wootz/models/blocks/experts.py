@@ -29,16 +29,16 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts, out_features)) if bias else None
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.02)
-        self._blocks: Sequence[Multiplies] | None = None
+        self.blocks: Sequence[Multiplies] | None = None
 
     def hold_blocks(self, blocks: Sequence[Multiplies]) -> None:
         """One quantised weight for each expert; see `Linear.hold_blocks`."""
-        self._blocks = blocks
+        self.blocks = blocks
         self.register_parameter("weight", None)
 
     def forward(self, x_ND: Tensor, counts: Sequence[int]) -> Tensor:
-        if self._blocks is not None:
-            return self._multiply_blocks(self._blocks, x_ND, counts)
+        if self.blocks is not None:
+            return self._multiply_blocks(self.blocks, x_ND, counts)
         if not grouped_product_is_fused(x_ND):
             # `unbind` because its backward writes one gradient for all experts; that of indexing would write E.
             weights = self.weight.unbind()

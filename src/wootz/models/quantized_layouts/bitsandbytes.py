@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wootz.models.quantized_weight import IntWeight, QuantizedWeight, RoundedInputs
+from wootz.models.quantized_weight import IntWeight, QuantizedWeight
+from wootz.models.rounded_inputs import RoundedInputs
 
 _MIDDLE = 128
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from wootz.models.quantized_weight import FLOAT8, Float8Weight, QuantizedWeight, RoundedInputs
+from wootz.models.quantized_weight import FLOAT8, Float8Weight, QuantizedWeight
+from wootz.models.rounded_inputs import RoundedInputs
 
 
 @dataclass(frozen=True)

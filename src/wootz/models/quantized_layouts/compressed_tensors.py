@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from wootz.models.quantized_layouts.packing import pack, unpack
-from wootz.models.quantized_weight import FLOAT8, Float8Weight, IntWeight, QuantizedWeight, RoundedInputs
+from wootz.models.quantized_weight import FLOAT8, Float8Weight, IntWeight, QuantizedWeight
+from wootz.models.rounded_inputs import RoundedInputs
 
 _MIDDLE = 128
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")

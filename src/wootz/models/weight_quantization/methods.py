@@ -14,7 +14,8 @@ from wootz.models.quantized_layouts.awq import AWQLayout
 from wootz.models.quantized_layouts.bitsandbytes import BitsAndBytesLayout
 from wootz.models.quantized_layouts.compressed_tensors import floats, integers
 from wootz.models.quantized_layouts.gptq import GPTQLayout
-from wootz.models.quantized_weight import FLOAT8, LARGEST_FLOAT8, Float8Weight, QuantizedWeight, RoundedInputs
+from wootz.models.quantized_weight import FLOAT8, LARGEST_FLOAT8, Float8Weight, QuantizedWeight
+from wootz.models.rounded_inputs import RoundedInputs
 from wootz.models.weight_quantization.calibration import Inputs
 from wootz.models.weight_quantization.gptq import gptq_by_hessian
 from wootz.models.weight_quantization.rounding import round_from_minimum, round_to_nearest

@@ -2,7 +2,8 @@
 
 Layer by layer: see what its projections get from the quantised layers before it, fold factors into what comes before
 them (AWQ, SmoothQuant), round each projection, and go on with what it has become. Embedding, head, norms, routers and
-whatever is too small or oddly shaped for the layout stay as they are. The folder is there as a whole or not at all.
+whatever is too small or oddly shaped for the layout stay as they are. The folder is there as a whole or not at all; a
+run that was cut off goes on at the layer it had reached.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from wootz.models.weight_quantization.methods import (
     smooth_scale,
 )
 from wootz.models.weight_quantization.report import perplexity
+from wootz.models.weight_quantization.resuming import FinishedLayer, Run, described_source, described_texts
 
 REPORT = "quantization_report.json"
 GROUP_SIZES = (128, 64, 32)
@@ -122,7 +124,14 @@ def quantize(
         progress.set_total(len(model.layers) + 2)
         report.perplexity_before = perplexity(model, test) if test else None
         progress.advance()
-        quantized = dict(_layer_by_layer(model, projections, how, settings, calibration, report, progress))
+        run = Run(
+            Path(target),
+            source=described_source(source),
+            method=method,
+            settings=asdict(settings),
+            texts=described_texts(calibration),
+        )
+        quantized = dict(_layer_by_layer(model, projections, how, settings, calibration, run, report, progress))
         layout = how.layout(settings)
         if source.is_dir():
             copy_other_files(source, folder)
@@ -136,6 +145,7 @@ def quantize(
         report.perplexity_after = perplexity(load(folder, keep_quantized="exact"), test) if test else None
         progress.advance()
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n")
+    run.forget()
     return report
 
 
@@ -241,34 +251,65 @@ def _layer_by_layer(
     how: WholeModelMethod,
     settings: Settings,
     calibration: Sequence[Sequence[int]],
+    run: Run,
     report: Report,
     progress: Progress,
 ) -> Iterator[tuple[str, QuantizedWeight]]:
     """Quantised weights by checkpoint module; the model is left with what they stand for."""
     walk, done = Walk(model, calibration), set[Key]()
-    for layer in model.layers:
+    for number, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
         modules = set(layer.modules())
         own = [p for p in projections if p.key[0] in modules and p.key not in done]  # weights may be shared by layers
         done |= {p.key for p in own}
-        seen = walk.watch(layer, [p.key for p in own], hessian=how.hessian) if calibration else {}
-        if how.fold and seen:
-            _fold(layer, how, settings, seen)
-        for projection in own:
-            inputs = seen.get(projection.key)
-            if inputs is not None and inputs.count < FEWEST_TOKENS:
-                report.rarely_used[projection.name] = inputs.count
-                inputs = None
-            parts = _round(projection, how, inputs, settings)
-            if inputs is not None:
-                found_NO = torch.cat([weight.multiply(inputs.rows_NI) for weight in parts.values()], -1)
-                exact_NO = inputs.rows_NI @ projection.weight_OI.T
-                error = (found_NO - exact_NO).square().mean() / exact_NO.square().mean().clamp(min=1e-30)
-                report.errors[projection.name] = error.item()
-            projection.weight_OI.copy_(torch.cat([weight.dequantize() for weight in parts.values()]))
-            yield from parts.items()
+        finished = run.layer(number)
+        if finished is None:
+            seen = walk.watch(layer, [p.key for p in own], hessian=how.hessian) if calibration else {}
+            finished = _quantize_layer(layer, own, how, settings, seen)
+            run.keep(number, finished)
+        else:
+            _restore(layer, own, finished)
+        report.errors |= finished.errors
+        report.rarely_used |= finished.rarely_used
+        yield from finished.weights.items()
         walk.advance(layer)
         progress.advance()
+
+
+def _quantize_layer(
+    layer: Layer, own: list[_Projection], how: WholeModelMethod, settings: Settings, seen: Mapping[Key, Inputs]
+) -> FinishedLayer:
+    """The layer is left with what its quantised weights stand for."""
+    finished = FinishedLayer()
+    if how.fold and seen:
+        _fold(layer, how, settings, seen)
+    for projection in own:
+        inputs = seen.get(projection.key)
+        if inputs is not None and inputs.count < FEWEST_TOKENS:
+            finished.rarely_used[projection.name] = inputs.count
+            inputs = None
+        parts = _round(projection, how, inputs, settings)
+        if inputs is not None:
+            found_NO = torch.cat([weight.multiply(inputs.rows_NI) for weight in parts.values()], -1)
+            exact_NO = inputs.rows_NI @ projection.weight_OI.T
+            error = (found_NO - exact_NO).square().mean() / exact_NO.square().mean().clamp(min=1e-30)
+            finished.errors[projection.name] = error.item()
+        projection.weight_OI.copy_(torch.cat([weight.dequantize() for weight in parts.values()]))
+        finished.weights |= parts
+    quantized = {projection.key[0].weight for projection in own}
+    finished.others = {
+        name: tensor for name, tensor in layer.state_dict(keep_vars=True).items() if tensor not in quantized
+    }
+    return finished
+
+
+def _restore(layer: Layer, own: list[_Projection], finished: FinishedLayer) -> None:
+    tensors = layer.state_dict(keep_vars=True)
+    for name, tensor in finished.others.items():
+        tensors[name].copy_(tensor)
+    for projection in own:
+        spans = sorted(projection.modules.items(), key=lambda item: item[1])
+        projection.weight_OI.copy_(torch.cat([finished.weights[name].dequantize() for name, _ in spans]))
 
 
 def _round(

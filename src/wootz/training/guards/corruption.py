@@ -2,8 +2,8 @@
 
 Every `every` steps each rank computes the very same rows with the weights that all share: the loss, the size of the
 states, and of the loss's gradient by them. Where nothing is wrong the figures are equal; a rank that is off by more
-than `TOLERANCE` of the median is named, and the run stops. Start it again without that machine: the last good checkpoint is
-there, and fits another number of ranks.
+than `TOLERANCE` of the median is named, and the run stops. Start it again without that machine: the last good checkpoint
+is there, and fits another number of ranks.
 """
 
 from __future__ import annotations

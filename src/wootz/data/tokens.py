@@ -1,0 +1,162 @@
+"""A built corpus as token stores: one per source, and one more per source for what is held out.
+
+    OUT/tokens/SOURCE/     OUT/held_out_tokens/SOURCE/     OUT/tokenizer/ (if it was trained here)
+
+A document is what the tokenizer makes of it and then its end-of-text token, which tells the model to stop and packing
+where to cut. A control token that is spelled out in a document is text there, never a command. Documents keep their
+order, so document n of a store is the n-th of its source in ``OUT/documents``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from wootz.core.errors import ConfigError, NotFoundError
+from wootz.core.progress import SILENT, Progress
+from wootz.data.build import BuildReport
+from wootz.data.hashes import hash_text
+from wootz.data.recipe import Tokens
+from wootz.data.shards import read_all, shard_files
+from wootz.data.token_store import TokenStore, TokenStoreWriter
+from wootz.tokenization import ByteTokenizer, Tokenizer, load_tokenizer
+from wootz.tokenization.fingerprint import fingerprint
+from wootz.tokenization.train import train_tokenizer, write_tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+"""What ends a document in tokenizers that also have a token to end an answer with."""
+_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Tokens and documents of each source, and how many bytes of text a token stands for."""
+
+    tokens: dict[str, int]
+    documents: dict[str, int]
+    bytes_per_token: float
+
+
+def tokenizer_for(out: Path, tokens: Tokens) -> Tokenizer | ByteTokenizer:
+    """The one that is named, or one trained on the documents of ``out``, which is kept in ``out/tokenizer``."""
+    if tokens.tokenizer == "bytes":
+        return ByteTokenizer()
+    if tokens.tokenizer is not None:
+        return load_tokenizer(tokens.tokenizer)
+    folder = out / "tokenizer"
+    if not (folder / "tokenizer_config.json").exists():
+        texts = _texts_to_train_on(out, tokens.train_on_bytes)
+        made = train_tokenizer(
+            texts, vocab_size=tokens.vocab_size or 0, pattern=tokens.pattern, special_tokens=[END_OF_TEXT]
+        )
+        write_tokenizer(made, folder, roles={"eos_token": END_OF_TEXT})
+    return load_tokenizer(folder)
+
+
+def tokenize(out: Path, tokenizer: Tokenizer | ByteTokenizer, progress: Progress = SILENT) -> Tokenized:
+    """Stores of everything in ``out``. Stopped, it goes on; with other documents or another tokenizer it refuses."""
+    report = BuildReport.read(out)
+    if report is None or not report.finished:
+        raise ConfigError(f"{out}: holds no finished corpus", hint="run `wootz data build` to its end first")
+    progress.set_total(report.steps[-1].after.documents)
+    sources = {source["name"]: source for source in report.recipe["sources"]}
+    count, documents = dict[str, int](), dict[str, int]()
+    num_bytes = 0
+    for part, name in (("documents", "tokens"), ("held_out", "held_out_tokens")):
+        writers = _Writers(out / name, tokenizer, sources)
+        documents_left = read_all(shard_files(out / part))
+        while batch := [*islice(documents_left, _AT_ONCE)]:
+            waiting = [document for document in batch if writers.wants(document.source)]
+            for document, ids in zip(waiting, encode(tokenizer, [d.text for d in waiting]), strict=True):
+                writers.add(document.source, ids)
+            num_bytes += sum(len(document.text.encode()) for document in batch)
+            progress.advance(len(batch))
+        writers.close()
+        for source, store in open_stores(out / name).items():
+            count[source] = count.get(source, 0) + store.num_tokens
+            documents[source] = documents.get(source, 0) + store.num_documents
+    return Tokenized(count, documents, num_bytes / max(1, sum(count.values())))
+
+
+def open_stores(folder: Path | str, *, verify: bool = False) -> dict[str, TokenStore]:
+    """All stores of a folder such as ``OUT/tokens``, by source. Raises as `TokenStore.open` does."""
+    folder = Path(folder)
+    found = sorted(path for path in folder.glob("*") if (path / "index.json").exists())
+    return {path.name: TokenStore.open(path, verify=verify) for path in found}
+
+
+def weights_of(out: Path, stores: dict[str, TokenStore]) -> dict[str, float]:
+    """The recipe's weights for these stores. Sources that a language step made of one share its weight by their
+    size."""
+    report = BuildReport.read(out)
+    if report is None:
+        raise NotFoundError(f"{out}: holds no report of a build")
+    weights = {source["name"]: source["weight"] for source in report.recipe["sources"]}
+    origin = {name: name if name in weights else name.rpartition(".")[0] for name in stores}
+    size = {name: sum(stores[n].num_tokens for n in stores if origin[n] == name) for name in origin.values()}
+    return {name: weights[origin[name]] * store.num_tokens / size[origin[name]] for name, store in stores.items()}
+
+
+def encode(tokenizer: Tokenizer | ByteTokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text as a document, its end included."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return [tokenizer.encode(text) for text in texts]
+    end = end_of_text(tokenizer)
+    spelled = [tokenizer.token_bytes(id).decode() for id in tokenizer.control_ids]
+    encoded = tokenizer.encode_batch(texts)
+    for place, text in enumerate(texts):
+        if any(token in text for token in spelled):
+            encoded[place] = tokenizer.encode(text, control="text")
+    return [ids if ids[-1:] == [end] else [*ids, end] for ids in encoded]
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """Raises `ConfigError` for a tokenizer without such a token."""
+    named = (tokenizer.token_to_id(spelling) for spelling in _ENDS)
+    found = next((id for id in named if id is not None), min(tokenizer.eos_token_ids, default=None))
+    if found is None:
+        raise ConfigError("the tokenizer has no token that ends a text", hint=f"add {END_OF_TEXT} to it")
+    return found
+
+
+class _Writers:
+    """A store for each source, made when its first document comes; those that it holds already are passed over."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer | ByteTokenizer, about: dict[str, Any]) -> None:
+        made_by = {"vocabulary": "bytes"} if isinstance(tokenizer, ByteTokenizer) else fingerprint(tokenizer)
+        self._open: Callable[[str], TokenStoreWriter] = lambda source: TokenStoreWriter(
+            folder / source,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=made_by,
+            about=about.get(source) or about.get(source.rpartition(".")[0], {}),
+        )
+        self._writers: dict[str, TokenStoreWriter] = {}
+        self._left_to_pass: dict[str, int] = {}
+
+    def wants(self, source: str) -> bool:
+        if source not in self._writers:
+            self._writers[source] = self._open(source)
+            self._left_to_pass[source] = self._writers[source].num_documents
+        self._left_to_pass[source] -= 1
+        return self._left_to_pass[source] < 0
+
+    def add(self, source: str, ids: list[int]) -> None:
+        self._writers[source].add(ids)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _texts_to_train_on(out: Path, most_bytes: int) -> Iterator[str]:
+    """The whole corpus, or documents by lot where it is larger."""
+    report = BuildReport.read(out)
+    size = report.steps[-1].after.bytes if report else 0
+    limit = int(min(1.0, most_bytes / max(1, size)) * (2**64 - 1))
+    for document in read_all(shard_files(out / "documents")):
+        if hash_text(f"tokenizer {document.id}") <= limit:
+            yield document.text

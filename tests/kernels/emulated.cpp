@@ -1,0 +1,144 @@
+// One build of the CPU kernels as a program that computes what it is told on stdin: what an emulator of another
+// processor runs (`emulation.py`). Every message is numbers (doubles, which hold any address), the memory that the call
+// reads or writes, and after the call that memory comes back. Addresses are those of the other process.
+
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels.h"
+
+namespace wootz::WOOTZ_ISA { extern const Kernels kernels; }
+using namespace wootz;
+using WOOTZ_ISA::kernels;
+
+struct Region {
+    long address, size;
+    char* copy;  // aligned as the original is
+};
+
+static std::vector<Region> regions;
+static std::vector<double> numbers;
+static size_t at;
+
+static void take(void* to, size_t size) {
+    if (fread(to, 1, size, stdin) != size) exit(size == 0);
+}
+
+static long whole() { return long(numbers.at(at++)); }
+
+template <class T>
+static T* memory() {
+    const long address = whole();
+    for (const Region& region : regions)
+        if (region.address <= address && address < region.address + region.size)
+            return (T*)(region.copy + (address - region.address));
+    if (address != 0) fprintf(stderr, "no memory for %lx\n", address), abort();
+    return nullptr;
+}
+
+static PackedMatrix matrix() {
+    PackedMatrix m;
+    m.format = whole(), m.data = memory<uint8_t>(), m.rows = whole(), m.columns = whole(), m.bias = memory<float>();
+    return m;
+}
+
+static Norm norm() {
+    Norm n;
+    n.weight = memory<float>(), n.eps = numbers.at(at++);
+    return n;
+}
+
+static CacheView cache() {
+    CacheView c;
+    c.data = memory<void>(), c.block_size = whole(), c.kv_heads = whole(), c.head_dim = whole(), c.is_half = whole();
+    return c;
+}
+
+static std::vector<Chunk> chunks() {
+    std::vector<Chunk> all(whole());
+    for (Chunk& c : all) c.row = whole(), c.tokens = whole(), c.start = whole(), c.table = memory<int32_t>();
+    return all;
+}
+
+static StackLayer layer() {
+    StackLayer l;
+    for (Norm* n : {&l.attention_norm, &l.attention_output_norm, &l.mlp_norm, &l.mlp_output_norm, &l.q_norm, &l.k_norm})
+        *n = norm();
+    for (PackedMatrix* m : {&l.q, &l.k, &l.v, &l.output, &l.gate, &l.up, &l.down}) *m = matrix();
+    l.cache = cache(), l.heads = whole(), l.window = whole();
+    l.angles.cos = memory<float>(), l.angles.sin = memory<float>(), l.angles.dim = whole();
+    l.scale = numbers.at(at++), l.activation = Activation(whole());
+    return l;
+}
+
+static void call() {
+    at = 0;
+    switch (whole()) {
+        case 0: {
+            const int format = whole();
+            auto weight = memory<uint8_t>();
+            auto x = memory<float>(), y = memory<float>();
+            const long rows = whole(), cols = whole(), tokens = whole();
+            return kernels.linear(format, weight, x, y, rows, cols, tokens, whole());
+        }
+        case 1: {
+            const PackedMatrix m = matrix();
+            auto x = memory<float>(), y = memory<float>();
+            const long stride = whole(), tokens = whole();
+            return kernels.packed_linear(m, x, y, stride, tokens, whole());
+        }
+        case 2: {
+            const PackedMatrix m = matrix();
+            auto rows = memory<int64_t>();
+            const long count = whole();
+            return kernels.unpacked_rows(m, rows, count, memory<float>());
+        }
+        case 3: {
+            const int format = whole();
+            auto weight = memory<uint8_t>();
+            auto out = memory<float>();
+            const long rows = whole(), cols = whole();
+            return kernels.dequantize(format, weight, out, rows, cols, whole());
+        }
+        case 4: {
+            const CacheView view = cache();
+            const auto all = chunks();
+            auto q = memory<float>(), out = memory<float>();
+            const long heads = whole();
+            const float scale = numbers.at(at++);
+            const long window = whole();
+            return kernels.attend(view, all, q, out, heads, scale, window, whole());
+        }
+        case 5: {
+            std::vector<StackLayer> layers(whole());
+            for (StackLayer& l : layers) l = layer();
+            StackStep step;
+            step.x = memory<float>(), step.tokens = whole(), step.hidden = whole(), step.chunks = chunks();
+            const Norm last = norm();
+            return kernels.stack(layers, last, step, whole());
+        }
+    }
+}
+
+int main() {
+    for (long count;;) {
+        if (fread(&count, sizeof count, 1, stdin) != 1) return 0;
+        numbers.resize(count);
+        take(numbers.data(), count * sizeof(double));
+        take(&count, sizeof count);
+        regions.resize(count);
+        for (Region& region : regions) {
+            take(&region.address, sizeof(long));
+            take(&region.size, sizeof(long));
+            region.copy = (char*)aligned_alloc(64, (region.size + 64) / 64 * 64);
+            take(region.copy, region.size);
+        }
+        call();
+        for (Region& region : regions) {
+            fwrite(region.copy, 1, region.size, stdout);
+            free(region.copy);
+        }
+        fflush(stdout);
+    }
+}

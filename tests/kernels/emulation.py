@@ -1,0 +1,177 @@
+"""Another processor's build of the kernels in place of this one's: cross-compiled, and run by an emulator.
+
+An `Emulated` has the functions of `wootz.kernels._native`. It sends each call, with the memory that the call reads or
+writes, to `emulated.cpp` under QEMU, and puts what comes back where it belongs. So every test of the kernels holds for
+a processor that is not there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+from wootz import kernels
+from wootz.kernels.packing import LAYOUTS
+
+SOURCES = Path(kernels.__file__).parent
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+FLAGS = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -fno-tree-reassoc -fopenmp -static"
+"""As in CMakeLists.txt."""
+
+BUILDS = {"neon": ("cortex-a53", ""), "dotprod": ("cortex-a76", "-march=armv8.2-a+dotprod")}
+"""The processor each is to run on, which has nothing that came later, and what the compiler has to be told."""
+
+LANES = 4
+GGUF_BLOCK_BYTES = {2: 18, 3: 20, 6: 22, 7: 24, 8: 34}
+
+Matrix = tuple[int, int, int, int, int]
+Cache = tuple[int, int, int, int, bool]
+Chunk = tuple[int, int, int, int]
+
+
+def missing() -> str | None:
+    """What this machine lacks."""
+    lacking = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
+    if not (SOURCES / "kernels.cpp").exists():
+        lacking.append("the kernels' source")
+    return f"needs {' and '.join(lacking)}" if lacking else None
+
+
+def build(instruction_set: str, folder: Path) -> Path:
+    program = folder / instruction_set
+    defines = [f"-DWOOTZ_ISA={instruction_set}", f"-DWOOTZ_LANES={LANES}", f"-I{SOURCES}"]
+    files = [str(SOURCES / "kernels.cpp"), str(Path(__file__).with_name("emulated.cpp"))]
+    flags = FLAGS.split() + BUILDS[instruction_set][1].split()
+    subprocess.run([COMPILER, *flags, *defines, *files, "-o", str(program)], check=True)
+    return program
+
+
+class Emulated:
+    """`wootz.kernels._native` for one instruction set."""
+
+    def __init__(self, instruction_set: str, program: Path) -> None:
+        command = [EMULATOR, "-cpu", BUILDS[instruction_set][0], str(program)]
+        # One emulated thread after the other: QEMU translates each, and waiting awake costs most here.
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=1 << 20
+        )
+        outer = self
+
+        class Stack(EmulatedStack):
+            native = outer
+
+        self.Stack = Stack
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def lanes(self) -> int:
+        return LANES
+
+    def linear(self, format: int, weight: int, x: int, y: int, rows: int, cols: int, tokens: int, threads: int) -> None:
+        sizes = {
+            weight: rows * cols // 32 * GGUF_BLOCK_BYTES[format],
+            x: tokens * cols * 4,
+            y: tokens * rows * 4,
+        }
+        self.call(sizes, 0, format, weight, x, y, rows, cols, tokens, threads)
+
+    def packed_linear(self, weight: Matrix, x: int, y: int, stride: int, tokens: int, threads: int) -> None:
+        sizes = matrix_sizes(weight) | {x: tokens * weight[3] * 4, y: tokens * stride * 4}
+        self.call(sizes, 1, *weight, x, y, stride, tokens, threads)
+
+    def unpacked_rows(self, weight: Matrix, rows: int, count: int, out: int) -> None:
+        sizes = matrix_sizes(weight) | {rows: count * 8, out: count * weight[3] * 4}
+        self.call(sizes, 2, *weight, rows, count, out)
+
+    def dequantize(self, format: int, weight: int, out: int, rows: int, cols: int, threads: int) -> None:
+        sizes = {weight: rows * cols // 32 * GGUF_BLOCK_BYTES[format], out: rows * cols * 4}
+        self.call(sizes, 3, format, weight, out, rows, cols, threads)
+
+    def attend(
+        self,
+        cache: Cache,
+        chunks: list[Chunk],
+        q: int,
+        out: int,
+        heads: int,
+        scale: float,
+        window: int,
+        threads: int,
+    ) -> None:
+        rows = max(row + tokens for row, tokens, _, _ in chunks)
+        row_bytes = heads * cache[3] * 4
+        sizes = chunk_sizes(cache, chunks) | {q: rows * row_bytes, out: rows * row_bytes}
+        self.call(sizes, 4, *cache, *flat(chunks), q, out, heads, scale, window, threads)
+
+    def call(self, sizes: dict[int, int], *numbers: float) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        send, receive = self.process.stdin, self.process.stdout
+        sizes = {address: size for address, size in sizes.items() if address and size}
+        send.write(struct.pack(f"<q{len(numbers)}dq", len(numbers), *numbers, len(sizes)))
+        for address, size in sizes.items():
+            send.write(struct.pack("<qq", address, size))
+            send.write(ctypes.string_at(address, size))
+        send.flush()
+        for address, size in sizes.items():
+            ctypes.memmove(address, receive.read(size), size)
+
+
+class EmulatedStack:
+    native: Emulated
+
+    def __init__(self) -> None:
+        self.layers: list[tuple] = []
+
+    def add(self, *layer) -> None:
+        self.layers.append(layer)
+
+    def run(
+        self,
+        x: int,
+        tokens: int,
+        hidden: int,
+        chunks: list[Chunk],
+        last_norm: tuple[int, float],
+        threads: int,
+    ) -> None:
+        sizes = {x: tokens * hidden * 4, last_norm[0]: hidden * 4}
+        numbers: list[float] = [len(self.layers)]
+        positions = max(start + tokens for _, tokens, start, _ in chunks)
+        for norms, matrices, cache, heads, window, (cos, sin, dim), scale, activation in self.layers:
+            for i, norm in enumerate(norms):
+                sizes[norm[0]] = (hidden if i < 4 else cache[3]) * 4
+                numbers += norm
+            for weight in matrices:
+                sizes |= matrix_sizes(weight)
+                numbers += weight
+            sizes |= chunk_sizes(cache, chunks) | {cos: positions * dim * 4, sin: positions * dim * 4}
+            numbers += [*cache, heads, window, cos, sin, dim, scale, activation]
+        self.native.call(sizes, 5, *numbers, x, tokens, hidden, *flat(chunks), *last_norm, threads)
+
+
+def matrix_sizes(weight: Matrix) -> dict[int, int]:
+    number, data, rows, columns, bias = weight
+    layout = next(layout for layout in LAYOUTS.values() if layout.number == number)
+    return {data: rows // LANES * (columns // 32) * layout.block_bytes(LANES), bias: rows * 4}
+
+
+def chunk_sizes(cache: Cache, chunks: list[Chunk]) -> dict[int, int]:
+    """Of the tables, and of the cache up to the last block that they name."""
+    data, block_size, num_heads, head_dim, is_half = cache
+    sizes, last = {}, 0
+    for _, tokens, start, table in chunks:
+        sizes[table] = -(-(start + tokens) // block_size) * 4
+        last = max(last, *struct.unpack(f"<{sizes[table] // 4}i", ctypes.string_at(table, sizes[table])))
+    sizes[data] = (last + 1) * block_size * 2 * num_heads * head_dim * (2 if is_half else 4)
+    return sizes
+
+
+def flat(chunks: list[Chunk]) -> list[int]:
+    return [len(chunks), *(number for chunk in chunks for number in chunk)]
