@@ -1,9 +1,9 @@
 """`CorruptionGuard`: ranks that should agree are compared, since hardware that computes wrongly says nothing.
 
 Every `every` steps each rank computes the very same rows with the weights that all share: the loss, the size of the
-states, and of the loss's gradient by them. Where nothing is wrong the figures are equal; a rank that is off by more
-than `TOLERANCE` of the median is named, and the run stops. Start it again without that machine: the last good checkpoint
-is there, and fits another number of ranks.
+states, and of the loss's gradient by them. Where nothing is wrong the figures are equal; a rank off by more than
+`TOLERANCE` of the median is named, and the run stops. Start it again without that machine: the last good checkpoint is
+there, and fits another number of ranks.
 """
 
 from __future__ import annotations
