@@ -89,8 +89,9 @@ def main() -> None:
     found: dict[str, list[dict]] = {"wootz": [], "transformers": []}
     for _ in range(options.rounds):
         for name, results in found.items():
-            command = [sys.executable, __file__, "--only", name, "--steps", str(options.steps)]
+            command = [sys.executable, "-P", __file__, "--only", name, "--steps", str(options.steps)]
             command += ["--rows", str(options.rows), "--threads", str(options.threads)]
+            # -P: beside this file lie others whose names are those of packages
             answer = subprocess.run(command, capture_output=True, text=True, check=True)
             results.append(json.loads(answer.stdout.splitlines()[-1]))
     num_parameters = 8192 * 256 + 8 * (4 * 256 * 256 + 3 * 256 * 768)
