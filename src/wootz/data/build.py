@@ -17,9 +17,9 @@ import json
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -99,9 +99,16 @@ class BuildReport:
             file.write(json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
 
 
-def build(recipe: DataRecipe, out: Path, *, workers: int = 1, progress: Progress = SILENT) -> BuildReport:
-    """Carry out the steps; `tokens.tokenize` makes stores of the result. Raises `ConfigError` when ``out`` was begun
-    with another recipe."""
+Mapper = Callable[..., Iterable[Any]]
+"""As `map`: a function, and sequences of its arguments. Results come in order, and are asked for all at once."""
+
+
+def build(
+    recipe: DataRecipe, out: Path, *, workers: int = 1, mapper: Mapper | None = None, progress: Progress = SILENT
+) -> BuildReport:
+    """Carry out the steps; `tokens.tokenize` makes stores of the result. Shards are worked on by ``workers`` processes,
+    or wherever ``mapper`` runs them (`on_ray.ray_map`), which must see the same files. Raises `ConfigError` when
+    ``out`` was begun with another recipe."""
     settings = json.loads(json.dumps(recipe.settings()))
     report = BuildReport.read(out) or BuildReport(settings)
     if report.recipe != settings:
@@ -113,11 +120,12 @@ def build(recipe: DataRecipe, out: Path, *, workers: int = 1, progress: Progress
     if not report.steps:
         report.steps.append(_read(recipe, folders[0], report, progress))
         report.write(out)
-    with _pool(min(workers, len(shard_files(folders[len(report.steps) - 1])))) as pool:
+    workers = min(workers, len(shard_files(folders[len(report.steps) - 1])))
+    with nullcontext(mapper) if mapper else _mapper(workers) as mapper:
         for number, planned in enumerate(recipe.steps, 1):
             if number < len(report.steps):
                 continue
-            report.steps.append(_Run(planned, folders[number - 1], folders[number], out, pool, progress).run())
+            report.steps.append(_Run(planned, folders[number - 1], folders[number], out, mapper, progress).run())
             report.write(out)
             shutil.rmtree(folders[number - 1])
     _finish(recipe, folders[-1], out, report)
@@ -157,7 +165,7 @@ class _Run:
     before: Path
     after: Path
     out: Path
-    pool: ProcessPoolExecutor | None
+    mapper: Mapper
     progress: Progress
 
     def run(self) -> StepReport:
@@ -191,7 +199,7 @@ class _Run:
 
     def _all(self, function: Any, *arguments: Sequence[Any]) -> list[Any]:
         results = []
-        for result in (self.pool.map if self.pool else map)(function, *arguments):
+        for result in self.mapper(function, *arguments):
             results.append(result)
             self.progress.advance()
         return results
@@ -302,10 +310,10 @@ def _save(file: Path, array: NDArray[Any]) -> None:
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes of their own, since most of the work is Python. None for one: the caller's does it."""
+def _mapper(workers: int) -> Iterator[Mapper]:
+    """Processes of their own, since most of the work is Python; for one, the caller's does it."""
     if workers <= 1:
-        yield None
+        yield map
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        yield pool
+        yield pool.map
