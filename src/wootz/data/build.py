@@ -27,8 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wootz.core.atomic import atomic_file
@@ -37,7 +35,15 @@ from wootz.core.progress import SILENT, Progress
 from wootz.data.documents import Damage, Document, read_documents
 from wootz.data.hashes import hash_text
 from wootz.data.recipe import DataRecipe, PlannedStep
-from wootz.data.shards import batches_of, read_all, read_shard, shard_files, write_shard
+from wootz.data.shards import (
+    batches_of,
+    read_all,
+    read_dropped,
+    read_shard,
+    shard_files,
+    write_dropped,
+    write_shard,
+)
 from wootz.data.steps import Dropped
 
 EXAMPLES = 3
@@ -182,7 +188,7 @@ class _Run:
             decisions = [*self._decide(sketches)]
         reports = self._all(partial(_apply, self.planned, self.after, dropped), files, decisions)
         total = _sum(step.kind, reports)
-        total.notes = step.notes(_details(dropped))
+        total.notes = step.notes(read_dropped(dropped))
         total.seconds = time.monotonic() - began
         for left in (*self.after.glob("*.npy"), *self.after.glob("*.json")):
             left.unlink()
@@ -228,7 +234,7 @@ def _apply(planned: PlannedStep, after: Path, dropped: Path, file: Path, decisio
         gone.append(outcome) if isinstance(outcome, Dropped) else kept.append(outcome)
     report = _counted(planned.step.kind, documents, kept, gone)
     write_shard(after / file.name, kept)
-    _write_dropped(dropped / file.name, gone)
+    write_dropped(dropped / file.name, gone)
     with atomic_file(counted) as target:
         target.write(json.dumps(asdict(report)).encode())
     return report
@@ -263,25 +269,6 @@ def _sum(kind: str, reports: Sequence[StepReport]) -> StepReport:
             known += examples[: EXAMPLES - len(known)]
     total.sources, total.reasons = dict(sources), dict(reasons.most_common())
     return total
-
-
-_DROPPED = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-
-
-def _write_dropped(file: Path, gone: Sequence[Dropped]) -> None:
-    rows = [
-        {"id": d.document.id, "source": d.document.source, "reason": d.reason, "detail": json.dumps(d.detail)}
-        for d in gone
-    ]
-    with atomic_file(file) as target:
-        pq.write_table(pa.Table.from_pylist(rows, _DROPPED), target)
-
-
-def _details(folder: Path) -> Iterator[tuple[str, Any]]:
-    for file in shard_files(folder):
-        table = pq.read_table(file, columns=["reason", "detail"])
-        for reason, detail in zip(table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True):
-            yield reason, json.loads(detail)
 
 
 def _finish(recipe: DataRecipe, last: Path, out: Path, report: BuildReport) -> None:
