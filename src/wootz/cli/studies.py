@@ -315,7 +315,7 @@ def collapse(
     except ValueError:
         raise typer.BadParameter(f'"{human}" is not a list of shares such as 0,0.5') from None
     study = collapse_study(generations=generations, human=shares, learner=learner)  # type: ignore[arg-type]
-    _run([study], seeds, out, threads, as_json)
+    run_studies([study], seeds, out, threads, as_json)
 
 
 COMMANDS = {

@@ -68,10 +68,7 @@ def check_agreement(figures: tuple[float, ...], tolerance: float) -> None:
 def disagreeing(everyones: list[tuple[float, ...]], tolerance: float) -> dict[int, float]:
     """Ranks by how far, relative to the median, their worst figure is off; of two that differ nobody can say which is
     wrong, and both are named. A figure that is not a number is infinitely off."""
-    middle = [
-        median(values) if all(value == value for value in values) else values[0]
-        for values in zip(*everyones, strict=True)
-    ]
+    middle = [median(values) if all(value == value for value in values) else values[0] for values in zip(*everyones, strict=True)]
     off = {
         number: max(
             float("inf") if value != value else abs(value - centre) / max(abs(centre), 1e-12)

@@ -45,9 +45,7 @@ class HealthMonitor(Callback):
 
     def before_update(self, trainer: Trainer, step: Step) -> str | None:
         if self._looks(step):
-            self._norms = {
-                part: norm(p.grad for p in group if p.grad is not None) for part, group in _parts(trainer.model)
-            }
+            self._norms = {part: norm(p.grad for p in group if p.grad is not None) for part, group in _parts(trainer.model)}
             self._before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
         return None
 
@@ -94,13 +92,9 @@ class HealthMonitor(Callback):
         if fast := {part: ratio for part, ratio in figures["update_ratio"].items() if ratio > 0.1}:
             found.append(f"updates too large: {_worst(fast)} of the weight in one step; lower the learning rate")
         self.first_activations = self.first_activations or figures["activations"]
-        growth = [
-            now / max(then, 1e-12) for now, then in zip(figures["activations"], self.first_activations, strict=True)
-        ]
+        growth = [now / max(then, 1e-12) for now, then in zip(figures["activations"], self.first_activations, strict=True)]
         if max(growth) > 10:
-            found.append(
-                f"activations grow: layer {growth.index(max(growth))} is {max(growth):.0f} times its first size"
-            )
+            found.append(f"activations grow: layer {growth.index(max(growth))} is {max(growth):.0f} times its first size")
         if figures["attention_entropy"] and min(figures["attention_entropy"]) < 0.02:
             layer = figures["attention_entropy"].index(min(figures["attention_entropy"]))
             found.append(f"attention collapsed: layer {layer} looks at single tokens; normalise queries and keys")
@@ -114,9 +108,7 @@ class HealthMonitor(Callback):
             if len(last) == 4 and all(later > 1.3 * sooner for sooner, later in zip(last, last[1:], strict=False)):
                 found.append(f"gradients of {part} grow: {last[0]:.2g} to {last[-1]:.2g} over the last looks")
         if self._made >= 200 and abs(figures["loss"] - math.log(self.vocab_size)) < 0.05 * math.log(self.vocab_size):
-            found.append(
-                f"nothing is learned: the loss is {figures['loss']:.2f}, and log V is {math.log(self.vocab_size):.2f}"
-            )
+            found.append(f"nothing is learned: the loss is {figures['loss']:.2f}, and log V is {math.log(self.vocab_size):.2f}")
         return found
 
     def _looks(self, step: Step) -> bool:
