@@ -126,6 +126,8 @@ def _oscillates(steps: Sequence[Record]) -> _Symptom:
     losses = _losses(steps)
     later = [value for value in losses[len(losses) // 2 :] if math.isfinite(value)]
     half = len(later) // 2
+    if half < 2:
+        return None
     fall, spread = fmean(later[:half]) - fmean(later[half:]), pstdev(later)
     turns = [right - left for left, right in pairwise(later)]
     alternating = sum(one * other < 0 for one, other in pairwise(turns)) / max(1, len(turns) - 1)
@@ -145,6 +147,8 @@ def _slow(steps: Sequence[Record]) -> _Symptom:
             f"updates are {median(ratios):.1e} of the weights; below {HEALTHY_RATIO[0]:g} hardly anything moves",
         )
     losses = [value for value in _losses(steps) if math.isfinite(value)]
+    if len(losses) < len(steps):
+        return None
     start, end = median(losses[:5]), median(losses[-10:])
     if 0 <= start - end < 0.02 * abs(start):
         return "slow", f"the loss went from {start:.4g} to {end:.4g} in {len(losses)} steps"
