@@ -301,3 +301,19 @@ def test_each_line_is_kept_once(texts: list[str]) -> None:
             assert not "\n".join(kept).strip()
         else:
             assert outcome.text == "\n".join(kept)
+
+
+@pytest.mark.slow
+def test_as_ray_data_transforms_it_gives_the_same(recipe: DataRecipe, built: Path, tmp_path: Path) -> None:
+    """On a local Ray cluster with two workers."""
+    import ray
+
+    from wootz.data.on_ray import ray_map
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        report = build(recipe, tmp_path, mapper=ray_map)
+    finally:
+        ray.shutdown()
+    assert contents(tmp_path) == contents(built)
+    assert [step.reasons for step in report.steps] == [step.reasons for step in build(recipe, built).steps]

@@ -68,7 +68,7 @@ def test_online_mixing_is_the_published_bandit_and_resumes() -> None:
 
 @pytest.mark.parametrize(("method", "preferred"), [("doremi", "constant"), ("online", "noise")])
 def test_tiny_models_find_mixtures(tmp_path: Path, method: str, preferred: str) -> None:
-    """Constant text can be learned and noise can't: DoReMi reads what the proxy is behind in, the bandit what is bad."""
+    """Constant text can be learned, noise can't: DoReMi reads what the proxy is behind in, the bandit what is bad."""
     random = np.random.default_rng(0)
     stores = {
         name: write_store(tmp_path / name, documents, vocab_size=32, tokens_per_shard=9999)

@@ -16,11 +16,14 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from wootz.core import ConfigError
+from wootz.data.batch import Batch
 from wootz.models import Decoder, read_config
+from wootz.training.cross_entropy import sliced_language_loss
 from wootz.training.fit import language_loss
-from wootz.training.parallel import Layout, Mesh, parallelize, take_apart
+from wootz.training.parallel import Layout, Mesh, ParallelTrainer, parallelize, take_apart
 from wootz.training.parallel.sharding import shard
 from wootz.training.parallel.state import load_sharded, load_whole, save_sharded
+from wootz.training.trainer import Trainer, TrainerConfig
 
 WIDE = {"dense": DENSE, "experts": EXPERTS}
 WRITERS = {"dense": Layout(pipeline=2), "experts": Layout(shard=2, expert=2)}
@@ -57,6 +60,12 @@ def one_rank(rank: int, folder: Path) -> None:
         for number, layout in enumerate(READERS[name]):
             found[f"{name} {number}"] = steps(layout, raw, 2, read=folder / name)
 
+    # The trainer's own loop.
+    for axis in ("shard", "tensor", "pipeline", "context"):
+        parallel = parallelize(build(DENSE), Layout(**{axis: 2}), sliced_language_loss)
+        source = SameBatch(share_of(global_batch(), parallel.mesh.reader, parallel.mesh.layout.num_readers))
+        found[f"trainer, {axis}"] = trained(ParallelTrainer(parallel, optimizer_of(parallel.model), *rest(source)))
+
     # Two micro-batches on each rank, as one.
     batch = share_of(global_batch(), rank, 2)
     halves = [share_of_rows(batch, rows) for rows in (slice(0, 2), slice(2, 4))]
@@ -72,6 +81,28 @@ def one_rank(rank: int, folder: Path) -> None:
     found["kept in"] = sorted({str(p.dtype) for p in parallel.model.parameters()})
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+
+
+class SameBatch:
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __next__(self) -> Batch:
+        return self.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def rest(source: SameBatch) -> tuple[Any, SameBatch, TrainerConfig]:
+    return lambda step: 1 / (1 + step), source, TrainerConfig(steps=3, max_grad_norm=0.5)
+
+
+def trained(trainer: Trainer) -> list[list[float]]:
+    steps = [trainer.make_step() for _ in range(3)]
+    return [[step.loss, step.grad_norm, step.num_tokens] for step in steps]
 
 
 def share_of_rows(batch: Any, rows: slice) -> Any:
@@ -138,6 +169,15 @@ def test_another_layout_goes_on_from_a_checkpoint(folder: Path, ranks: list[dict
             losses[2], abs=1e-4
         )
         assert dict(model.named_parameters()).keys() == dict(build(raw).named_parameters()).keys()
+
+
+def test_the_trainers_loop_is_that_of_one_process(ranks: list[dict[str, Any]]) -> None:
+    model = build(DENSE)
+    alone = trained(Trainer(model, optimizer_of(model), *rest(SameBatch(global_batch()))))
+    for found in ranks:
+        for axis in ("shard", "tensor", "pipeline", "context"):
+            for ours, theirs in zip(found[f"trainer, {axis}"], alone, strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-4), axis
 
 
 def test_micro_batches_add_up(ranks: list[dict[str, Any]]) -> None:

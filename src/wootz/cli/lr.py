@@ -190,8 +190,8 @@ def sharpness(
 ) -> None:
     """lambda_max of the Hessian beside its ceiling 2 / rate, while a small model learns one batch by heart.
 
-    Sharpness rises until it meets the ceiling, and stays there: the edge of stability. Under adamw, both are those of the
-    preconditioned Hessian.
+    Sharpness rises until it meets the ceiling, and stays there: the edge of stability. Under adamw, both are those of
+    the preconditioned Hessian.
 
     Example:
       [bold]wootz lr sharpness --lr 0.5 --steps 400 --plot edge.png[/bold]

@@ -1,4 +1,4 @@
-"""`wootz optim`: look at optimisers. What they cost, how they behave on problems one can see through, which one learns best."""
+"""`wootz optim`: optimisers. What they cost, how they behave on problems one sees through, which learns best."""
 
 from __future__ import annotations
 

@@ -294,6 +294,30 @@ def swap(
     run_studies([study], seeds, out, threads, as_json)
 
 
+def collapse(
+    generations: Annotated[int, typer.Option(min=1, help="How often a model learns from the one before.")] = 8,
+    human: Annotated[str, typer.Option(help="Shares of new human text in each diet.")] = "0,0.5",
+    learner: Annotated[
+        str, typer.Option(help="counts (exact frequencies) or model (a small language model).")
+    ] = "counts",
+    seeds: Seeds = 3,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Models that learn from what models wrote: what is left of rare words, with and without human text?"""
+    from wootz.training.studies.collapse import collapse_study
+
+    if learner not in ("counts", "model"):
+        raise typer.BadParameter(f'"{learner}" is neither counts nor model')
+    try:
+        shares = tuple(float(share) for share in human.split(","))
+    except ValueError:
+        raise typer.BadParameter(f'"{human}" is not a list of shares such as 0,0.5') from None
+    study = collapse_study(generations=generations, human=shares, learner=learner)  # type: ignore[arg-type]
+    run_studies([study], seeds, out, threads, as_json)
+
+
 COMMANDS = {
     "recall": recall,
     "memory": memory,
@@ -309,6 +333,7 @@ COMMANDS = {
     "capacity": capacity,
     "expansion": expansion,
     "swap": swap,
+    "collapse": collapse,
 }
 
 

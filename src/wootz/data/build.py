@@ -17,9 +17,9 @@ import json
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -27,8 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wootz.core.atomic import atomic_file
@@ -37,7 +35,15 @@ from wootz.core.progress import SILENT, Progress
 from wootz.data.documents import Damage, Document, read_documents
 from wootz.data.hashes import hash_text
 from wootz.data.recipe import DataRecipe, PlannedStep
-from wootz.data.shards import batches_of, read_all, read_shard, shard_files, write_shard
+from wootz.data.shards import (
+    batches_of,
+    read_all,
+    read_dropped,
+    read_shard,
+    shard_files,
+    write_dropped,
+    write_shard,
+)
 from wootz.data.steps import Dropped
 
 EXAMPLES = 3
@@ -99,9 +105,16 @@ class BuildReport:
             file.write(json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
 
 
-def build(recipe: DataRecipe, out: Path, *, workers: int = 1, progress: Progress = SILENT) -> BuildReport:
-    """Carry out the steps; `tokens.tokenize` makes stores of the result. Raises `ConfigError` when ``out`` was begun
-    with another recipe."""
+Mapper = Callable[..., Iterable[Any]]
+"""As `map`: a function, and sequences of its arguments. Results come in order, and are asked for all at once."""
+
+
+def build(
+    recipe: DataRecipe, out: Path, *, workers: int = 1, mapper: Mapper | None = None, progress: Progress = SILENT
+) -> BuildReport:
+    """Carry out the steps; `tokens.tokenize` makes stores of the result. Shards are worked on by ``workers`` processes,
+    or wherever ``mapper`` runs them (`on_ray.ray_map`), which must see the same files. Raises `ConfigError` when
+    ``out`` was begun with another recipe."""
     settings = json.loads(json.dumps(recipe.settings()))
     report = BuildReport.read(out) or BuildReport(settings)
     if report.recipe != settings:
@@ -113,11 +126,12 @@ def build(recipe: DataRecipe, out: Path, *, workers: int = 1, progress: Progress
     if not report.steps:
         report.steps.append(_read(recipe, folders[0], report, progress))
         report.write(out)
-    with _pool(min(workers, len(shard_files(folders[len(report.steps) - 1])))) as pool:
+    workers = min(workers, len(shard_files(folders[len(report.steps) - 1])))
+    with nullcontext(mapper) if mapper else _mapper(workers) as mapper:
         for number, planned in enumerate(recipe.steps, 1):
             if number < len(report.steps):
                 continue
-            report.steps.append(_Run(planned, folders[number - 1], folders[number], out, pool, progress).run())
+            report.steps.append(_Run(planned, folders[number - 1], folders[number], out, mapper, progress).run())
             report.write(out)
             shutil.rmtree(folders[number - 1])
     _finish(recipe, folders[-1], out, report)
@@ -157,7 +171,7 @@ class _Run:
     before: Path
     after: Path
     out: Path
-    pool: ProcessPoolExecutor | None
+    mapper: Mapper
     progress: Progress
 
     def run(self) -> StepReport:
@@ -174,7 +188,7 @@ class _Run:
             decisions = [*self._decide(sketches)]
         reports = self._all(partial(_apply, self.planned, self.after, dropped), files, decisions)
         total = _sum(step.kind, reports)
-        total.notes = step.notes(_details(dropped))
+        total.notes = step.notes(read_dropped(dropped))
         total.seconds = time.monotonic() - began
         for left in (*self.after.glob("*.npy"), *self.after.glob("*.json")):
             left.unlink()
@@ -191,7 +205,7 @@ class _Run:
 
     def _all(self, function: Any, *arguments: Sequence[Any]) -> list[Any]:
         results = []
-        for result in (self.pool.map if self.pool else map)(function, *arguments):
+        for result in self.mapper(function, *arguments):
             results.append(result)
             self.progress.advance()
         return results
@@ -220,7 +234,7 @@ def _apply(planned: PlannedStep, after: Path, dropped: Path, file: Path, decisio
         gone.append(outcome) if isinstance(outcome, Dropped) else kept.append(outcome)
     report = _counted(planned.step.kind, documents, kept, gone)
     write_shard(after / file.name, kept)
-    _write_dropped(dropped / file.name, gone)
+    write_dropped(dropped / file.name, gone)
     with atomic_file(counted) as target:
         target.write(json.dumps(asdict(report)).encode())
     return report
@@ -257,25 +271,6 @@ def _sum(kind: str, reports: Sequence[StepReport]) -> StepReport:
     return total
 
 
-_DROPPED = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-
-
-def _write_dropped(file: Path, gone: Sequence[Dropped]) -> None:
-    rows = [
-        {"id": d.document.id, "source": d.document.source, "reason": d.reason, "detail": json.dumps(d.detail)}
-        for d in gone
-    ]
-    with atomic_file(file) as target:
-        pq.write_table(pa.Table.from_pylist(rows, _DROPPED), target)
-
-
-def _details(folder: Path) -> Iterator[tuple[str, Any]]:
-    for file in shard_files(folder):
-        table = pq.read_table(file, columns=["reason", "detail"])
-        for reason, detail in zip(table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True):
-            yield reason, json.loads(detail)
-
-
 def _finish(recipe: DataRecipe, last: Path, out: Path, report: BuildReport) -> None:
     """The last step's shards become the result, less what is held out. A document is held out by its text alone, so
     that it stays so when the corpus grows."""
@@ -302,10 +297,10 @@ def _save(file: Path, array: NDArray[Any]) -> None:
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes of their own, since most of the work is Python. None for one: the caller's does it."""
+def _mapper(workers: int) -> Iterator[Mapper]:
+    """Processes of their own, since most of the work is Python; for one, the caller's does it."""
     if workers <= 1:
-        yield None
+        yield map
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-        yield pool
+        yield pool.map

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
+
+from wootz.core.errors import MissingExtraError
+
+try:
+    import xxhash
+except ImportError:
+    raise MissingExtraError("data", "train", "xxhash") from None
 
 _AT_ONCE = 1 << 26
 

@@ -84,9 +84,11 @@ class MinHash:
 
     def band_hashes(self, texts: Sequence[str]) -> NDArray[np.uint64]:
         """``(documents, num)``: one number for each band of each document. An empty document is like no other."""
-        sets = shingles(texts, self.ngram)
-        rows = self.signatures(sets).astype(np.uint64).reshape(len(texts), self.bands.num, self.bands.rows)
-        hashes = np.full((len(texts), self.bands.num), np.uint64(key_of("band")))
+        return self.band_hashes_of(shingles(texts, self.ngram))
+
+    def band_hashes_of(self, sets: Shingles) -> NDArray[np.uint64]:
+        rows = self.signatures(sets).astype(np.uint64).reshape(len(sets), self.bands.num, self.bands.rows)
+        hashes = np.full((len(sets), self.bands.num), np.uint64(key_of("band")))
         for row in range(self.bands.rows):
             hashes = mixed(hashes ^ (rows[:, :, row] + np.uint64(row << 32)))
         empty = np.diff(sets.offsets) == 0

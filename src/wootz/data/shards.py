@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from wootz.core.atomic import atomic_file
-from wootz.core.errors import ModelFileError
+from wootz.core.errors import MissingExtraError, ModelFileError
 from wootz.data.documents import Document
+from wootz.data.steps import Dropped
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError:
+    raise MissingExtraError("data", "train", "pyarrow") from None
 
 CHARACTERS = 16_000_000
 """In one shard, about; what a process holds at a time."""
@@ -69,3 +74,24 @@ def batches_of(documents: Iterable[Document], characters: int = CHARACTERS) -> I
             batch, size = [], 0
     if batch:
         yield batch
+
+
+DROPPED = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+def write_dropped(file: Path, gone: Sequence[Dropped]) -> None:
+    """Which documents of a shard a step took out and why, without their text."""
+    rows = [
+        {"id": d.document.id, "source": d.document.source, "reason": d.reason, "detail": json.dumps(d.detail)}
+        for d in gone
+    ]
+    with atomic_file(file) as target:
+        pq.write_table(pa.Table.from_pylist(rows, DROPPED), target)
+
+
+def read_dropped(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Reason and detail of every document that a step took out."""
+    for file in shard_files(folder):
+        table = pq.read_table(file, columns=["reason", "detail"])
+        for reason, detail in zip(table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True):
+            yield reason, json.loads(detail)

@@ -47,7 +47,7 @@ class SpikeDetector:
     """Tells a gradient norm (or loss) that stands out of its recent past: more than ``threshold`` deviations above the
     running mean of its logarithm. Spikes do not enter the mean. The first ``patience`` values only teach."""
 
-    threshold: float = 4.0
+    threshold: float = 6.0
     memory: float = 0.98
     patience: int = 20
     smallest_deviation: float = 0.1

@@ -24,6 +24,9 @@ from wootz.training.optimizers import set_rate
 SAFE = (0.3, 1.0)
 """Of the edge: where to look for the peak."""
 
+NEAR = 0.1
+"""Of the whole descent."""
+
 
 @dataclass(frozen=True)
 class RangeTest:
@@ -36,7 +39,7 @@ class RangeTest:
     steepest: float | None
     """Where the loss fell fastest per decade of rate."""
     edge: float | None
-    """The rate of the lowest loss: from there on it rises."""
+    """The last rate at which the loss was still near its lowest (`NEAR`): beyond, it leaves for good."""
     blown_up: bool
     """False: the test ended at its highest rate, so the edge may lie beyond."""
 
@@ -86,12 +89,10 @@ def range_test(
             if max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
             optimizer.step()
-    return _read(rates, losses, smoothed, memory=round(1 / (1 - smoothing)), ended_early=len(rates) < steps)
+    return _read(rates, losses, smoothed, ended_early=len(rates) < steps)
 
 
-def _read(
-    rates: list[float], losses: list[float], smoothed: list[float], *, memory: int, ended_early: bool
-) -> RangeTest:
+def _read(rates: list[float], losses: list[float], smoothed: list[float], *, ended_early: bool) -> RangeTest:
     finite = [value for value in smoothed if math.isfinite(value)]
     if not finite or min(finite) >= finite[0]:
         return RangeTest(rates, losses, smoothed, None, None, None, ended_early)
@@ -100,8 +101,8 @@ def _read(
     starts = next(index for index in range(lowest + 1) if finite[index] <= finite[0] - 0.1 * drop)
     slopes = [finite[index - 1] - finite[index] for index in range(1, lowest + 1)]
     steepest = 1 + max(range(len(slopes)), key=slopes.__getitem__)
-    # An average of the past turns late, by up to its memory: the loss itself turned somewhere within it.
-    edge = min(range(max(0, lowest - memory), lowest + 1), key=losses.__getitem__)
+    near = finite[lowest] + NEAR * drop
+    edge = max((index for index, value in enumerate(losses) if value <= near), default=lowest)
     return RangeTest(rates, losses, smoothed, rates[starts], rates[steepest], rates[edge], ended_early)
 
 

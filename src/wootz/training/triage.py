@@ -110,17 +110,14 @@ def _diverged(steps: Sequence[Record]) -> _Symptom:
 
 
 def _spikes(steps: Sequence[Record]) -> _Symptom:
-    for name in ("grad_norm", "loss"):
-        is_spike = SpikeDetector(
-            threshold=6.0 if name == "grad_norm" else 8.0, smallest_deviation=0.1 if name == "grad_norm" else 0.03
-        )
-        spikes = [record for record in steps if record.get(name) is not None and is_spike(record[name])]
+    for name, threshold, smallest in (("grad_norm", 6.0, 0.1), ("loss", 8.0, 0.03)):
+        is_spike = SpikeDetector(threshold=threshold, smallest_deviation=smallest)
+        finite = [record for record in steps if record.get(name) is not None and math.isfinite(record[name])]
+        spikes = [record for record in finite if is_spike(record[name])]
         if spikes:
             worst = max(spikes, key=lambda record: record[name])
-            return (
-                "spikes",
-                f"{len(spikes)} of {name}, the largest {worst[name]:.3g} at step {worst.get('step')}{_rate_of(worst)}",
-            )
+            largest = f"the largest {worst[name]:.3g} at step {worst.get('step')}{_rate_of(worst)}"
+            return "spikes", f"{len(spikes)} of {name}, {largest}"
     return None
 
 
@@ -129,10 +126,12 @@ def _oscillates(steps: Sequence[Record]) -> _Symptom:
     losses = _losses(steps)
     later = [value for value in losses[len(losses) // 2 :] if math.isfinite(value)]
     half = len(later) // 2
+    if half < 2:
+        return None
     fall, spread = fmean(later[:half]) - fmean(later[half:]), pstdev(later)
     turns = [right - left for left, right in pairwise(later)]
     alternating = sum(one * other < 0 for one, other in pairwise(turns)) / max(1, len(turns) - 1)
-    if spread > 0.1 * abs(fmean(later)) and spread > 2 * abs(fall) and alternating > 0.6:
+    if spread > 0.25 * abs(fmean(later)) and spread > 2 * abs(fall) and alternating > 0.6:
         return "oscillates", f"the later half varies by {spread:.3g} around {fmean(later):.3g} and falls by {fall:.3g}"
     ratios = [record["update_ratio"] for record in steps if record.get("update_ratio") is not None]
     if ratios and median(ratios) > HEALTHY_RATIO[1]:
@@ -148,6 +147,8 @@ def _slow(steps: Sequence[Record]) -> _Symptom:
             f"updates are {median(ratios):.1e} of the weights; below {HEALTHY_RATIO[0]:g} hardly anything moves",
         )
     losses = [value for value in _losses(steps) if math.isfinite(value)]
+    if len(losses) < len(steps):
+        return None
     start, end = median(losses[:5]), median(losses[-10:])
     if 0 <= start - end < 0.02 * abs(start):
         return "slow", f"the loss went from {start:.4g} to {end:.4g} in {len(losses)} steps"

@@ -85,9 +85,8 @@ class MuonFloat32(torch.optim.Muon):
                 matched = group["adjust_lr_fn"] == "match_rms_adamw"
                 scale = 0.2 * max(rows, columns) ** 0.5 if matched else max(1, rows / columns) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(
-                    orthogonalised(update, group["ns_coefficients"], group["ns_steps"]), alpha=-group["lr"] * scale
-                )
+                direction = orthogonalised(update, group["ns_coefficients"], group["ns_steps"])
+                parameter.add_(direction, alpha=-group["lr"] * scale)
         return loss
 
 

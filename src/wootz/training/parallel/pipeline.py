@@ -99,6 +99,7 @@ class HiddenStates:
 
     def __init__(self, model: Decoder, hidden_TD: Tensor) -> None:
         self.unembed, self._hidden_TD = model.unembed, hidden_TD
+        self.config, self.head = model.config, model.head
 
     def __call__(self, token_ids_T: Tensor, positions_T: Tensor, context: PackedContext) -> Tensor:
         return self._hidden_TD
