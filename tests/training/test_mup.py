@@ -22,7 +22,8 @@ def fresh(width: int, **settings: object) -> Decoder:
 
 @pytest.mark.slow  # the package is slow to import
 def test_rates_are_those_of_the_authors_package() -> None:
-    import mup as authors
+    # Its wheel asks for torchvision, which no pinned torch of ours has beside it: pip install --no-deps mup==1.0.0
+    authors = pytest.importorskip("mup", reason="mup is not installed")
 
     model, base, delta = fresh(128), fresh(32), fresh(64)
     authors.set_base_shapes(model, base, delta=delta, rescale_params=False)
