@@ -71,9 +71,10 @@ async def test_models_of_one_account(tmp_path: Path, keys: None) -> None:
         "127.0.0.1",
     ]  # fmt: skip
     opus = endpoint_of(config, "opus")
-    assert (opus.upstream_model, opus.api_key, opus.kind) == ("claude-opus-4-8", SECRET, "anthropic")
+    assert (opus.upstream_model, opus.api_key.value, opus.kind) == ("claude-opus-4-8", SECRET, "anthropic")
     assert opus.timeouts == Timeouts(connect=2, first_token=5, silence=7, total=50)
-    assert opus.headers == {"anthropic-beta": "a-beta", "x-secret": "of-the-account"}
+    assert opus.headers["anthropic-beta"] == "a-beta"
+    assert [secret.value for secret in opus.secrets] == [SECRET, "of-the-account"]
     assert SECRET not in repr(opus) + repr(config)
     assert "of-the-account" not in repr(opus) + repr(config)
     assert endpoint_of(config, "bare").base_url == "http://127.0.0.1:1/v1"

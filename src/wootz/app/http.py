@@ -25,11 +25,13 @@ from wootz import __version__, console, gateway
 from wootz.app.bounded_http import BoundedHttp
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
+from wootz.core.secrets import use_stores
 from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
 from wootz.gateway.routing import Route, open_routes
 from wootz.providers import EngineModel, open_models
 from wootz.store import Database
+from wootz.store.secrets import open_source
 from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry
 
 try:
@@ -137,6 +139,7 @@ class Server(uvicorn.Server):
 async def serve(setup: HttpSetup) -> None:
     """Serve until SIGTERM; then running answers get ``server.drain_seconds`` to end, and are cut after that."""
     config = setup.config
+    use_stores(lambda scheme: open_source(config, scheme))
     app = create_app(config, setup.engine_sockets, accounts=setup.accounts)
     async with app.router.lifespan_context(app):
         options = uvicorn.Config(

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from wootz.core import LoadedConfig
+    from wootz.core import Config, LoadedConfig
+    from wootz.core.secrets import SecretSource
 
 PLAIN_HELP: dict[str, Any] = {"rich_markup_mode": "rich", "context_settings": {"help_option_names": ["-h", "--help"]}}
 
@@ -27,8 +28,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script to
 def load(ctx: typer.Context, **flags: Any) -> LoadedConfig:
     """All config layers, with this command's flags on top: ``load(ctx, **{"server.port": port})``."""
     from wootz.core import load_config
+    from wootz.core.secrets import use_stores
 
-    return load_config({"home": ctx.obj and str(ctx.obj), **flags})
+    loaded = load_config({"home": ctx.obj and str(ctx.obj), **flags})
+    use_stores(lambda scheme: _secret_source(loaded.config, scheme))
+    return loaded
+
+
+def _secret_source(config: Config, scheme: str) -> SecretSource:
+    from wootz.store.secrets import open_source  # Only when a reference asks: it takes a while to load.
+
+    return open_source(config, scheme)
 
 
 def server_url(ctx: typer.Context) -> str:

@@ -44,6 +44,7 @@ from wootz.cli import (
     run,
     runs,
     scaling,
+    secrets,
     semcache,
     serve,
     spec,
@@ -114,6 +115,7 @@ app.add_typer(limits.app, name="limits")
 app.command("provision")(provision.provision)
 app.add_typer(cost.app, name="cost")
 cost_plans.add_commands(cost.app)
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(trace.app, name="trace")
 app.add_typer(config.app, name="config")
 app.add_typer(arch.app, name="arch")

@@ -31,6 +31,7 @@ from wootz.core.sections import (
     ProviderConfig,
     RouteConfig,
     SamplingConfig,
+    SecretsConfig,
     Section,
     ServerConfig,
     TelemetryConfig,
@@ -57,6 +58,7 @@ class Config(Section):
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
     batches: BatchesConfig = Field(default_factory=BatchesConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    secrets: SecretsConfig = Field(default_factory=SecretsConfig)
     caches: CachesConfig = Field(default_factory=CachesConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
     routes: dict[str, RouteConfig] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,6 +47,12 @@ class Attempt:
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     completion_tokens: int = 0
+    secret_version: int | None = None
+    """Of the key it was sent with, where that comes from a store with versions."""
+
+
+UNDER_WAY: ContextVar[Attempt | None] = ContextVar("attempt under way", default=None)
+"""The attempt that this task makes: what sends its requests writes there which key it sent."""
 
 
 @dataclass(slots=True)

@@ -50,8 +50,7 @@ class AnthropicModel(LanguageModel):
         self.name = endpoint.name
         self.endpoint = endpoint
         self.capabilities = capabilities_of("anthropic", endpoint.upstream_model)
-        key = {"x-api-key": endpoint.api_key} if endpoint.api_key else {}
-        self._http = Http(endpoint, key)
+        self._http = Http(endpoint, "x-api-key", scheme="")
         self.provider = self._http.host
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:

@@ -53,7 +53,7 @@ def error_of(said: Any, endpoint: Endpoint, status: int | None = None, wait: flo
     def text(key: str) -> str:
         value = said.get(key) if isinstance(said, dict) else None
         value = value if isinstance(value, str) else ""
-        return (value.replace(endpoint.api_key, "***") if endpoint.api_key else value)[:MAX_MESSAGE_CHARS]
+        return endpoint.conceal(value)[:MAX_MESSAGE_CHARS]
 
     code, message, model = text("code"), text("message"), f'model "{endpoint.name}": DashScope'
     told = f" (its request {request_id})" if (request_id := text("request_id")) else ""

@@ -10,7 +10,6 @@ from pydantic_core import from_json
 
 from wootz.core import WootzError
 from wootz.providers.dashscope_errors import error_from_body, error_of
-from wootz.providers.endpoint import Endpoint
 from wootz.providers.http import Http
 from wootz.providers.upstream_errors import MAX_ERROR_BYTES
 
@@ -19,9 +18,6 @@ ASYNC = {"x-dashscope-async": "enable"}
 
 
 class DashScopeHttp(Http):
-    def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint, {"authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {})
-
     async def ask(
         self,
         path: str,

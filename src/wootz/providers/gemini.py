@@ -61,7 +61,7 @@ class GeminiModel(LanguageModel):
         self.name = endpoint.name
         self.endpoint = endpoint
         self.capabilities = capabilities_of("gemini", endpoint.upstream_model)
-        self._http = Http(endpoint, {"x-goog-api-key": endpoint.api_key} if endpoint.api_key else {})
+        self._http = Http(endpoint, "x-goog-api-key", scheme="")
         self._path = f"models/{quote(endpoint.upstream_model, safe='')}"
         self.provider = self._http.host
 

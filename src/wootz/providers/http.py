@@ -24,7 +24,9 @@ import certifi
 import msgspec
 
 from wootz.core import UpstreamError, WootzError
+from wootz.core.journey import UNDER_WAY
 from wootz.providers.endpoint import Endpoint
+from wootz.providers.live_key import LiveKey
 from wootz.providers.sse import EventReader
 from wootz.providers.upstream_errors import error_from_response
 
@@ -40,12 +42,13 @@ Item = TypeVar("Item")
 
 
 class Http:
-    """The way to one endpoint. ``authorization`` are the headers that carry its key."""
+    """The way to one endpoint. Its key goes into the header ``key_header``, after ``scheme``."""
 
-    def __init__(self, endpoint: Endpoint, authorization: Mapping[str, str]) -> None:
+    def __init__(self, endpoint: Endpoint, key_header: str = "authorization", scheme: str = "Bearer ") -> None:
         self.endpoint = endpoint
         self.host = urlsplit(endpoint.base_url).hostname or ""
-        self._headers = {"accept-encoding": "identity", "user-agent": "wootz", **endpoint.headers, **authorization}
+        self._headers = {"accept-encoding": "identity", "user-agent": "wootz", **endpoint.headers}
+        self._key_header, self._scheme = key_header, scheme
         self._session: aiohttp.ClientSession | None = None
         if endpoint.base_url.startswith("https:"):
             _tls()  # Reading the authorities takes a while: now, not in the first request's time.
@@ -53,6 +56,8 @@ class Http:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+        for secret in self.endpoint.secrets:
+            await secret.close()
 
     async def batches(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
@@ -106,7 +111,7 @@ class Http:
         headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         """The open answer, its status and its kind good. Leaving the block early ends the remote work."""
-        all_headers = {**self._headers, **(headers or {}), "accept": accept}
+        all_headers = {**await self._confidential(), **(headers or {}), "accept": accept}
         if body is not None:
             all_headers["content-type"] = JSON
         try:
@@ -121,6 +126,18 @@ class Http:
                 yield response
         except (TimeoutError, aiohttp.ClientError, ssl.SSLError, OSError) as error:
             raise self.failed(*_what_failed(error)) from None
+
+    async def _confidential(self) -> dict[str, str]:
+        """The headers of every request, with the key of this moment; the attempt is told which version that is."""
+        said = {
+            name: (await one.use()).value if isinstance(one, LiveKey) else one for name, one in self._headers.items()
+        }
+        if isinstance(self.endpoint.api_key, LiveKey):
+            secret = await self.endpoint.api_key.use()
+            said[self._key_header] = self._scheme + secret.value
+            if attempt := UNDER_WAY.get():
+                attempt.secret_version = secret.version
+        return said
 
     async def _check(self, response: aiohttp.ClientResponse, accept: str) -> None:
         if response.status // 100 == 3:

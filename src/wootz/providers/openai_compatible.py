@@ -49,7 +49,7 @@ class OpenAICompatibleModel(LanguageModel):
         self.endpoint = endpoint
         self.capabilities = capabilities_of(endpoint.kind, endpoint.upstream_model)
         self._dialect = dialect_of(endpoint.kind, self.capabilities)
-        self._http = Http(endpoint, {"authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {})
+        self._http = Http(endpoint)
         self.provider = self._http.host
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:

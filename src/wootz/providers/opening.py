@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from wootz.core import Config, ConfigError, LanguageModel, ModelConfig, resolve_secret
+from wootz.core import Config, ConfigError, LanguageModel, ModelConfig
+from wootz.core.secrets import SECRET_SCHEMES, Secret, read_secret, source_of
 from wootz.core.sections import ProviderConfig, ProviderKind
 from wootz.engine.client import EngineClient
 from wootz.providers.anthropic import AnthropicModel
@@ -16,6 +18,7 @@ from wootz.providers.dialects import DIALECTS
 from wootz.providers.endpoint import Endpoint, Timeouts
 from wootz.providers.engine_model import EngineModel
 from wootz.providers.gemini import GeminiModel
+from wootz.providers.live_key import LiveKey
 from wootz.providers.openai_compatible import OpenAICompatibleModel
 
 PROVIDERS: dict[ProviderKind, Callable[[Endpoint], LanguageModel]] = {
@@ -107,17 +110,24 @@ def _base_url(account: ProviderConfig, where: str) -> str:
     return base_url
 
 
-def _key(reference: str, used_by: str) -> str:
-    value = resolve_secret(reference, used_by=used_by)
-    if not (value.isascii() and value.isprintable()):
-        raise ConfigError(f'{used_by}: secret "{reference}" holds characters that no key has')
-    return value
-
-
-def _header(name: str, reference: str, used_by: str) -> str:
+def _header(name: str, reference: str, used_by: str) -> LiveKey | str:
     if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
         raise ConfigError(f"{used_by}: is no name of a header")
-    value = resolve_secret(reference, used_by=used_by)
-    if not (value.isascii() and value.isprintable()):
+    if reference.startswith(SECRET_SCHEMES):
+        return _key(reference, used_by)
+    if not (reference.isascii() and reference.isprintable()):
         raise ConfigError(f"{used_by}: holds characters that no header has")
-    return value
+    return reference
+
+
+def _key(reference: str, used_by: str) -> LiveKey:
+    def read() -> Secret:
+        secret = read_secret(reference, used_by=used_by)
+        if not (secret.value.isascii() and secret.value.isprintable()):
+            raise ConfigError(f'{used_by}: secret "{reference}" holds characters that no key has')
+        return secret
+
+    if source := source_of(reference, used_by=used_by):
+        name, user = reference.partition(":")[2], f"{used_by} on {socket.gethostname()}"
+        return LiveKey(read, lambda uses: source.count_uses(name, uses, user))
+    return LiveKey(read)

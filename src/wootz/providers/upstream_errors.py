@@ -47,7 +47,7 @@ async def error_from_response(response: aiohttp.ClientResponse, endpoint: Endpoi
 
 
 def error_from_status(status: int, retry_after: str | None, body: bytes, endpoint: Endpoint) -> WootzError:
-    message, param, code, reasons = _details(body, endpoint.api_key)
+    message, param, code, reasons = _details(body, endpoint)
     status = next((OPERATORS_CODES[reason] for reason in reasons if reason in OPERATORS_CODES), status)
     model = f'model "{endpoint.name}": the endpoint'
     if status in OPERATORS:
@@ -65,7 +65,7 @@ def error_from_status(status: int, retry_after: str | None, body: bytes, endpoin
 
 def error_from_event(detail: Any, endpoint: Endpoint) -> UpstreamError:
     """The `WootzError` for an error in the middle of a stream."""
-    message = _details(json.dumps({"error": detail}).encode(), endpoint.api_key)[0] or "no reason"
+    message = _details(json.dumps({"error": detail}).encode(), endpoint)[0] or "no reason"
     return UpstreamError(f'model "{endpoint.name}": the endpoint failed in the middle of its answer: {message}')
 
 
@@ -89,7 +89,7 @@ def _seconds_in(body: bytes) -> float | None:
     return float(found[1]) if found else None
 
 
-def _details(body: bytes, secret: str | None) -> tuple[str | None, str | None, str | None, list[str]]:
+def _details(body: bytes, endpoint: Endpoint) -> tuple[str | None, str | None, str | None, list[str]]:
     """``(message, param, code, reasons)`` of an error's body, the first three None where they are no text.
 
     OpenAI, Anthropic and Gemini nest it in ``error`` (Gemini in a list besides); Ollama has a text there; FastAPI says
@@ -108,7 +108,7 @@ def _details(body: bytes, secret: str | None) -> tuple[str | None, str | None, s
         value = error.get(key)
         if not isinstance(value, str) or not value:
             return None
-        return (value.replace(secret, "***") if secret else value)[:MAX_MESSAGE_CHARS]
+        return endpoint.conceal(value)[:MAX_MESSAGE_CHARS]
 
     details = error.get("details")
     parts = [part for part in details if isinstance(part, dict)] if isinstance(details, list) else []

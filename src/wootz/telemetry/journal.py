@@ -86,6 +86,7 @@ def _attempt_record(attempt: Attempt, tokens: Tokens, price: Price | None, journ
         completion_tokens=tokens.completion,
         cost=cost(tokens, price, journey.lane),
         price=price.version if price else None,
+        secret_version=attempt.secret_version,
     )
 
 

@@ -30,6 +30,8 @@ class AttemptRecord:
     cost: Decimal = Decimal(0)
     price: str | None = None
     """The price it was counted at (`Price.version`); None when nobody knows one."""
+    secret_version: int | None = None
+    """Of the key it was sent with; None where the key comes from a place without versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

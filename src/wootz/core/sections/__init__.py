@@ -7,6 +7,7 @@ from wootz.core.sections.limits import LimitsConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
 from wootz.core.sections.providers import ProviderConfig, ProviderKind
 from wootz.core.sections.routes import RouteConfig
+from wootz.core.sections.secrets import SecretsConfig
 from wootz.core.sections.section import Section
 from wootz.core.sections.server import DatabaseConfig, ServerConfig
 from wootz.core.sections.telemetry import TelemetryConfig
@@ -24,6 +25,7 @@ __all__ = [
     "ProviderKind",
     "RouteConfig",
     "SamplingConfig",
+    "SecretsConfig",
     "Section",
     "SemanticCacheConfig",
     "ServerConfig",

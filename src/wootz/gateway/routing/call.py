@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from wootz.core import UpstreamError, WootzError
-from wootz.core.journey import Journey
+from wootz.core.journey import UNDER_WAY, Journey
 from wootz.core.wire import Usage
 from wootz.gateway.routing.deployment import Deployment
 
@@ -47,6 +47,7 @@ class Call(Generic[Chunk]):
     async def begin(self, seconds: float) -> None:
         """Until the first content is there. Raises what the model raises, and `UpstreamError` when it takes longer
         than ``seconds``; then this attempt is over, and nothing of it was passed on."""
+        UNDER_WAY.set(self.attempt)
         limit = asyncio.timeout(seconds)
         try:
             async with limit:

@@ -1,0 +1,36 @@
+"""``[secrets]``: what opens the secret stores, and which secrets this setup may read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from wootz.core.sections.providers import KeyReference
+from wootz.core.sections.section import Section
+
+
+def _is_a_name(name: str) -> str:
+    if "*" in name:
+        raise ValueError("must name each secret: * would open all of them to whoever breaks in")
+    return name
+
+
+class SecretsConfig(Section):
+    master_key: str | None = Field(
+        default=None,
+        pattern="^(env:|file:|transit:).",
+        description="What wraps the local store's data keys: file:PATH (0600) or env:NAME with 32 bytes in base64, or "
+        "transit:NAME, a key that never leaves Vault. Default: secrets.key in WOOTZ_HOME, made with the first secret.",
+    )
+    allow: list[Annotated[str, AfterValidator(_is_a_name)]] | None = Field(
+        default=None,
+        description="The secrets of the local store that a server may read. Default: those that its config names.",
+    )
+    vault_address: str | None = Field(
+        default=None, pattern="^https?://.", description="Of HashiCorp Vault or OpenBao, e.g. https://vault:8200."
+    )
+    vault_token: KeyReference | None = Field(default=None, description="A reference (env:, file:) to a token.")
+    vault_role_id: str | None = Field(default=None, description="Sign in by AppRole instead; no secret by itself.")
+    vault_secret_id: KeyReference | None = Field(default=None, description="A reference to the AppRole's secret id.")
+    vault_namespace: str | None = Field(default=None)

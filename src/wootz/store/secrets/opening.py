@@ -1,0 +1,53 @@
+"""From the configuration to the stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+from wootz.core import Config, ConfigError
+from wootz.core.secrets import SecretSource
+from wootz.store.secrets.envelope import KeyWrapper, make_master_key, master_key
+from wootz.store.secrets.local import LocalStore
+from wootz.store.secrets.vault import Transit, Vault, VaultSecrets
+
+
+def open_source(config: Config, scheme: str) -> SecretSource:
+    """What answers references of this scheme for a server: of the local store, no more than its config names."""
+    if scheme == "vault":
+        return VaultSecrets(Vault(config.secrets))
+    allowed = config.secrets.allow
+    names = frozenset(_named(config.model_dump()) if allowed is None else allowed)
+    return LocalStore(config.home / "secrets.db", _wrapper(config), names=names)
+
+
+def open_local(config: Config) -> LocalStore:
+    """The whole local store, for who administers it."""
+    return LocalStore(config.home / "secrets.db", _wrapper(config, create=True))
+
+
+def _wrapper(config: Config, *, create: bool = False) -> Callable[[], KeyWrapper]:
+    reference, own = config.secrets.master_key, config.home / "secrets.key"
+
+    @cache
+    def wrapper() -> KeyWrapper:
+        if reference is None:
+            if create and not (config.home / "secrets.db").exists():
+                make_master_key(own)
+            elif not own.exists():
+                raise ConfigError(f"the master key {own} is gone", hint="restore it; without it nothing opens")
+            return master_key(f"file:{own}")
+        if reference.startswith("transit:"):
+            return Transit(Vault(config.secrets), reference.removeprefix("transit:"))
+        return master_key(reference)
+
+    return wrapper
+
+
+def _named(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str) and tree.startswith("store:"):
+        yield tree.removeprefix("store:")
+    elif isinstance(tree, dict | list | tuple):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _named(part)
