@@ -41,7 +41,7 @@ def path(ctx: typer.Context) -> None:
 
 
 def _shown(value: Any) -> Any:
-    """JSON-ready, with the password of a URL (``scheme://user:password@host``) masked."""
+    """JSON-ready, with the password of a URL (``scheme://user:password@host``) masked."""  # wootz: no secret
     if value is None or isinstance(value, bool | int | float):
         return value
     return re.sub(r"(\w://[^/@\s:]*):[^/\s]*@", r"\1:***@", str(value))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     help="Keep keys encrypted, rotate them without a failed request, find those that leaked.\n\n"
-    "Config names a secret as [bold]store:NAME[/bold] and always gets its current version. A value is typed at a prompt "
-    "or comes through stdin; it is never an argument and never printed.\n\n"
+    "Config names a secret as [bold]store:NAME[/bold] and always gets its current version. A value is typed at a "
+    "prompt or comes through stdin; it is never an argument and never printed.\n\n"
     "The life of a version: pending, current, previous (valid for the overlap), retired (can be had back), destroyed.",
     **PLAIN_HELP,
 )
@@ -156,7 +156,9 @@ def retire(
     version: Annotated[int, typer.Argument()],
     quiet_seconds: Annotated[float, typer.Option(min=10, help="Refuse while it was used this recently.")] = 3600,
     force: Annotated[bool, typer.Option("--force", help="Also while it is in use: it has leaked.")] = False,
-    recover: Annotated[bool, typer.Option("--recover", help="The other way: a retired version is valid again.")] = False,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="The other way: a retired version is valid again.")
+    ] = False,
 ) -> None:
     """End a version that nobody uses any more. Refused for the current one, and while servers still use it.
 
