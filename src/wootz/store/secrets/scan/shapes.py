@@ -75,7 +75,10 @@ def is_random(value: str) -> bool:
         return False
     piece = max(re.split(r"[-_./:+=%@~#?!]", value), key=len)
     letters, digits = sum(map(str.isalpha, piece)), sum(map(str.isdigit, piece))
-    return len(piece) >= 12 and letters >= 2 and digits >= 2 and entropy(piece) >= 3.0
+    if len(piece) >= 12 and letters >= 2 and digits >= 2:
+        return entropy(piece) >= 3.0
+    mixed = not piece.islower() and not piece.isupper()
+    return len(piece) >= 20 and mixed and entropy(piece) >= (4.0 if digits else 4.2)  # Names of classes stay below.
 
 
 def entropy(text: str) -> float:
