@@ -45,7 +45,7 @@ def the_kinds(draw: Callable[..., str]) -> list[str]:
 
 
 def state(secrets: list[str]) -> str:
-    """A Terraform state of version 4: a marked output, a marked attribute, a bare password, and what is made of them."""
+    """A Terraform state of version 4: a marked output, a marked attribute, a bare password, and what one makes of it."""
     marked, attribute, bare = secrets
     instance = {
         "attributes": {"name": "db", "connection": attribute, "password": bare, "port": 5432},
@@ -88,8 +88,14 @@ def test_every_canary_in_every_kind_of_place_is_found(tmp_path: Path, draw: Call
         (tmp_path / file).write_text("# nothing here\n" + "\n".join(text for _, text in lines) + "\n")
 
     plant("1-settings.toml", *((one, f'note = "{one}"') for one in the_kinds(draw)))
-    plant("2-settings.env", *((one, f"export {name}={one}") for one, name in zip(randoms, ("A_TOKEN", "DB_PASSWORD"))))
-    plant("3-values.yaml", *((one, f"  {name}: {one}") for one, name in zip(randoms[2:], ("apiKey", "client_secret"))))
+    plant(
+        "2-settings.env",
+        *((one, f"export {name}={one}") for one, name in zip(randoms, ("A_TOKEN", "DB_PASSWORD"), strict=False)),
+    )
+    plant(
+        "3-values.yaml",
+        *((one, f"  {name}: {one}") for one, name in zip(randoms[2:], ("apiKey", "client_secret"), strict=False)),
+    )
     plant("4-gateway.log", *((one, f"DEBUG headers: authorization: Bearer {one}") for one in randoms[4:6]),
           *((one, f'{{"message": "got {one} from upstream"}}') for one in the_kinds(draw)))  # fmt: skip
     plant("5-boot.log", (randoms[6], f"+ export DASHSCOPE_API_KEY={randoms[6]}"),
@@ -128,7 +134,11 @@ def test_every_canary_in_every_kind_of_place_is_found(tmp_path: Path, draw: Call
             places = [text.index(one) for one, _ in canaries]
             hits = {start for start, end, _ in Search([Known("c", one) for one, _ in canaries]).find(text)}
             columns = {(finding.line, finding.column) for finding in found if finding.path.endswith(file)}
-            missed += [one for one, at in zip(canaries, places) if at not in hits or _place(text, at) not in columns]
+            missed += [
+                one
+                for one, at in zip(canaries, places, strict=True)
+                if at not in hits or _place(text, at) not in columns
+            ]
         else:
             missed += [(file, text_) for number, (_, text_) in enumerate(canaries) if number + 2 not in lines]
     assert missed == []
@@ -180,7 +190,8 @@ def test_git_tracks_no_files_for_secrets_and_history_forgets_nothing(tmp_path: P
 @pytest.mark.parametrize(
     "line",
     [
-        'api_key = "env:DASHSCOPE_API_KEY"', 'api_key = "store:team/openai-2026-01"', "token = request.headers['x-token-12']",
+        'api_key = "env:DASHSCOPE_API_KEY"', 'api_key = "store:team/openai-2026-01"',
+        "token = request.headers['x-token-12']",
         "password: ${DB_PASSWORD_1}", 'secret="<your-secret-123>"', "token_ids = [12345, 67890, 11111, 22222]",
         "model: qwen-max-2026-01-15", "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
         "api_key=settings.openai_key_v2_primary", "http://user:{password}@host/", "--token-budget 123456789012",

@@ -78,6 +78,8 @@ def enumerate_attempts(record: RequestRecord) -> Iterator[tuple[int, AttemptReco
 
 def _attempt(attempt: AttemptRecord) -> str:
     words = f"{attempt.deployment} ({attempt.provider})"
+    if attempt.secret_version is not None:
+        words += f" with version {attempt.secret_version} of its key"
     if attempt.error_code is not None:
         words += f" failed with {attempt.error_code}"
     if attempt.end is not None:

@@ -124,6 +124,7 @@ def _attempt(attempt: AttemptRecord, operation: str) -> dict[str, Any]:
         "wootz.attempt.output_tokens": attempt.completion_tokens,
         "wootz.attempt.cost_usd": f"{attempt.cost:f}",
         "wootz.attempt.price": attempt.price,
+        "wootz.attempt.secret_version": attempt.secret_version,
     }
 
 
