@@ -45,7 +45,7 @@ def the_kinds(draw: Callable[..., str]) -> list[str]:
 
 
 def state(secrets: list[str]) -> str:
-    """A Terraform state of version 4: a marked output, a marked attribute, a bare password, and what one makes of it."""
+    """A Terraform state of version 4: a marked output, a marked attribute, a bare password, and what comes of it."""
     marked, attribute, bare = secrets
     instance = {
         "attributes": {"name": "db", "connection": attribute, "password": bare, "port": 5432},

@@ -21,7 +21,7 @@ def _is_reference(value: str) -> str:
 
 
 KeyReference = Annotated[str, AfterValidator(_is_reference)]
-"""``env:NAME`` or ``file:PATH``, never the key itself."""
+"""One of the `SECRET_SCHEMES`, never the key itself."""
 
 
 class ProviderConfig(Section):
