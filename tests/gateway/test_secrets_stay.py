@@ -148,6 +148,8 @@ def test_a_key_rotates_between_requests_and_none_is_refused(house: House, endpoi
             _settled(house, version - 1)
         record = house.server.call(house.server.ledger.get(answer.headers["x-request-id"]))
         assert record.timeline.attempts[0].secret_version == version
+        straight = house.server.call(house.server.ledger.get(house.ask("good").headers["x-request-id"]))
+        assert straight.timeline.secret_version == version
     assert [one.state for one in house.store.about("p").versions] == ["previous"] * 3 + ["current"]
 
 

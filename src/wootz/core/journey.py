@@ -51,10 +51,6 @@ class Attempt:
     """Of the key it was sent with, where that comes from a store with versions."""
 
 
-UNDER_WAY: ContextVar[Attempt | None] = ContextVar("attempt under way", default=None)
-"""The attempt that this task makes: what sends its requests writes there which key it sent."""
-
-
 @dataclass(slots=True)
 class Journey:
     caller: str = ""
@@ -81,6 +77,8 @@ class Journey:
     """How hard a learned router thinks it is, by route: 0, a cheap model does, to 1, it takes a dear one."""
     answer_headers: dict[str, str] = field(default_factory=dict)
     """HTTP headers that go out with the answer, where it goes out by HTTP."""
+    secret_version: int | None = None
+    """Of the key that the request was sent with, where no attempts are made."""
     arithmetic: str | None = None
     """How the engine that answers computes (`wootz.engine.arithmetic`); None where another house answers."""
     about_prompt: Callable[[], int] = lambda: 0
@@ -115,3 +113,8 @@ class Journey:
         return next((one for one in reversed(self.attempts) if one.error_code is None), None) or (
             self.attempts[-1] if self.attempts else None
         )
+
+
+UNDER_WAY: ContextVar[Attempt | Journey | None] = ContextVar("what this task is asking a model for", default=None)
+"""The attempt, or the journey of a request that goes to its model straight. What sends it writes there which version of
+a key it sent: providers are asked through protocols that know nothing of keys."""

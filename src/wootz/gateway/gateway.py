@@ -29,6 +29,7 @@ from wootz.core import (
     UpstreamError,
     WootzError,
 )
+from wootz.core.journey import UNDER_WAY
 from wootz.core.media import MediaRequest
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
@@ -222,6 +223,7 @@ class Gateway:
 
     async def _admit(self, key: Key | None, request: ModelRequest, observation: Observation) -> LanguageModel:
         journey = request.journey
+        UNDER_WAY.set(journey)
         journey.about_prompt = partial(prompt_tokens, request)
         if key is not None:
             journey.caller, journey.tenant = key.id, key.tenant

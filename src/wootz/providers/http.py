@@ -128,15 +128,15 @@ class Http:
             raise self.failed(*_what_failed(error)) from None
 
     async def _confidential(self) -> dict[str, str]:
-        """The headers of every request, with the key of this moment; the attempt is told which version that is."""
+        """The headers of every request, with the key of this moment; the record is told which version that is."""
         said = {
             name: (await one.use()).value if isinstance(one, LiveKey) else one for name, one in self._headers.items()
         }
         if isinstance(self.endpoint.api_key, LiveKey):
             secret = await self.endpoint.api_key.use()
             said[self._key_header] = self._scheme + secret.value
-            if attempt := UNDER_WAY.get():
-                attempt.secret_version = secret.version
+            if asked := UNDER_WAY.get():
+                asked.secret_version = secret.version
         return said
 
     async def _check(self, response: aiohttp.ClientResponse, accept: str) -> None:

@@ -57,6 +57,8 @@ def _who(record: RequestRecord, key_names: Mapping[str, str]) -> Iterator[Line]:
 def _way(record: RequestRecord) -> Iterator[Line]:
     if record.cache != "off":
         yield "cache", CACHES[record.cache]
+    if (version := record.timeline.secret_version) is not None:
+        yield "why", f"sent with version {version} of its key"
     for note in record.timeline.notes:
         yield "why", note
     for number, event in enumerate_attempts(record):

@@ -59,6 +59,7 @@ def timeline_of(journey: Journey, usage: Usage, prices: PriceBook, at: datetime)
             for span in journey.spans[:MAX_SPANS]
         ),
         notes=tuple(storable(note) for note in journey.notes[:MAX_NOTES]),
+        secret_version=journey.secret_version,
     )
 
 

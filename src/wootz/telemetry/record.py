@@ -51,6 +51,8 @@ class Timeline:
     attempts: tuple[AttemptRecord, ...] = ()
     spans: tuple[SpanRecord, ...] = ()
     notes: tuple[str, ...] = ()
+    secret_version: int | None = None
+    """Of the key that the request was sent with, where it went to its model straight, without attempts."""
 
 
 @dataclass(frozen=True, kw_only=True)
