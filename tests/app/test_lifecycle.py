@@ -119,6 +119,7 @@ def test_unset_secret(start, tiny):
     assert not platform.home.exists()
 
 
+@pytest.mark.slow
 def test_a_path_that_is_not_there(start, tmp_path):
     line = fails_with(start(WOOTZ_MODELS__TINY__PATH=str(tmp_path / "nothing")), 2)
     assert "models.tiny" in line
@@ -132,6 +133,7 @@ def test_broken_model_file(start, tmp_path, content):
     assert "broken.gguf" in fails_with(start(WOOTZ_MODELS__TINY__PATH=str(file)), 2)
 
 
+@pytest.mark.slow
 def test_truncated_weights(start, tmp_path, tiny_model_folder):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_folder, folder)

@@ -42,6 +42,7 @@ def test_the_second_of_two_long_prompts_is_cached(real_platform):
     assert usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens < 32
 
 
+@pytest.mark.slow
 def test_chatting_in_the_terminal(real_platform, tmp_path):
     url = ("--url", real_platform.url)
     once = wootz(real_platform, "chat", *url, "--temperature", "0", "--max-tokens", "24", PARIS[0]["content"])

@@ -41,7 +41,8 @@ def test_a_rate_out_of_range_is_said_and_fails(wootz) -> None:
 def test_lists_choices_and_demos(wootz, tmp_path: Path) -> None:
     assert "schedule-free" in wootz("optim", "list").output
     assert "lion" in wootz("optim", "choose", "memory-bound").output
-    assert "x9.2 under RMSProp" in wootz("optim", "demo", "nonstationary", "--plot", tmp_path / "demo.svg").output
+    shown = wootz("optim", "demo", "nonstationary", "--plot", tmp_path / "demo.svg").output
+    assert "x9.2 under RMSProp" in " ".join(shown.split())  # wherever the line was broken
     assert (tmp_path / "demo.svg").stat().st_size > 1000
 
 

@@ -97,6 +97,7 @@ def test_inspect(model: Path) -> None:
     assert run_json("inspect", model, 2, 99999)[1]["kind"] == "unused"
 
 
+@pytest.mark.slow
 def test_verify_names_the_first_difference(model: Path, tmp_path: Path, smollm2_gguf: Path) -> None:
     run("verify", model, model / "tokenizer.json")
     assert "differ from token" in run("verify", model, smollm2_gguf, status=1)

@@ -55,6 +55,7 @@ def test_engine(run, tmp_path: Path, tiny_folder: Path) -> None:
     assert engine.generate(["the"], SamplingParams(temperature=0))[0].token_ids == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_file")
 def test_logprobs(run) -> None:
     *tokens, sums = run(*examples("logprobs.md"))

@@ -65,6 +65,7 @@ def test_a_heatmap_from_a_server(wootz_eval, server, tiny_model_folder, tmp_path
     assert "other settings (seed)" in other.stderr
 
 
+@pytest.mark.slow
 def test_the_gate_fails_a_model_that_reads_less_than_required(wootz_eval, server, tmp_path):
     command = (
         "working-context", "--model", "short", "--url", server.url, "--claimed", 2048, "--lengths", "512,2048",

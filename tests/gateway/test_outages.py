@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -224,6 +225,7 @@ def test_what_ended_while_redis_was_gone_is_counted_once_although_the_ledger_kno
                 server.loop.call_soon_threadsafe(gate.set)
                 assert "data: [DONE]" in list(lines)
                 user.answered.append(answer.headers["x-request-id"])
+        time.sleep(0.3)  # Longer than the `WRITTEN` of counters.lua, within which an answer's end can't be told.
         redis_server.start()
 
         async def is_back() -> bool:

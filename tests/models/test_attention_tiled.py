@@ -109,6 +109,7 @@ def test_the_future_is_never_visited():
     assert launches["bmm"] == 2 * 36
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_length_and_not_with_its_square():
     def peak(length, attention):
         q = torch.randn(2, length, 8, requires_grad=True)

@@ -64,8 +64,15 @@ def layers_computed(monkeypatch: pytest.MonkeyPatch, *arguments, stop_at: int | 
     return len(computed)
 
 
+QUICK = {("dense", "gptq"), ("experts", "awq")}
+
+
 @pytest.mark.parametrize(
-    ("model", "method"), [*(("dense", method) for method in METHODS), ("experts", "awq"), ("experts", "gptq")]
+    ("model", "method"),
+    [
+        pytest.param(model, method, marks=() if (model, method) in QUICK else pytest.mark.slow)
+        for model, method in [*(("dense", method) for method in METHODS), ("experts", "awq"), ("experts", "gptq")]
+    ],
 )
 def test_a_run_goes_on_at_the_layer_it_had_reached(
     model: str, method: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,6 +100,7 @@ def test_another_run_begins_anew(models: Path, tmp_path: Path, monkeypatch: pyte
     assert after_two_layers("gptq", group_size=32) == 1  # which is what rows of 64 and 96 are given
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_its_layers(models: Path, tmp_path: Path) -> None:
     """SIGKILL: nothing could be tidied up."""
     slow = "import sys, time; from wootz.models.weight_quantization import whole_model as w; one = w._quantize_layer;"

@@ -71,12 +71,10 @@ CASES = {
 RWKV = {"intermediate_size": 40, "use_cache": False}
 
 
-VARIANTS = {"mamba-biases", "mamba2-limited", "jamba-dense", "zamba2-one-block"}
+SLOW = {"mamba-biases", "mamba2-limited", "jamba-dense", "granite-dense", "zamba2", "zamba2-one-block"}
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow if case in VARIANTS else ()) for case in CASES]
-)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_family_equals_transformers(tmp_path: Path, case: str) -> None:
     config_class, settings = CASES[case]
     prove(tmp_path, config_class(**(SIZES | settings)))

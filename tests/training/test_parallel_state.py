@@ -153,6 +153,7 @@ def alone(raw: dict[str, Any], number: int, model: Decoder | None = None) -> tup
     return losses, model
 
 
+@pytest.mark.slow
 def test_another_layout_goes_on_from_a_checkpoint(folder: Path, ranks: list[dict[str, Any]]) -> None:
     """Stages to shards and to shares of heads, shared-out experts to copies, and any of it to one process."""
     for name, raw in WIDE.items():
