@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from console_house import Browser, build_house
 
-from tests.console.console_house import Browser, build_house
 from wootz.training.runs import RunFolder
 
 

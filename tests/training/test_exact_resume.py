@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from tests.training.small_runs import join, start, to_the_end, with_kills
+from small_runs import join, start, to_the_end, with_kills
 
 STEPS = 24
 

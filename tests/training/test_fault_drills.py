@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import Notes, join, small_model, small_trainer, start, whole_weights
 
-from tests.training.small_runs import Notes, join, small_model, small_trainer, start, whole_weights
 from wootz.core.errors import ConfigError
 from wootz.training import checkpoints as checkpoints_module
 from wootz.training.checkpoints import Checkpoints, damage_in, steps_in

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_runs import small_model
 
-from tests.training.small_runs import small_model
 from wootz.core.errors import ConfigError
 from wootz.core.progress import SILENT
 from wootz.models import load

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import CountedBatches, Notes, small_model, small_trainer, whole_weights
 
-from tests.training.small_runs import CountedBatches, Notes, small_model, small_trainer, whole_weights
 from wootz.core.errors import ConfigError
 from wootz.data.batch import IGNORED, Batch
 from wootz.training import cross_entropy

@@ -8,12 +8,12 @@ import dadaptation
 import lion_pytorch
 import numpy as np
 import prodigyopt
+import published
 import pytest
 import schedulefree
 import torch
 from torch import Tensor
 
-from tests.training.optimizers import published
 from wootz.training.optimizers import OptimizerConfig, build_optimizer, evaluation_mode, set_rate
 
 STEPS = 200
