@@ -73,7 +73,7 @@ def answers(engine: Engine) -> list[list[list[int]]]:
     return [[choice.token_ids for choice in answer.choices] for answer in engine.generate(prompts, params)]
 
 
-QUICK = ("tensor", "pipeline")
+QUICK = ("tensor",)
 
 
 @pytest.mark.parametrize(

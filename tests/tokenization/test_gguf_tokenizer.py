@@ -52,6 +52,7 @@ def test_the_corpus_is_two_megabytes_of_many_scripts(texts: list[str]) -> None:
     assert scripts >= {"CJK", "ARABIC", "CYRILLIC", "DEVANAGARI", "HIRAGANA", "HANGUL", "THAI", "GREEK", "EMOJI"}
 
 
+@pytest.mark.slow
 def test_smollm2_ids_equal_llama_cpp(smollm2: Tokenizer, smollm2_gguf: Path, texts: list[str]) -> None:
     with llama_cpp_tokenizer(smollm2_gguf) as theirs:
         assert_same_ids(smollm2.encode, theirs, [*texts, "<|im_start|>user\nhi<|im_end|>\n", "", " ", "<|im_end|"])

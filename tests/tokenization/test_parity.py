@@ -142,6 +142,7 @@ def test_younger_vocabularies_write_chinese_in_fewer_tokens() -> None:
     assert lengths == sorted(lengths, reverse=True)
 
 
+@pytest.mark.slow
 def test_an_english_word_is_at_least_one_token() -> None:
     text = "In order to be found, each of these words is cut out before anything is merged"
     assert len(openai("cl100k_base").encode(text)) >= len(text.split())

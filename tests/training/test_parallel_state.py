@@ -172,6 +172,7 @@ def test_another_layout_goes_on_from_a_checkpoint(folder: Path, ranks: list[dict
         assert dict(model.named_parameters()).keys() == dict(build(raw).named_parameters()).keys()
 
 
+@pytest.mark.slow
 def test_the_trainers_loop_is_that_of_one_process(ranks: list[dict[str, Any]]) -> None:
     model = build(DENSE)
     alone = trained(Trainer(model, optimizer_of(model), *rest(SameBatch(global_batch()))))
