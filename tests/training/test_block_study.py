@@ -33,7 +33,7 @@ def test_norms_are_where_a_variant_says_and_only_it_warms_up(monkeypatch: pytest
     seen = []
 
     def keep(model, batches, config) -> None:
-        seen.append((model.config.layers[0].norms, config.rate_at(0) == config.learning_rate, config.learning_rate))
+        seen.append((model.config.layers[0].norms, config.share_at(0) == 1, config.learning_rate))
 
     monkeypatch.setattr(blocks, "fit", keep)
     study = norm_study(size=TINY, rates=(0.01, 0.02))

@@ -53,11 +53,11 @@ def atomic_folder(path: Path | str, *, replace_if: str | None = None) -> Iterato
         partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
-            _sync(file)
+            sync(file)
         if path.is_dir():
             os.rename(path, old)
         os.rename(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -71,7 +71,8 @@ def _hidden(path: Path) -> Path:
     return path.absolute().with_name(f".{path.absolute().name}.{uuid4().hex[:12]}.partial")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -42,6 +42,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
+from wootz.core.atomic import sync
 from wootz.core.errors import ConfigError
 from wootz.training.trainer import Callback, Step, Trainer, rank, world_size
 
@@ -115,10 +116,10 @@ class Checkpoints(Callback):
         if rank() == 0:
             files = {name: entry for each in everyones for name, entry in sorted(each.items())}
             _write_synced(partial / MANIFEST, json.dumps({"world_size": world_size(), "files": files}, indent=2))
-            _sync(partial)
+            sync(partial)
             shutil.rmtree(target, ignore_errors=True)  # of a run that was taken back behind this step
             os.rename(partial, target)
-            _sync(self.folder)
+            sync(self.folder)
             for old in steps_in(self.folder)[: -self.keep]:
                 shutil.rmtree(self.folder / f"step_{old}")
         self._barrier()
@@ -242,14 +243,6 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:

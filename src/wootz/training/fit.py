@@ -7,18 +7,20 @@ cosine to a tenth; gradients are clipped to norm 1; matrices decay, vectors do n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wootz.core.progress import SILENT, Progress
-from wootz.data.batch import IGNORED, Batch
+from wootz.data.batch import IGNORED, Batch, Batches
 from wootz.models import Decoder, PackedContext
+from wootz.training.optimizers import OptimizerConfig, build_optimizer
+from wootz.training.schedules import ScheduleConfig, build_schedule
+from wootz.training.trainer import AfterStep, Trainer, TrainerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +31,11 @@ class FitConfig:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
 
-    def rate_at(self, step: int) -> float:
+    def share_at(self, step: int) -> float:
+        """Of the learning rate. A run that is shorter than the warmup is all warmup."""
         if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+            return (step + 1) / self.warmup
+        return build_schedule(ScheduleConfig(name="cosine", warmup=self.warmup), self.steps)(step)
 
 
 @dataclass
@@ -63,30 +65,24 @@ def fit(
     parameters with an ``lr_scale`` and a ``weight_decay`` each, if they are given. ``extra_loss`` is added to each
     step's loss (experts' balance, say); ``after_step`` is called with the step's number once its update is made. Raises
     FloatingPointError if the loss is not a number."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = groups or [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
-    model.train()
+    settings = OptimizerConfig(learning_rate=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
     fitted = Fitted()
-    for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate_at(step) * group.get("lr_scale", 1.0)
-        loss = loss_of(model, next(batches))
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; try a smaller learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        (loss if extra_loss is None else loss + extra_loss()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
+
+    def objective(model: Any, batch: Batch) -> Tensor:
+        loss = loss_of(model, batch)
         fitted.losses.append(loss.item())
-        if after_step is not None:
-            after_step(step)
-        progress.advance()
-    model.eval()
+        return loss if extra_loss is None else loss + extra_loss()
+
+    listeners = [AfterStep(then) for then in (after_step, lambda step: progress.advance()) if then is not None]
+    Trainer(
+        model,
+        build_optimizer(model if groups is None else groups, settings),
+        config.share_at,
+        cast(Batches, batches),  # never taken up again, so it need not know where it stands
+        TrainerConfig(steps=config.steps, max_grad_norm=config.max_grad_norm),
+        objective=objective,
+        callbacks=listeners,
+    ).run()
     return fitted
 
 

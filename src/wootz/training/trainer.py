@@ -81,6 +81,16 @@ class Callback:
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class AfterStep(Callback):
+    """Calls ``then`` with the step's number once its update is made."""
+
+    def __init__(self, then: Callable[[int], None]) -> None:
+        self.then = then
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        self.then(step.number)
+
+
 class Trainer:
     """``schedule(step)`` is the share of the optimiser's own learning rate that holds in that step."""
 

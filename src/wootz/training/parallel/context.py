@@ -9,6 +9,7 @@ are scattered back by sums. Ranks take the r-th of 2 R pieces from either end, s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -95,6 +96,8 @@ class GatheredKeys:
         sinks_H: Tensor | None = None,
         bias: ScoreBias | None = None,
     ) -> Tensor:
+        if not causal:
+            raise UnsupportedError("text that is spread over ranks is read from left to right only")
         widths = k_TKd.shape[1] * k_TKd.shape[2], v_TKe.shape[1] * v_TKe.shape[2]
         kv_TN = torch.cat((k_TKd.flatten(1), v_TKe.flatten(1)), 1)
         kv_TN = all_gather_tensor_autograd(kv_TN, 0, self.group)[self.order_T]
@@ -130,14 +133,13 @@ class GatheredKeys:
 
 def _spans(lengths: Sequence[int], own_T: Tensor) -> list[tuple[int, int, int]]:
     """Own tokens as ranges inside documents: where the document starts, where the range does, where it ends."""
-    own = set(own_T.tolist())
-    spans, document = [], 0
-    for length in lengths:
-        inside = [place for place in range(document, document + length) if place in own]
-        while inside:
-            start = inside[0]
-            end = next((place for place in range(start, document + length) if place not in own), document + length)
-            spans.append((document, start, end))
-            inside = [place for place in inside if place >= end]
-        document += length
+    ends = list(accumulate(lengths))
+    documents_T = torch.searchsorted(torch.tensor(ends), own_T.cpu(), right=True)
+    place_T = torch.arange(len(own_T))
+    # A range goes on while the next own token is the next of the text, and of the same document.
+    breaks = torch.nonzero((own_T.cpu() - place_T).diff() + documents_T.diff()).flatten() + 1
+    spans = []
+    for range_T, document_T in zip(own_T.tensor_split(breaks), documents_T.tensor_split(breaks), strict=True):
+        document = int(document_T[0])
+        spans.append((ends[document] - lengths[document], int(range_T[0]), int(range_T[-1]) + 1))
     return spans

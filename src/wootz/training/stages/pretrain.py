@@ -14,11 +14,13 @@ from wootz.core.errors import ConfigError
 from wootz.data.batch import Batches
 from wootz.data.packing import PackedBatches
 from wootz.data.token_store import TokenStore
+from wootz.data.tokens import end_of_text
 from wootz.models import Decoder, load, read_config, save
 from wootz.tokenization import load_tokenizer
 from wootz.tokenization.fingerprint import write_fingerprint
 from wootz.training.checkpoints import Checkpoints
 from wootz.training.cross_entropy import sliced_language_loss
+from wootz.training.curvature_refresh import CurvatureRefresh
 from wootz.training.guards import guards_of
 from wootz.training.optimizers import OptimizerConfig, build_optimizer, evaluation_mode
 from wootz.training.recipe import Recipe, model_config
@@ -28,7 +30,6 @@ from wootz.training.runs import RunFolder
 from wootz.training.schedules import ScheduleConfig, build_schedule
 from wootz.training.stages.context import Part, Phases, parts
 from wootz.training.stages.evaluate import bits_per_byte, sample
-from wootz.training.stages.tokenize import end_of_text
 from wootz.training.trainer import Callback, Trainer, TrainerConfig, rank, world_size
 
 GLANCE = 64
@@ -129,6 +130,7 @@ def build(
         objective=sliced_language_loss,
         callbacks=[
             phases,
+            CurvatureRefresh(),
             *extra,
             *guards_of(run, checkpoints, vocab_size=tokenizer.vocab_size),
             Recorder(run, watch),

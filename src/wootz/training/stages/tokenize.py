@@ -9,6 +9,7 @@ from typing import Any
 
 from wootz.core.progress import SILENT, Progress
 from wootz.data.token_store import TokenStore, TokenStoreWriter
+from wootz.data.tokens import END_OF_TEXT, encode, end_of_text
 from wootz.tokenization import Tokenizer, load_tokenizer
 from wootz.tokenization.fingerprint import fingerprint
 from wootz.tokenization.train import train_tokenizer, write_tokenizer
@@ -16,7 +17,6 @@ from wootz.training.recipe import Recipe
 from wootz.training.runs import RunFolder
 from wootz.training.stages.clean import HELD_OUT, TRAIN, read_texts
 
-END = "<|endoftext|>"
 CONTINUE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 """The chat template of a base model, which has never seen a chat: whatever is said is text to go on with."""
 
@@ -26,8 +26,10 @@ def tokenize(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) -> dic
     shutil.rmtree(folder, ignore_errors=True)
     given = recipe.tokenizer.path or recipe.pretrain.start_from
     if given is None:
-        made = train_tokenizer(read_texts(text / TRAIN), vocab_size=recipe.tokenizer.vocab_size, special_tokens=[END])
-        write_tokenizer(made, folder, roles={"eos_token": END}, chat_template=CONTINUE)
+        made = train_tokenizer(
+            read_texts(text / TRAIN), vocab_size=recipe.tokenizer.vocab_size, special_tokens=[END_OF_TEXT]
+        )
+        write_tokenizer(made, folder, roles={"eos_token": END_OF_TEXT}, chat_template=CONTINUE)
     else:
         folder.mkdir()
         for file in Path(given).glob("*token*.json*"):
@@ -44,10 +46,6 @@ def tokenize(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) -> dic
     return report
 
 
-def end_of_text(tokenizer: Tokenizer) -> int:
-    return min(tokenizer.eos_token_ids)
-
-
 def _write(tokenizer: Tokenizer, source: Path, folder: Path, progress: Progress) -> int:
     """Returns how many bytes of text were written. Each document begins and ends with the end of text, so that its
     first word is learned as what follows one, and its end as something to be said."""
@@ -55,7 +53,7 @@ def _write(tokenizer: Tokenizer, source: Path, folder: Path, progress: Progress)
     with TokenStoreWriter(folder, vocab_size=tokenizer.vocab_size, tokenizer=fingerprint(tokenizer)) as writer:
         while some := list(islice(texts, 1000)):
             num_bytes += sum(len(text.encode()) for text in some)
-            for ids in tokenizer.encode_batch(some, add_special_tokens=False):
-                writer.add([end, *ids, end])
+            for ids in encode(tokenizer, some):
+                writer.add([end, *ids])
             progress.advance(len(some))
     return num_bytes

@@ -11,20 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from wootz.core.errors import BadRequestError
-from wootz.data.batch import Batch
+from wootz.data.batch import Batch, Batches
 from wootz.models import Decoder
-from wootz.training.fit import language_loss, predictions
-from wootz.training.optimizers import OptimizerConfig, build_optimizer, evaluation_mode, refresh_curvature, set_rate
+from wootz.training.curvature_refresh import CurvatureRefresh
+from wootz.training.fit import language_loss
+from wootz.training.optimizers import OptimizerConfig, build_optimizer, evaluation_mode
 from wootz.training.schedules import Schedule, ScheduleConfig, build_schedule
 from wootz.training.studies.parts import held_out_bits
 from wootz.training.studies.positions import Size, build
 from wootz.training.studies.study import Curve, Study
 from wootz.training.studies.text import corpus, training_rows
+from wootz.training.trainer import AfterStep, Trainer, TrainerConfig
 
 SMALL = Size(width=48, layers=2, heads=4, length=48, batch_size=8, steps=150)
 
@@ -110,7 +112,7 @@ def bits_after(config: OptimizerConfig, size: Size, seed: int, text: Path | None
     optimizer = build_optimizer(model, config)
     rows = training_rows(corpus(text), size.batch_size, size.length, seed)
     try:
-        learn(model, rows, optimizer, config.learning_rate, schedule, range(size.steps))
+        learn(model, rows, optimizer, schedule, size.steps)
     except FloatingPointError:
         return NOTHING_LEARNT
     with evaluation_mode(optimizer):
@@ -122,26 +124,21 @@ def learn(
     model: Decoder,
     rows: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
-    learning_rate: float,
     schedule: Schedule,
-    steps: range,
+    steps: int,
     *,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """The given ``steps`` of a run, by its schedule; gradients are clipped to norm 1. Raises FloatingPointError."""
-    model.train()
-    for step in steps:
-        batch = next(rows)
-        set_rate(optimizer, learning_rate * schedule(step))
-        refresh_curvature(optimizer, lambda batch=batch: predictions(model, batch))
-        loss = language_loss(model, batch)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        after_step(step)
+    """A run at the optimiser's rate, by a schedule; gradients are clipped to norm 1. Raises FloatingPointError."""
+    Trainer(
+        model,
+        optimizer,
+        schedule,
+        cast(Batches, rows),  # never taken up again, so it need not know where it stands
+        TrainerConfig(steps=steps),
+        objective=language_loss,
+        callbacks=[CurvatureRefresh(), AfterStep(after_step)],
+    ).run()
 
 
 def best(curve: Mapping[str, Any]) -> tuple[str, Any]:

@@ -47,7 +47,7 @@ def schedule_study(
                     curve[str(step + 1)] = held_out_bits(model, size, text)
 
         schedule = build_schedule(_config(variant, size, cooldown), steps)
-        learn(model, rows, optimizer, learning_rate, schedule, range(steps), after_step=judge)
+        learn(model, rows, optimizer, schedule, steps, after_step=judge)
         return curve
 
     return Study(
