@@ -13,6 +13,7 @@ from small_runs import small_model
 
 from wootz.core.errors import ConfigError
 from wootz.core.progress import SILENT
+from wootz.data.token_store import TokenStore
 from wootz.models import load
 from wootz.models.planning.accounting import count_parameters, on_meta
 from wootz.models.positions.rotary import Rotary
@@ -83,12 +84,13 @@ def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> N
     text = tmp_path / "text.jsonl"
     words = ["iron", "steel", "water", "fire", "smith", "blade"]
     lines = [" ".join(words[(n * k + k) % 6] for k in range(30)) + f" number {n}." for n in range(300)]
+    lines[7] = "Spelled out, <|endoftext|> is text."
     text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     raw = {
         "name": "tiny",
         "depth": 1,
         "data": {"path": str(text)},
-        "clean": {"held_out": 0.1},
+        "clean": {"held_out": 0.1, "min_chars": 20},
         "tokenizer": {"vocab_size": 300},
         "model": {"hidden_size": 32, "num_heads": 2, "context": 32},
         "pretrain": {
@@ -108,6 +110,13 @@ def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> N
     assert [row["step"] for row in run.rows("metrics")] == list(range(16))
     assert run.rows("metrics")[-1]["loss"] < run.rows("metrics")[0]["loss"]
     assert run.status["state"] == "done"
+    assert run.bits_per_byte == reports["evaluate"]["bits_per_byte"]
+    end = json.loads((run.model / "config.json").read_text())["eos_token_id"]
+    for store in (TokenStore.open(run.path / "tokens" / name) for name in ("train", "held_out")):
+        assert all(
+            (store.document(n) == end).nonzero()[0].tolist() == [0, len(store.document(n)) - 1]
+            for n in range(store.num_documents)
+        )
     model = load(run.model)
     assert model.config.max_position_embeddings == 64
     assert json.loads((run.model / "config.json").read_text())["rope_theta"] == pytest.approx(rope_base(1e4, 2, 16))

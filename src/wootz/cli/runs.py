@@ -30,8 +30,7 @@ def list_(root: RunsRoot = ROOT, as_json: AsJson = False) -> None:
         return
     rows = table("run", "state", "stage", "step", "loss", "bits per byte", right=("step", "loss", "bits per byte"))
     for run in runs:
-        status, evaluations = run.status, run.rows("evaluations")
-        metrics = run.rows("metrics")
+        status, metrics, bits = run.status, run.rows("metrics"), run.bits_per_byte
         step = f"{metrics[-1]['step'] + 1:,}" if metrics else ""
         rows.add_row(
             run.name,
@@ -39,7 +38,7 @@ def list_(root: RunsRoot = ROOT, as_json: AsJson = False) -> None:
             status.get("stage", ""),
             step + (f"/{status['steps']:,}" if "steps" in status else ""),
             f"{metrics[-1]['loss']:.3f}" if metrics else "",
-            f"{evaluations[-1]['bits_per_byte']:.3f}" if evaluations else "",
+            "" if bits is None else f"{bits:.3f}",
         )
     stdout().print(rows)
 
@@ -64,7 +63,9 @@ def show(name: Name, root: RunsRoot = ROOT, as_json: AsJson = False) -> None:
         losses = [row["loss"] for row in metrics]
         stdout().print(f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses):,} steps  {_spark(losses)}")
     for row in facts["evaluations"][-5:]:
-        stdout().print(f"step {row['step'] + 1:,}: {row['bits_per_byte']:.3f} bits per byte")
+        stdout().print(f"step {row['step'] + 1:,}: {row['bits_per_byte']:.3f} bits per byte, at a glance")
+    if evaluated := run.finished("evaluate"):
+        stdout().print(f"all held-out text: {evaluated['bits_per_byte']:.3f} bits per byte")
     for row in facts["events"][-10:]:
         stdout().print(f"! {row['line']}", style="yellow", markup=False)
     for row in facts["samples"][-2:]:

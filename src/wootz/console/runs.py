@@ -95,12 +95,12 @@ def _all(home: Path) -> list[RunFolder]:
 
 
 def _row(run: RunFolder) -> dict[str, Any]:
-    status, metrics, evaluations = run.status, run.rows("metrics"), run.rows("evaluations")
+    status, metrics = run.status, run.rows("metrics")
     return {
         "name": run.name,
         "state": status["state"],
         "stage": status.get("stage", ""),
         "steps": status.get("steps"),
         "last": metrics[-1] if metrics else None,
-        "bits_per_byte": evaluations[-1]["bits_per_byte"] if evaluations else None,
+        "bits_per_byte": run.bits_per_byte,
     }

@@ -140,6 +140,14 @@ class RunFolder:
         file = self.path / "stages" / f"{stage}.json"
         return json.loads(file.read_text()) if file.exists() else None
 
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Of all held-out text, once it was evaluated; before that, of the few documents that training glances at."""
+        if evaluated := self.finished("evaluate"):
+            return evaluated["bits_per_byte"]
+        glances = self.rows("evaluations")
+        return glances[-1]["bits_per_byte"] if glances else None
+
     def finish(self, stage: str, report: dict[str, Any]) -> None:
         (self.path / "stages").mkdir(exist_ok=True)
         self._write(f"stages/{stage}.json", report)
@@ -176,9 +184,9 @@ def compare(runs: list[RunFolder]) -> Comparison:
     settings = {key: [recipe.get(key) for recipe in recipes] for key in keys}
     results: dict[str, list[Any]] = {"last loss": [], "bits per byte": [], "tokens/s": []}
     for run in runs:
-        metrics, evaluations = run.rows("metrics"), run.rows("evaluations")
+        metrics = run.rows("metrics")
         results["last loss"].append(metrics[-1]["loss"] if metrics else None)
-        results["bits per byte"].append(evaluations[-1]["bits_per_byte"] if evaluations else None)
+        results["bits per byte"].append(run.bits_per_byte)
         speeds = sorted(row["tokens_per_second"] for row in metrics)
         results["tokens/s"].append(speeds[len(speeds) // 2] if speeds else None)
     return Comparison({key: values for key, values in settings.items() if len(set(map(str, values))) > 1}, results)
