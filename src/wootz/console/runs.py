@@ -53,7 +53,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
             chosen=[each.name for each in chosen],
             charts={
                 "Loss, nats per token": curves(chosen, "metrics", "loss"),
-                "Bits per byte, held out": curves(chosen, "evaluations", "bits_per_byte"),
+                "Bits per byte of a few held-out documents": curves(chosen, "evaluations", "bits_per_byte"),
                 "Gradient norm": curves(chosen, "metrics", "grad_norm"),
             },
             comparison=compare(chosen) if len(chosen) > 1 else None,
