@@ -26,13 +26,14 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
     (tmp_path / "e.csv").write_text('text,n\n"one\nline",1\nzwei é,2\n')
+    (tmp_path / "f.json").write_text(json.dumps({"first": rows[0], "second": rows[1]}))
     for file in sorted(tmp_path.iterdir()):
         assert read(file) == ["one\nline", "zwei é"], file
-    assert read(tmp_path) == ["one\nline", "zwei é"] * 5
+    assert read(tmp_path) == ["one\nline", "zwei é"] * 6
     assert read(f"{tmp_path}/*.c*") == ["one\nline", "zwei é"]
     assert read(f"{tmp_path}/a.jsonl", column="text") == ["one\nline", "zwei é"]
     ids = [document.id for document in read_documents(Source(name="s", path=str(tmp_path)))]
-    assert len(set(ids)) == 10
+    assert len(set(ids)) == 12
     assert ids[0] == f"s:{tmp_path}/a.jsonl:0"
 
 

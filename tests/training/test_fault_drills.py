@@ -14,7 +14,8 @@ import pytest
 import torch
 from small_runs import Notes, join, small_model, small_trainer, start, whole_weights
 
-from wootz.core.errors import ConfigError
+from wootz.core.errors import BadRequestError, ConfigError
+from wootz.data.documents import Source, read_documents
 from wootz.training import checkpoints as checkpoints_module
 from wootz.training.checkpoints import Checkpoints, damage_in, steps_in
 from wootz.training.guards.chaos import Chaos
@@ -24,9 +25,7 @@ from wootz.training.guards.health import HealthMonitor, singular_ratio
 from wootz.training.guards.spike import SpikeGuard
 from wootz.training.guards.straggler import advice_on
 from wootz.training.guards.watchdog import EXIT_CODE, Watchdog
-from wootz.training.recipe import DataSection
 from wootz.training.runs import RunFolder
-from wootz.training.stages.text import documents
 from wootz.training.trainer import Callback, Step, Trainer, rank
 
 
@@ -265,8 +264,8 @@ def test_what_was_being_written_when_killed_is_never_loaded(tmp_path: Path) -> N
 def test_a_truncated_source_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "text.jsonl"
     file.write_text('{"text": "whole"}\n{"text": "cut o')
-    with pytest.raises(ConfigError, match=r"text\.jsonl: cut off or not valid JSON"):
-        list(documents(DataSection(path=file), tmp_path))
+    with pytest.raises(BadRequestError, match=r"text\.jsonl: line 2 is not valid JSON"):
+        list(read_documents(Source(name="text", path=str(file))))
 
 
 # --- health -----------------------------------------------------------------------------------------------------------

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +16,8 @@ import torch
 from small_runs import small_model
 
 from wootz.core.errors import ConfigError
-from wootz.core.progress import SILENT
-from wootz.data.token_store import TokenStore
+from wootz.core.progress import SILENT, Progress
+from wootz.data.tokens import open_stores
 from wootz.models import load
 from wootz.models.planning.accounting import count_parameters, on_meta
 from wootz.models.positions.rotary import Rotary
@@ -43,7 +47,8 @@ def test_overrides_reach_their_section_and_mistakes_name_their_key() -> None:
         ("pretrain.tokns=3", "pretrain.tokns"),
         ("depth=-1", "depth"),
         ("depth", "not of the form"),
-        ("data.path=x", 'either "path"'),
+        ('data.step=[{"kind":"heuristix"}]', "no kind of step"),
+        ('data={"held_out":0.1}', 'set "path"'),
     ):
         with pytest.raises(ConfigError, match=message):
             Recipe.load(RECIPES / "spark.toml", [wrong])
@@ -80,39 +85,50 @@ def test_a_document_longer_than_the_context_counts_every_token_once() -> None:
         )
 
 
-def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> None:
-    text = tmp_path / "text.jsonl"
-    words = ["iron", "steel", "water", "fire", "smith", "blade"]
-    lines = [" ".join(words[(n * k + k) % 6] for k in range(30)) + f" number {n}." for n in range(300)]
-    lines[7] = "Spelled out, <|endoftext|> is text."
-    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    raw = {
+@contextmanager
+def _silent_bar(stage: str) -> Iterator[Progress]:
+    yield SILENT
+
+
+def _make(recipe: Recipe, run: RunFolder) -> dict[str, dict[str, Any]]:
+    return make(recipe, run, run.path.parent, bar=_silent_bar, watch=lambda *_: None, report=print)
+
+
+def _write_text(file: Path, words: list[str], count: int = 300) -> Path:
+    lines = [" ".join(words[(n * k + k) % len(words)] for k in range(30)) + f" number {n}." for n in range(count)]
+    file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return file
+
+
+def _tiny(text: Path, **pretrain: Any) -> dict[str, Any]:
+    return {
         "name": "tiny",
         "depth": 1,
-        "data": {"path": str(text)},
-        "clean": {"held_out": 0.1, "min_chars": 20},
+        "data": {"path": str(text), "held_out": 0.1},
         "tokenizer": {"vocab_size": 300},
         "model": {"hidden_size": 32, "num_heads": 2, "context": 32},
         "pretrain": {
             "tokens": 8192, "batch_tokens": 512, "checkpoint_every": 5, "evaluate_every": 8, "sample_every": 16,
-            "phases": [{"name": "short", "share": 0.5}, {"name": "long", "share": 0.5, "context": 64}],
+            **pretrain,
         },
     }  # fmt: skip
+
+
+def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> None:
+    text = _write_text(tmp_path / "text.jsonl", ["iron", "steel", "water", "fire", "smith", "blade"])
+    with text.open("a") as more:
+        more.write(json.dumps({"text": "Spelled out, <|endoftext|> is text."}) + "\n")
+    raw = _tiny(text, phases=[{"name": "short", "share": 0.5}, {"name": "long", "share": 0.5, "context": 64}])
     recipe = Recipe.of(raw, "test")
     run = RunFolder.create(tmp_path / "run", recipe.model_dump(mode="json"))
-
-    @contextmanager
-    def bar(stage: str):
-        yield SILENT
-
-    reports = make(recipe, run, tmp_path, bar=bar, watch=lambda *_: None, report=print)
+    reports = _make(recipe, run)
     assert reports["evaluate"]["bits_per_byte"] > 0
     assert [row["step"] for row in run.rows("metrics")] == list(range(16))
     assert run.rows("metrics")[-1]["loss"] < run.rows("metrics")[0]["loss"]
     assert run.status["state"] == "done"
     assert run.bits_per_byte == reports["evaluate"]["bits_per_byte"]
     end = json.loads((run.model / "config.json").read_text())["eos_token_id"]
-    for store in (TokenStore.open(run.path / "tokens" / name) for name in ("train", "held_out")):
+    for store in (open_stores(run.data / name)["text"] for name in ("tokens", "held_out_tokens")):
         assert all(
             (store.document(n) == end).nonzero()[0].tolist() == [0, len(store.document(n)) - 1]
             for n in range(store.num_documents)
@@ -120,6 +136,67 @@ def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> N
     model = load(run.model)
     assert model.config.max_position_embeddings == 64
     assert json.loads((run.model / "config.json").read_text())["rope_theta"] == pytest.approx(rope_base(1e4, 2, 16))
-    assert make(recipe, run, tmp_path, bar=bar, watch=lambda *_: None, report=print) == reports
+    assert _make(recipe, run) == reports
     with pytest.raises(ConfigError, match="other settings \\(seed\\)"):
         RunFolder.create(tmp_path / "run", Recipe.of(raw | {"seed": 1}, "test").model_dump(mode="json"))
+
+
+def test_going_on_with_other_text_forgets_less_with_some_of_the_old(tmp_path: Path) -> None:
+    old = _write_text(tmp_path / "old.jsonl", ["iron", "steel", "water", "fire", "smith", "blade"])
+    new = _write_text(tmp_path / "new.jsonl", ["flour", "salt", "yeast", "oven", "baker", "loaf"])
+    first = RunFolder.create(tmp_path / "first", {})
+    _make(Recipe.of(_tiny(old, learning_rate=1e-2), "test"), first)
+    forgotten = {}
+    for replay in (0.0, 0.5):
+        raw = _tiny(old, learning_rate=1e-2, start_from=str(first.model))
+        sources = [
+            {"name": "old", "path": str(old), "weight": replay},
+            {"name": "new", "path": str(new), "weight": 1 - replay},
+        ]
+        raw["data"] = {"source": sources, "held_out": 0.1}
+        run = RunFolder.create(tmp_path / f"replay-{replay}", {})
+        report = _make(Recipe.of(raw, "test"), run)["evaluate"]
+        assert report["sources"]["new"] < report["before"]["sources"]["new"] - 1  # what it was trained on is learned
+        forgotten[replay] = report["sources"]["old"] - report["before"]["sources"]["old"]
+    assert forgotten[0.0] > forgotten[0.5] + 0.2
+    assert forgotten[0.5] < 0.1
+
+
+def test_phases_weigh_sources_that_there_are(tmp_path: Path) -> None:
+    raw = _tiny(tmp_path, phases=[{"name": "all", "share": 1.0, "weights": {"web": 1.0}}])
+    with pytest.raises(ConfigError, match="phase all weighs web, and there is no such source"):
+        Recipe.of(raw, "test")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"tensor": 2}, {"pipeline": 2}, {"data": 2, "tensor": 2}])
+def test_a_mesh_of_processes_learns_what_one_does(tmp_path: Path, mesh: dict[str, int]) -> None:
+    """By the command itself, which starts its processes; and killed on the way, it goes on."""
+    text = _write_text(tmp_path / "text.jsonl", ["iron", "steel", "water", "fire", "smith", "blade"])
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        f"""
+        name = "tiny"
+        depth = 2
+        data.path = "{text}"
+        data.held_out = 0.1
+        tokenizer.vocab_size = 300
+        model = {{ hidden_size = 32, num_heads = 2, context = 32 }}
+        pretrain = {{ tokens = 8192, batch_tokens = 512, checkpoint_every = 4, evaluate_every = 8, sample_every = 8 }}
+        """
+    )
+
+    def run(name: str, *more: str) -> RunFolder:
+        command = [sys.executable, "-m", "wootz", "run", str(recipe), "--out", str(tmp_path / name), *more]
+        subprocess.run(command, check="--chaos" not in more, cwd=tmp_path, capture_output=True)
+        return RunFolder.open(tmp_path / name)
+
+    setting = [word for axis, size in mesh.items() for word in ("--set", f"mesh.{axis}={size}")]
+    one, stopped = run("one", "--threads", "1"), run("many", *setting, "--chaos", "kill@9")
+    assert stopped.finished("pretrain") is None
+    many = run("many", *setting)
+    losses = [[row["loss"] for row in each.rows("metrics")] for each in (one, many)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert many.bits_per_byte == pytest.approx(one.bits_per_byte, abs=1e-3)
+    weights = [dict(load(each.model).named_parameters()) for each in (one, many)]
+    assert weights[0].keys() == weights[1].keys()

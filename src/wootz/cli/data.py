@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wootz.cli.common import PLAIN_HELP, AsJson, human_bytes, human_count, print_json, stderr, stdout, table
+from wootz.cli.common import PLAIN_HELP, AsJson, human_bytes, human_count, load, print_json, stderr, stdout, table
 
 if TYPE_CHECKING:
     from wootz.data.build import BuildReport
@@ -25,6 +25,7 @@ Paths = Annotated[list[str], typer.Argument(help="Files, folders or patterns; ea
 
 @app.command("build")
 def build_(
+    ctx: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="A data recipe in TOML.")],
     out: Out,
     workers: Workers = None,
@@ -48,9 +49,13 @@ def build_(
     Examples:
       [bold]wootz data build recipe.toml -o corpus[/bold]
     """
+    from wootz.core import progress_bar
+    from wootz.data.packages import with_packages
     from wootz.data.recipe import load_recipe
 
-    _build(load_recipe(recipe), out, workers, as_json)
+    with progress_bar("Fetching packages") as progress:
+        local = with_packages(load_recipe(recipe), load(ctx).config.home, progress)
+    _build(local, out, workers, as_json)
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,6 @@ from wootz.cli.common import human_bytes, human_count, load, stderr, stdout, tab
 if TYPE_CHECKING:
     from wootz.training.estimate import Estimate
     from wootz.training.recipe import Recipe
-    from wootz.training.runs import RunFolder
 
 RunsRoot = Annotated[Path, typer.Option("--runs", help="The folder that runs lie in.")]
 
@@ -33,44 +34,53 @@ def run(
     The plan is printed first. Whatever ends the run (Ctrl-C, kill, a power cut), the same command goes on
     exactly where it was.
 
+    A mesh of several devices is started on this machine; for several machines, start `torchrun … -m wootz run
+    RECIPE` on each.
+
     Examples:
       [bold]wootz run recipes/spark.toml[/bold]
       [bold]wootz run recipes/spark.toml --set data.path=my-texts/ --set depth=4 --out runs/mine[/bold]
+      [bold]wootz run recipes/spark.toml --set mesh.data=2[/bold]
       [bold]wootz run recipes/blast.toml --dry-run[/bold]
     """
     import torch
 
+    from wootz.training.processes import started_by_torchrun
     from wootz.training.recipe import Recipe
-    from wootz.training.runs import RunFolder
 
     if threads is not None:
         torch.set_num_threads(threads)
     made = Recipe.load(recipe, overrides or ())
-    show_plan(made, dry=dry)
+    if not started_by_torchrun() or os.environ["RANK"] == "0":
+        show_plan(made, dry=dry)
     if dry:
         return
-    from wootz.training.stages.pretrain import device_of
-
-    device_of(made)
-    folder = out or Path("runs") / made.name
-    carry_out(ctx, made, RunFolder.create(folder, made.model_dump(mode="json")), chaos)
+    carry_out(ctx, made, out or Path("runs") / made.name, chaos)
 
 
-def carry_out(ctx: typer.Context, recipe: Recipe, run: RunFolder, chaos: str = "") -> None:
+def carry_out(ctx: typer.Context, recipe: Recipe, out: Path, chaos: str = "") -> None:
     """All stages that are not done yet, with live progress, and how to talk to what came of it."""
     from wootz.core import progress_bar
     from wootz.training.guards.chaos import Chaos
     from wootz.training.making import make
-    from wootz.training.stages.text import cache_folder
+    from wootz.training.processes import joined, start_all, started_by_torchrun
+    from wootz.training.runs import RunFolder
+    from wootz.training.trainer import rank
 
+    if recipe.mesh.devices > 1 and not started_by_torchrun():
+        start_all(recipe.mesh, sys.argv[1:])
+        return
     live = Live(quiet=not stderr().is_terminal)
-    cache = cache_folder(load(ctx).config.home)
+    home = load(ctx).config.home
     extra = [Chaos.parse(chaos)] if chaos else []
-    with live:
+    with joined(recipe.mesh), live:
+        run = RunFolder.create(out, recipe.model_dump(mode="json")) if rank() == 0 else RunFolder(out)
         reports = make(
-            recipe, run, cache, bar=lambda stage: progress_bar(stage, quiet=stage == "pretrain"),
+            recipe, run, home, bar=lambda stage: progress_bar(stage, quiet=stage == "pretrain"),
             watch=live.step, report=live.say, told=live.told, extra=extra,
         )  # fmt: skip
+    if not reports:
+        return  # this process was one of many, and not the first
     if "evaluate" in reports:
         _show_result(reports["evaluate"])
     stdout().print(
@@ -88,7 +98,11 @@ def show_plan(recipe: Recipe, *, dry: bool = False) -> None:
         f"{human_count(plan.num_parameters)} parameters; {', '.join(recipe.stages)}"
     )
     rows = table("stage", "what", "how much")
-    rows.add_row("clean", str(recipe.data.path or recipe.data.source), recipe.data.licence or "")
+    data = recipe.data.recipe(recipe.seed)
+    steps = ", ".join(planned.step.kind for planned in data.steps) or "as it is"
+    for source in data.sources:
+        rows.add_row("clean", f"{source.name}: {source.package or source.path}", source.licence or "")
+    rows.add_row("", steps, f"{recipe.data.held_out:.0%} held out")
     rows.add_row(
         "tokenize", f"{recipe.tokenizer.vocab_size:,} tokens", str(recipe.tokenizer.path or "trained on the text")
     )
@@ -174,6 +188,12 @@ def _show_result(report: dict[str, Any]) -> None:
     rows.add_row("5-gram, Kneser-Ney, same tokens", f"{report['five_gram_bits_per_byte']:.3f}")
     rows.add_row("unigram, same tokens", f"{report['unigram_bits_per_byte']:.3f}")
     stdout().print(rows)
+    if before := report.get("before"):
+        rows = table("source", "before", "after", "change", right=("before", "after", "change"))
+        for name, bits in report["sources"].items():
+            old = before["sources"][name]
+            rows.add_row(name, f"{old:.3f}", f"{bits:.3f}", f"{bits - old:+.3f}")
+        stdout().print(rows)
     for each in report["samples"]:
         prompt, text = each["prompt"], each["text"]
         stdout().print(f"[dim]{prompt}[/dim]" + text.removeprefix(prompt).replace("[", "\\["), soft_wrap=True)

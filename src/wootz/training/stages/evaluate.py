@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wootz.core.progress import SILENT, Progress
 from wootz.data.token_store import TokenStore
+from wootz.data.tokens import open_stores
 from wootz.models import Decoder, PackedContext, load
 from wootz.tokenization import Tokenizer, load_tokenizer
 from wootz.training.recipe import Recipe
@@ -24,18 +28,49 @@ from wootz.training.stages.baselines import NGrams
 from wootz.training.trainer import evaluation
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Documents that were kept apart, as tokens, by source; and how many bytes of text each source's are."""
+
+    stores: dict[str, TokenStore]
+    num_bytes: dict[str, int]
+
+    @staticmethod
+    def of(run: RunFolder) -> HeldOut:
+        tokenized = run.finished("tokenize")
+        assert tokenized is not None
+        return HeldOut(open_stores(run.data / "held_out_tokens"), tokenized["held_out_bytes"])
+
+    def overall(self, bits: dict[str, float]) -> float:
+        """Bits per byte of all sources together."""
+        return sum(bits[name] * size for name, size in self.num_bytes.items()) / sum(self.num_bytes.values())
+
+    @property
+    def tokens_N(self) -> NDArray[np.int64]:
+        return np.concatenate([store.span(0, store.num_tokens) for store in self.stores.values()])
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where documents begin in ``tokens_N``."""
+        lengths = [len(store.document(n)) for store in self.stores.values() for n in range(store.num_documents)]
+        return np.cumsum([0, *lengths[:-1]])
+
+
 def evaluate_model(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) -> dict[str, Any]:
-    held_out = TokenStore.open(run.path / "tokens" / "held_out")
-    num_bytes = (run.finished("tokenize") or {})["held_out_bytes"]
-    model, tokenizer = load(run.model), load_tokenizer(run.model)
-    assert isinstance(model, Decoder)
-    report: dict[str, Any] = {"bits_per_byte": bits_per_byte(model, held_out, num_bytes, progress=progress)}
-    tokens_N = TokenStore.open(run.path / "tokens" / "train")
-    train_N, held_out_N = (store.span(0, store.num_tokens) for store in (tokens_N, held_out))
-    starts = np.cumsum([0, *(len(held_out.document(n)) for n in range(held_out.num_documents - 1))])
+    held_out = HeldOut.of(run)
+    tokenizer = load_tokenizer(run.model)
+    model = _decoder(run.model)
+    num_bytes = sum(held_out.num_bytes.values())
+    bits = bits_per_byte(model, held_out, progress=progress)
+    report: dict[str, Any] = {"bits_per_byte": held_out.overall(bits), "sources": bits}
+    if (before := recipe.pretrain.start_from) is not None:  # what of its text did it forget?
+        bits = bits_per_byte(_decoder(before), held_out, progress=progress)
+        report["before"] = {"bits_per_byte": held_out.overall(bits), "sources": bits}
+    train = open_stores(run.data / "tokens").values()
+    train_N = np.concatenate([store.span(0, store.num_tokens) for store in train])
     for name, order in (("unigram", 1), ("five_gram", 5)):
-        nats = NGrams(train_N, held_out.vocab_size, order).nats(held_out_N)
-        nats[starts] = 0.0  # the mark before a document's first word is given, here as there
+        nats = NGrams(train_N, tokenizer.vocab_size, order).nats(held_out.tokens_N)
+        nats[held_out.starts] = 0.0  # the mark before a document's first word is given, here as there
         report[f"{name}_bits_per_byte"] = float(nats.sum()) / num_bytes / math.log(2)
     report["samples"] = [
         {"prompt": prompt, "text": sample(model, tokenizer, prompt, seed=recipe.seed)}
@@ -45,25 +80,29 @@ def evaluate_model(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) 
     return report
 
 
+def _decoder(folder: Path) -> Decoder:
+    model = load(folder)
+    assert isinstance(model, Decoder)
+    return model
+
+
 def bits_per_byte(
-    model: Decoder,
-    store: TokenStore,
-    num_bytes: int,
-    *,
-    most_documents: int | None = None,
-    progress: Progress = SILENT,
-) -> float:
-    """Of all documents, or of the first ``most_documents`` (then of their share of the bytes, by tokens)."""
-    count = min(most_documents or store.num_documents, store.num_documents)
-    nats, num_tokens = 0.0, 0
-    progress.set_total(count)
+    model: Decoder, held_out: HeldOut, *, most_documents: int | None = None, progress: Progress = SILENT
+) -> dict[str, float]:
+    """By source: of all documents, or of the first ``most_documents`` (then of their share of the bytes, by tokens)."""
+    counts = {name: min(most_documents or 2**63, store.num_documents) for name, store in held_out.stores.items()}
+    progress.set_total(sum(counts.values()))
+    found: dict[str, float] = {}
     with evaluation(model), torch.inference_mode():
-        for number in range(count):
-            tokens_N = torch.from_numpy(store.document(number).astype(np.int64)).to(model.device)
-            nats += document_nats(model, tokens_N)
-            num_tokens += len(tokens_N)
-            progress.advance()
-    return nats / (num_bytes * num_tokens / store.num_tokens) / math.log(2)
+        for name, store in held_out.stores.items():
+            nats, num_tokens = 0.0, 0
+            for number in range(counts[name]):
+                tokens_N = torch.from_numpy(store.document(number).astype(np.int64)).to(model.device)
+                nats += document_nats(model, tokens_N)
+                num_tokens += len(tokens_N)
+                progress.advance()
+            found[name] = nats / (held_out.num_bytes[name] * num_tokens / store.num_tokens) / math.log(2)
+    return found
 
 
 def document_nats(model: Decoder, tokens_N: Tensor) -> float:

@@ -13,23 +13,23 @@ import torch
 from wootz.core.errors import ConfigError
 from wootz.data.batch import Batches
 from wootz.data.packing import PackedBatches
-from wootz.data.token_store import TokenStore
-from wootz.data.tokens import end_of_text
+from wootz.data.tokens import end_of_text, open_stores, weights_of
 from wootz.models import Decoder, load, read_config, save
 from wootz.tokenization import load_tokenizer
 from wootz.tokenization.fingerprint import write_fingerprint
 from wootz.training.checkpoints import Checkpoints
-from wootz.training.cross_entropy import sliced_language_loss
 from wootz.training.curvature_refresh import CurvatureRefresh
 from wootz.training.guards import guards_of
 from wootz.training.optimizers import OptimizerConfig, build_optimizer, evaluation_mode
+from wootz.training.parallel import Layout, ParallelTrainer, parallelize
+from wootz.training.parallel.state import load_whole
 from wootz.training.recipe import Recipe, model_config
 from wootz.training.recompute import check_recompute, recompute_layers
 from wootz.training.recording import Every, Recorder, Watch
 from wootz.training.runs import RunFolder
 from wootz.training.schedules import ScheduleConfig, build_schedule
 from wootz.training.stages.context import Part, Phases, parts
-from wootz.training.stages.evaluate import bits_per_byte, sample
+from wootz.training.stages.evaluate import HeldOut, bits_per_byte, sample
 from wootz.training.trainer import Callback, Trainer, TrainerConfig, rank, world_size
 
 GLANCE = 64
@@ -52,22 +52,33 @@ def pretrain(
         check_recompute(trainer.model, next(trainer.batches).to(trainer.device), trainer.objective)
         trainer.batches.load_state_dict(state)
     trainer.run()
-    tokenizer = load_tokenizer(run.path / "tokenizer")
-    assert isinstance(trainer.model, Decoder)
+    if rank() > 0:
+        return {}
     with evaluation_mode(trainer.optimizer):
-        if rank() == 0:
-            save(trainer.model, run.model, beside=run.path / "tokenizer", replace=True)
-            _finish_config(run.model, parts(recipe)[-1], end_of_text(tokenizer))
-            write_fingerprint(run.model, tokenizer)
+        model = export(recipe, run, trainer)
     rows = run.rows("metrics")
     seconds = sum(row["tokens"] / row["tokens_per_second"] for row in rows)
     return {
-        "parameters": trainer.model.num_parameters,
+        "parameters": model.num_parameters,
         "steps": trainer.step,
         "tokens": sum(row["tokens"] for row in rows),
         "seconds": round(seconds, 1),
         "last_loss": rows[-1]["loss"],
     }
+
+
+def export(recipe: Recipe, run: RunFolder, trainer: Trainer) -> Decoder:
+    """The result as a folder that is served. What many ranks hold is read from their last checkpoint."""
+    tokenizer, model = load_tokenizer(run.tokenizer), trainer.model
+    if world_size() > 1:
+        model = load_whole(
+            run.checkpoints / f"step_{trainer.step}", start_model(recipe, tokenizer.vocab_size, end_of_text(tokenizer))
+        )
+    assert isinstance(model, Decoder)
+    save(model, run.model, beside=run.tokenizer, replace=True)
+    _finish_config(run.model, parts(recipe)[-1], end_of_text(tokenizer))
+    write_fingerprint(run.model, tokenizer)
+    return model
 
 
 def build(
@@ -78,12 +89,13 @@ def build(
     report: Callable[[str], None] = lambda line: None,
     extra: Sequence[Callback] = (),
 ) -> tuple[Trainer, Checkpoints]:
-    settings, dial = recipe.pretrain, recipe.dial
+    settings, dial, layout = recipe.pretrain, recipe.dial, layout_of(recipe)
     torch.manual_seed(recipe.seed)
-    tokenizer = load_tokenizer(run.path / "tokenizer")
-    model = start_model(recipe, tokenizer.vocab_size, end_of_text(tokenizer)).to(device_of(recipe))
+    tokenizer, device = load_tokenizer(run.tokenizer), device_of(recipe)
+    model = start_model(recipe, tokenizer.vocab_size, end_of_text(tokenizer)).to(device)
     if settings.recompute:
         recompute_layers(model)
+    parallel = parallelize(model, layout, device=device) if layout.num_ranks > 1 else None
     optimizer = build_optimizer(
         model,
         OptimizerConfig(
@@ -97,14 +109,15 @@ def build(
     schedule = build_schedule(
         ScheduleConfig(name=settings.schedule, warmup=settings.warmup, minimum=settings.minimum), dial.steps
     )
-    phases = Phases(parts(recipe), lambda part: batches(recipe, run, part))
+    reader = parallel.mesh.reader if parallel else 0
+    phases = Phases(parts(recipe), lambda part: batches(recipe, run, part, reader, layout.num_readers))
     checkpoints = Checkpoints(run.checkpoints, every=settings.checkpoint_every, keep=settings.keep)
-    held_out = TokenStore.open(run.path / "tokens" / "held_out")
-    num_bytes = (run.finished("tokenize") or {})["held_out_bytes"]
+    held_out = HeldOut.of(run)
 
     def glance(trainer: Trainer) -> dict[str, Any]:
         with evaluation_mode(optimizer):
-            return {"bits_per_byte": bits_per_byte(model, held_out, num_bytes, most_documents=GLANCE)}
+            bits = bits_per_byte(model, held_out, most_documents=GLANCE)
+        return {"bits_per_byte": held_out.overall(bits), **(bits if len(bits) > 1 else {})}
 
     def say(trainer: Trainer) -> dict[str, Any]:
         with evaluation_mode(optimizer):
@@ -116,46 +129,46 @@ def build(
             run.append("events", {"line": line})
             report(line)
 
-    trainer = Trainer(
-        model,
-        optimizer,
-        phases.rate(schedule),
+    callbacks: list[Callback] = [
         phases,
-        TrainerConfig(
-            steps=dial.steps,
-            accumulate=dial.accumulate,
-            max_grad_norm=settings.max_grad_norm,
-            precision=settings.precision,
-        ),
-        objective=sliced_language_loss,
-        callbacks=[
-            phases,
-            CurvatureRefresh(),
-            *extra,
-            *guards_of(run, checkpoints, vocab_size=tokenizer.vocab_size),
-            Recorder(run, watch),
+        CurvatureRefresh(),
+        *extra,
+        *guards_of(run, checkpoints, vocab_size=tokenizer.vocab_size),
+        Recorder(run, watch),
+    ]
+    if layout.pipeline == 1:  # no rank of a pipeline can call the whole model: it is evaluated at the end
+        callbacks += [
             Every(run, "evaluations", settings.evaluate_every, glance),
             Every(run, "samples", settings.sample_every, say),
-            checkpoints,
-        ],
-        report=note,
+        ]
+    config = TrainerConfig(
+        steps=dial.steps,
+        accumulate=dial.accumulate,
+        max_grad_norm=settings.max_grad_norm,
+        precision=settings.precision,
     )
-    return trainer, checkpoints
+    rest: dict[str, Any] = {"callbacks": [*callbacks, checkpoints], "report": note}
+    if parallel is not None:
+        return ParallelTrainer(parallel, optimizer, phases.rate(schedule), phases, config, **rest), checkpoints
+    return Trainer(model, optimizer, phases.rate(schedule), phases, config, **rest), checkpoints
 
 
-def device_of(recipe: Recipe) -> str:
-    """Raises `ConfigError` where this machine is not what the recipe was made for."""
+def layout_of(recipe: Recipe) -> Layout:
     mesh = recipe.mesh
-    if mesh.devices > 1:
-        raise ConfigError(
-            f"{recipe.name} is a recipe for {mesh.devices} devices, and `wootz run` uses one",
-            hint="--dry-run prints its plan",
-        )
+    dtype = torch.bfloat16 if recipe.pretrain.precision == "bf16" else None
+    return Layout(shard=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline, compute_dtype=dtype)
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """This process's. Raises `ConfigError` where this machine is not what the recipe was made for."""
+    mesh = recipe.mesh
     if mesh.device == "cpu":
-        return "cpu"
+        return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError(f"{recipe.name} asks for one {mesh.device}, and none is here", hint="--set mesh.device=cpu")
-    return "cuda"
+        raise ConfigError(
+            f"{recipe.name} asks for {mesh.devices} x {mesh.device}, and none is here", hint="--set mesh.device=cpu"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def start_model(recipe: Recipe, vocab_size: int, end: int) -> Decoder:
@@ -171,17 +184,19 @@ def start_model(recipe: Recipe, vocab_size: int, end: int) -> Decoder:
     return model
 
 
-def batches(recipe: Recipe, run: RunFolder, part: Part) -> Batches:
-    """Micro-batches of one phase. The seed differs by phase: none repeats the rows of the one before."""
-    stores = {"text": TokenStore.open(run.path / "tokens" / "train")}
+def batches(recipe: Recipe, run: RunFolder, part: Part, reader: int, num_readers: int) -> Batches:
+    """Micro-batches of one phase, a reader's share of them. Sources are weighed as the phase says, or else as the
+    recipe does. The seed differs by phase: none repeats the rows of the one before."""
+    stores = open_stores(run.data / "tokens")
+    weights = part.phase.weights
     return PackedBatches(
         stores,
-        {name: part.phase.weights[name] for name in stores} if part.phase.weights else None,
+        weights_of(run.data, stores) if weights is None else {name: weights.get(name, 0.0) for name in stores},
         seq_len=part.context,
         batch_size=part.rows,
         seed=recipe.seed + part.first_step,
-        rank=rank(),
-        world_size=world_size(),
+        rank=reader,
+        world_size=num_readers,
         isolate=recipe.pretrain.isolate,
     )
 
