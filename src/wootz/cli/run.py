@@ -45,15 +45,13 @@ def run(
     """
     import torch
 
-    from wootz.training.processes import started_by_torchrun
     from wootz.training.recipe import Recipe
 
     if threads is not None:
         torch.set_num_threads(threads)
     made = Recipe.load(recipe, overrides or ())
-    if not started_by_torchrun() or os.environ["RANK"] == "0":
-        show_plan(made, dry=dry)
     if dry:
+        show_plan(made)
         return
     carry_out(ctx, made, out or Path("runs") / made.name, chaos)
 
@@ -70,6 +68,8 @@ def carry_out(ctx: typer.Context, recipe: Recipe, out: Path, chaos: str = "") ->
     if recipe.mesh.devices > 1 and not started_by_torchrun():
         start_all(recipe.mesh, sys.argv[1:])
         return
+    if os.environ.get("RANK", "0") == "0":
+        show_plan(recipe)
     live = Live(quiet=not stderr().is_terminal)
     home = load(ctx).config.home
     extra = [Chaos.parse(chaos)] if chaos else []
@@ -88,7 +88,7 @@ def carry_out(ctx: typer.Context, recipe: Recipe, out: Path, chaos: str = "") ->
     )
 
 
-def show_plan(recipe: Recipe, *, dry: bool = False) -> None:
+def show_plan(recipe: Recipe) -> None:
     from wootz.training.estimate import estimate
     from wootz.training.stages.context import parts
 

@@ -8,6 +8,7 @@ over a shared file system; that they are there already is seen by the environmen
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from wootz.core.errors import ConfigError
+from wootz.core.errors import ConfigError, UnavailableError
 from wootz.training.recipe import MeshSection
 
 _PATIENCE = timedelta(days=7)
@@ -30,6 +31,7 @@ def started_by_torchrun() -> bool:
 def start_all(mesh: MeshSection, arguments: Sequence[str]) -> None:
     """``wootz ARGUMENTS`` in as many processes as the mesh has devices; returns when all are done, and raises if one
     fails."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     here = torch.cuda.device_count() if mesh.device != "cpu" else mesh.devices
@@ -38,7 +40,17 @@ def start_all(mesh: MeshSection, arguments: Sequence[str]) -> None:
             f"the mesh has {mesh.devices} devices, and this machine {here}",
             hint="start it on every machine: torchrun --nnodes N --nproc-per-node G … -m wootz run RECIPE",
         )
-    main(["--standalone", f"--nproc-per-node={mesh.devices}", "-m", "wootz", *arguments])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // mesh.devices)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would say what is said below
+    try:
+        main(["--standalone", f"--nproc-per-node={mesh.devices}", "-m", "wootz", *arguments])
+    except ChildFailedError as error:
+        first, failure = error.get_first_failure()
+        how = f"was ended by signal {-failure.exitcode}" if failure.exitcode < 0 else "failed"
+        raise UnavailableError(
+            f"process {first} of the mesh {how}, and the others were stopped",
+            hint="what it said is above; the same command goes on from the last checkpoint",
+        ) from None
 
 
 @contextmanager

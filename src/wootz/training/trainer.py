@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from wootz.data.batch import IGNORED, Batch, Batches
 from wootz.training.cross_entropy import sliced_language_loss
@@ -220,12 +221,16 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], objective: Objective = 
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode in the block, and no trace of it in the training's random numbers."""
+    """Evaluation mode in the block, and no trace of it in the training's random numbers, nor in what a rank holds of
+    sharded parameters: without a backward pass those of the root would stay gathered."""
     was_training, state = model.training, random_state()
     model.eval()
     try:
         yield
     finally:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         model.train(was_training)
         set_random_state(state)
 

@@ -13,14 +13,15 @@ from wootz.training.runs import RunFolder
 from wootz.training.trainer import Callback
 
 
-def guards_of(run: RunFolder, checkpoints: Checkpoints, *, vocab_size: int) -> list[Callback]:
+def guards_of(run: RunFolder, checkpoints: Checkpoints, *, vocab_size: int, whole: bool = True) -> list[Callback]:
     """Those that a run has unless it is told otherwise. The first that objects to an update gives the reason, so what
-    is no number is said to be that, and not a spike."""
+    is no number is said to be that, and not a spike. Two of them ask the ``whole`` model, which no rank of a pipeline
+    can."""
+    asking = [CorruptionGuard(every=100), HealthMonitor(run, vocab_size)] if whole else []
     return [
         FiniteGuard(),
         SpikeGuard(checkpoints),
-        CorruptionGuard(every=100),
         StragglerGuard(),
-        HealthMonitor(run, vocab_size),
+        *asking,
         Watchdog(run.path / "heartbeats"),
     ]

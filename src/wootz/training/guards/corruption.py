@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from wootz.core.errors import WootzError
 from wootz.data.batch import Batch
 from wootz.models import PackedContext
-from wootz.training.trainer import Callback, Trainer, world_size
+from wootz.training.trainer import Callback, Trainer, evaluation, world_size
 
 
 class CorruptionError(WootzError):
@@ -46,11 +46,12 @@ class CorruptionGuard(Callback):
         rows = torch.randint(vocab_size, (self.rows, self.length + 1), generator=generator)
         model: Any = trainer.model
         batch = Batch.of(rows.to(trainer.device))
-        with torch.no_grad():
-            hidden_TD = model(batch.tokens_BT.flatten(), batch.positions_T, PackedContext(batch.lengths))
-        hidden_TD = hidden_TD.detach().requires_grad_()
-        loss = F.cross_entropy(model.unembed(hidden_TD), batch.labels_BT.flatten())
-        (gradient_TD,) = torch.autograd.grad(loss, hidden_TD)
+        with evaluation(model):
+            with torch.no_grad():
+                hidden_TD = model(batch.tokens_BT.flatten(), batch.positions_T, PackedContext(batch.lengths))
+            hidden_TD = hidden_TD.detach().requires_grad_()
+            loss = F.cross_entropy(model.unembed(hidden_TD), batch.labels_BT.flatten())
+            (gradient_TD,) = torch.autograd.grad(loss, hidden_TD)
         return loss.item(), hidden_TD.norm().item(), gradient_TD.norm().item()
 
 

@@ -133,7 +133,7 @@ def build(
         phases,
         CurvatureRefresh(),
         *extra,
-        *guards_of(run, checkpoints, vocab_size=tokenizer.vocab_size),
+        *guards_of(run, checkpoints, vocab_size=tokenizer.vocab_size, whole=layout.pipeline == 1),
         Recorder(run, watch),
     ]
     if layout.pipeline == 1:  # no rank of a pipeline can call the whole model: it is evaluated at the end
