@@ -181,7 +181,7 @@ def test_a_mesh_of_processes_learns_what_one_does(tmp_path: Path, mesh: dict[str
         data.path = "{text}"
         data.held_out = 0.1
         tokenizer.vocab_size = 300
-        model = {{ hidden_size = 32, num_heads = 2, context = 32 }}
+        model = {{ hidden_size = 32, num_heads = 2, context = 32, tie_embeddings = false }}
         pretrain = {{ tokens = 8192, batch_tokens = 512, checkpoint_every = 4, evaluate_every = 8, sample_every = 8 }}
         """
     )

@@ -87,7 +87,12 @@ def _decoder(folder: Path) -> Decoder:
 
 
 def bits_per_byte(
-    model: Decoder, held_out: HeldOut, *, most_documents: int | None = None, progress: Progress = SILENT
+    model: Decoder,
+    held_out: HeldOut,
+    *,
+    most_documents: int | None = None,
+    multiple: int = 1,
+    progress: Progress = SILENT,
 ) -> dict[str, float]:
     """By source: of all documents, or of the first ``most_documents`` (then of their share of the bytes, by tokens)."""
     counts = {name: min(most_documents or 2**63, store.num_documents) for name, store in held_out.stores.items()}
@@ -98,14 +103,22 @@ def bits_per_byte(
             nats, num_tokens = 0.0, 0
             for number in range(counts[name]):
                 tokens_N = torch.from_numpy(store.document(number).astype(np.int64)).to(model.device)
-                nats += document_nats(model, tokens_N)
+                nats += document_nats(model, tokens_N, multiple)
                 num_tokens += len(tokens_N)
                 progress.advance()
             found[name] = nats / (held_out.num_bytes[name] * num_tokens / store.num_tokens) / math.log(2)
     return found
 
 
-def document_nats(model: Decoder, tokens_N: Tensor) -> float:
+def states(model: Decoder, tokens_T: Tensor, multiple: int = 1) -> Tensor:
+    """``(T, D)`` of one document, padded behind, where no token looks, to a length that sequence parallelism can share
+    out."""
+    padded_T = F.pad(tokens_T, (0, -len(tokens_T) % multiple))
+    positions_T = torch.arange(len(padded_T), device=tokens_T.device)
+    return model(padded_T, positions_T, PackedContext([len(padded_T)]))[: len(tokens_T)]
+
+
+def document_nats(model: Decoder, tokens_N: Tensor, multiple: int = 1) -> float:
     """Of all tokens but the first, each given those before it, in windows that overlap by half where it is longer than
     the model's context: what was read already is context, and not counted twice."""
     longest = model.config.max_position_embeddings
@@ -113,7 +126,7 @@ def document_nats(model: Decoder, tokens_N: Tensor) -> float:
     while done < len(tokens_N):
         part_N = tokens_N[start : start + longest + 1]
         inputs_T, labels_T = part_N[:-1], part_N[1:]
-        hidden_TD = model(inputs_T, torch.arange(len(inputs_T), device=part_N.device), PackedContext([len(inputs_T)]))
+        hidden_TD = states(model, inputs_T, multiple)
         new = start + len(part_N) - done
         nats += F.cross_entropy(model.unembed(hidden_TD[-new:]), labels_T[-new:], reduction="sum").item()
         done, start = start + len(part_N), start + longest // 2
@@ -122,7 +135,14 @@ def document_nats(model: Decoder, tokens_N: Tensor) -> float:
 
 @torch.inference_mode()
 def sample(
-    model: Decoder, tokenizer: Tokenizer, prompt: str, *, length: int = 80, temperature: float = 0.7, seed: int = 0
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    length: int = 80,
+    temperature: float = 0.7,
+    seed: int = 0,
+    multiple: int = 1,
 ) -> str:
     """How the model goes on, by chance, read back from its start for every token: no engine, and slow, so short."""
     generator = torch.Generator().manual_seed(seed)
@@ -131,8 +151,7 @@ def sample(
     with evaluation(model):
         for _ in range(length):
             window = torch.tensor(ids[-model.config.max_position_embeddings :], device=model.device)
-            positions_T = torch.arange(len(window), device=model.device)
-            hidden_TD = model(window, positions_T, PackedContext([len(window)]))
+            hidden_TD = states(model, window, multiple)
             odds_V = (model.unembed(hidden_TD[-1:])[0].float().cpu() / temperature).softmax(-1)
             token = int(torch.multinomial(odds_V, 1, generator=generator))
             if token in ends:

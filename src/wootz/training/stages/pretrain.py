@@ -116,12 +116,12 @@ def build(
 
     def glance(trainer: Trainer) -> dict[str, Any]:
         with evaluation_mode(optimizer):
-            bits = bits_per_byte(model, held_out, most_documents=GLANCE)
+            bits = bits_per_byte(model, held_out, most_documents=GLANCE, multiple=layout.tensor)
         return {"bits_per_byte": held_out.overall(bits), **(bits if len(bits) > 1 else {})}
 
     def say(trainer: Trainer) -> dict[str, Any]:
         with evaluation_mode(optimizer):
-            text = sample(model, tokenizer, settings.prompts[0], length=40, seed=trainer.step)
+            text = sample(model, tokenizer, settings.prompts[0], length=40, seed=trainer.step, multiple=layout.tensor)
         return {"prompt": settings.prompts[0], "text": text}
 
     def note(line: str) -> None:
