@@ -169,6 +169,7 @@ def test_phases_weigh_sources_that_there_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mesh", [{"data": 2}, {"tensor": 2}, {"pipeline": 2}, {"data": 2, "tensor": 2}])
 def test_a_mesh_of_processes_learns_what_one_does(tmp_path: Path, mesh: dict[str, int]) -> None:
     """By the command itself, which starts its processes; and killed on the way, it goes on."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wootz.cli.common import PLAIN_HELP, AsJson, human_bytes, human_count, load, print_json, stderr, stdout, table
+from wootz.cli.studies import cleaning, collapse
 
 if TYPE_CHECKING:
     from wootz.data.build import BuildReport
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, **PLAIN_HELP, help="Clean, deduplicate, decontaminate and tokenise text for training."
 )
+
+for study in (cleaning, collapse):
+    app.command()(study)
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="The new folder. A stopped run goes on there.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. \\[default: one per core]")]

@@ -318,6 +318,33 @@ def collapse(
     run_studies([study], seeds, out, threads, as_json)
 
 
+def cleaning(
+    ctx: typer.Context,
+    text: Annotated[
+        Path | None, typer.Option(help="Documents: .jsonl, .parquet, a folder. \\[default: what spark learns from]")
+    ] = None,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Filters and deduplication of a dirtied corpus: what is either worth, and do both add up?
+
+    Example:
+      [bold]wootz data cleaning --seeds 3[/bold]
+    """
+    from wootz.cli.common import load
+    from wootz.data.documents import Source
+    from wootz.data.packages import with_packages
+    from wootz.data.recipe import DataRecipe
+    from wootz.training.studies.cleaning import SIZE, WIKIPEDIA, cleaning_study
+
+    source = WIKIPEDIA if text is None else Source(name=text.name, path=str(text))
+    (source,) = with_packages(DataRecipe(sources=(source,)), load(ctx).config.home).sources
+    run_studies([cleaning_study(source, size=replace(SIZE, **given(steps=steps)))], seeds, out, threads, as_json)
+
+
 COMMANDS = {
     "recall": recall,
     "memory": memory,
@@ -333,7 +360,6 @@ COMMANDS = {
     "capacity": capacity,
     "expansion": expansion,
     "swap": swap,
-    "collapse": collapse,
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from wootz.models import Decoder
 from wootz.models.attention.streaming import StreamingContext
@@ -146,7 +147,12 @@ def kv_heads_study(*, size: Size = Size(heads=8), text: Path | None = None) -> S
 
 def held_out_bits(model: Decoder, size: Size, text: Path | None, num_rows: int = 64) -> float:
     """Per byte of rows of the training length."""
-    return losses_by_position(model, held_out_rows(corpus(text), num_rows, size.length)).mean().item() / math.log(2)
+    return bits_of_rows(model, held_out_rows(corpus(text), num_rows, size.length))
+
+
+def bits_of_rows(model: Decoder, rows_BT: Tensor) -> float:
+    """Per token, all but the first of each row."""
+    return losses_by_position(model, rows_BT).mean().item() / math.log(2)
 
 
 def _named(text: Path | None) -> str:
