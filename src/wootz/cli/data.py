@@ -165,7 +165,8 @@ def _build(recipe: DataRecipe, out: Path, workers: int | None, as_json: bool) ->
 
     from wootz.core import progress_bar
     from wootz.data.build import build
-    from wootz.data.tokens import tokenize, tokenizer_for
+    from wootz.data.synthetic import mix_guard
+    from wootz.data.tokens import open_stores, tokenize, tokenizer_for, weights_of
 
     with progress_bar("Preparing text") as progress:
         report = build(recipe, out, workers=workers or os.cpu_count() or 1, progress=progress)
@@ -181,6 +182,10 @@ def _build(recipe: DataRecipe, out: Path, workers: int | None, as_json: bool) ->
         total = sum(tokenized.tokens.values())
         each = f"{tokenized.bytes_per_token:.2f} bytes each"
         stdout().print(f"{human_count(total)} tokens of {len(tokenized.tokens)} sources, {each}")
+        weights = weights_of(out, open_stores(out / "tokens"))
+        by_models = {source.name for source in recipe.sources if source.synthetic}
+        if warning := mix_guard(weights, (name for name in weights if {name, name.rpartition(".")[0]} & by_models)):
+            stdout().print(warning, style="yellow")
     stderr().print(f"[green]✓[/green] {out}: {report.steps[-1].after.documents:,} documents")
 
 

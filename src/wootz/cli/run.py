@@ -89,6 +89,7 @@ def carry_out(ctx: typer.Context, recipe: Recipe, out: Path, chaos: str = "") ->
 
 
 def show_plan(recipe: Recipe) -> None:
+    from wootz.data.synthetic import mix_guard
     from wootz.training.estimate import estimate
     from wootz.training.stages.context import parts
 
@@ -103,6 +104,7 @@ def show_plan(recipe: Recipe) -> None:
     for source in data.sources:
         rows.add_row("clean", f"{source.name}: {source.package or source.path}", source.licence or "")
     rows.add_row("", steps, f"{recipe.data.held_out:.0%} held out")
+    warning = mix_guard({s.name: s.weight for s in data.sources}, (s.name for s in data.sources if s.synthetic))
     rows.add_row(
         "tokenize", f"{recipe.tokenizer.vocab_size:,} tokens", str(recipe.tokenizer.path or "trained on the text")
     )
@@ -116,6 +118,8 @@ def show_plan(recipe: Recipe) -> None:
     rows.add_row("evaluate", "bits per byte, held out", "beside 1-gram and 5-gram")
     stdout().print(rows)
     stdout().print(_budget(recipe, plan))
+    if warning:
+        stdout().print(f"[yellow]{warning}[/yellow]")
     if not plan.fits:
         stdout().print(
             "[red]This does not fit the device's memory.[/red] More devices, recompute, or smaller micro-batches."
