@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import small_model
+from tensorboardX.proto.event_pb2 import Event
 
 from wootz.core.errors import ConfigError
 from wootz.core.progress import SILENT, Progress
@@ -94,6 +96,20 @@ def _make(recipe: Recipe, run: RunFolder) -> dict[str, dict[str, Any]]:
     return make(recipe, run, run.path.parent, bar=_silent_bar, watch=lambda *_: None, report=print)
 
 
+def _scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """Out of event files: records of a length, its checksum, a message and its checksum."""
+    found: dict[str, dict[int, float]] = {}
+    for file in folder.iterdir():
+        content, place = file.read_bytes(), 0
+        while place < len(content):
+            (size,) = struct.unpack_from("<Q", content, place)
+            event = Event.FromString(content[place + 12 : place + 12 + size])
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+            place += size + 16
+    return found
+
+
 def _write_text(file: Path, words: list[str], count: int = 300) -> Path:
     lines = [" ".join(words[(n * k + k) % len(words)] for k in range(30)) + f" number {n}." for n in range(count)]
     file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
@@ -126,6 +142,9 @@ def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> N
     assert [row["step"] for row in run.rows("metrics")] == list(range(16))
     assert run.rows("metrics")[-1]["loss"] < run.rows("metrics")[0]["loss"]
     assert run.status["state"] == "done"
+    assert _scalars(run.path / "tensorboard")["train/loss"] == pytest.approx(
+        {row["step"]: row["loss"] for row in run.rows("metrics")}
+    )
     assert run.bits_per_byte == reports["evaluate"]["bits_per_byte"]
     end = json.loads((run.model / "config.json").read_text())["eos_token_id"]
     for store in (open_stores(run.data / name)["text"] for name in ("tokens", "held_out_tokens")):

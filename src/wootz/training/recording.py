@@ -39,6 +39,35 @@ class Recorder(Callback):
         self.watch(step, trainer)
 
 
+class TensorBoard(Callback):
+    """The same figures as event files, for whoever watches runs with TensorBoard: ``tensorboard --logdir runs``. What
+    the run had written behind the checkpoint that it goes on from is marked as void."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writer: Any = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        if rank() == 0:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=trainer.step)
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        if self._writer is not None:
+            for name, figure in {
+                "loss": step.loss,
+                "grad_norm": step.grad_norm,
+                "learning_rate": step.learning_rate,
+                "tokens_per_second": step.num_tokens / step.seconds,
+            }.items():
+                self._writer.add_scalar(f"train/{name}", figure, step.number)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
 class Every(Callback):
     """Calls ``look(trainer)`` after every so many steps and after the last. What it returns is one line in a file of
     the run: held-out loss, a sample, a benchmark."""

@@ -9,6 +9,7 @@
     events.jsonl       what guards saw and did
     checkpoints/       `wootz.training.checkpoints`
     plots/             curves as pictures
+    tensorboard/       the metrics once more, as event files
     data/              the text it learned from, its tokenizer and tokens (`wootz.data.build`, `wootz.data.tokens`)
     model/             the result, in Hugging Face layout
 

@@ -25,7 +25,7 @@ from wootz.training.parallel import Layout, ParallelTrainer, parallelize
 from wootz.training.parallel.state import load_whole
 from wootz.training.recipe import Recipe, model_config
 from wootz.training.recompute import check_recompute, recompute_layers
-from wootz.training.recording import Every, Recorder, Watch
+from wootz.training.recording import Every, Recorder, TensorBoard, Watch
 from wootz.training.runs import RunFolder
 from wootz.training.schedules import ScheduleConfig, build_schedule
 from wootz.training.stages.context import Part, Phases, parts
@@ -135,6 +135,7 @@ def build(
         *extra,
         *guards_of(run, checkpoints, vocab_size=tokenizer.vocab_size, whole=layout.pipeline == 1),
         Recorder(run, watch),
+        TensorBoard(run.path / "tensorboard"),
     ]
     if layout.pipeline == 1:  # no rank of a pipeline can call the whole model: it is evaluated at the end
         callbacks += [
