@@ -72,7 +72,7 @@ class Checkpoints(Callback):
     def save(self, trainer: Trainer) -> None:
         """Returns as soon as the state is copied; waits first for the save before, if it is not done."""
         self.wait(trainer.report)
-        tensors, own = _copied(_tensors(trainer)), json.dumps(trainer.state_dict() | _numbers(trainer))
+        tensors, own = _copied(_held(_tensors(trainer))), json.dumps(trainer.state_dict() | _numbers(trainer))
         self._writing = self._writer.submit(self._write, trainer.step, tensors, own)
 
     def wait(self, report: Callable[[str], None]) -> None:
@@ -144,8 +144,10 @@ class Checkpoints(Callback):
         own = folder / f"rank_{rank()}.json"
         state = json.loads((own if own.exists() else folder / "rank_0.json").read_text())
         tensors = _tensors(trainer)
+        held = _held(tensors)
         with warnings.catch_warnings(action="ignore"):
-            load_sharded(tensors, storage_reader=FileSystemReader(folder), no_dist=world_size() == 1)
+            load_sharded(held, storage_reader=FileSystemReader(folder), no_dist=world_size() == 1)
+        _put_back(held, tensors)
         groups = [group | {"params": names} for group, names in zip(state["groups"], _names(trainer), strict=True)]
         set_model_state_dict(trainer.model, tensors["model"])
         optimizer_state: Any = {"state": tensors["optimizer"], "param_groups": groups}
@@ -229,6 +231,22 @@ def _numbers(trainer: Trainer) -> dict[str, Any]:
 def _names(trainer: Trainer) -> list[list[str]]:
     groups: Any = get_optimizer_state_dict(trainer.model, trainer.optimizer)["param_groups"]
     return [group["params"] for group in groups]
+
+
+def _held(state: Any) -> Any:
+    """Without tensors of nothing, such as the embedding of a pipeline's later stages; the same tensors otherwise."""
+    if not isinstance(state, dict):
+        return state
+    return {n: _held(value) for n, value in state.items() if not (isinstance(value, Tensor) and not value.numel())}
+
+
+def _put_back(held: dict[str, Any], state: dict[str, Any]) -> None:
+    """What was loaded that is no tensor, which is filled in place: a count of steps, a rate that was found."""
+    for name, value in held.items():
+        if isinstance(value, dict):
+            _put_back(value, state[name])
+        else:
+            state[name] = value
 
 
 def _copied(state: Any) -> Any:
