@@ -8,6 +8,7 @@ from typing import Any
 
 from wootz.core import Config, ConfigError
 from wootz.core.secrets import SecretSource
+from wootz.store.secrets.aws import AwsSecrets
 from wootz.store.secrets.envelope import KeyWrapper, make_master_key, master_key
 from wootz.store.secrets.local import LocalStore
 from wootz.store.secrets.vault import Transit, Vault, VaultSecrets
@@ -17,6 +18,8 @@ def open_source(config: Config, scheme: str) -> SecretSource:
     """What answers references of this scheme for a server: of the local store, no more than its config names."""
     if scheme == "vault":
         return VaultSecrets(Vault(config.secrets))
+    if scheme == "aws":
+        return AwsSecrets()
     allowed = config.secrets.allow
     names = frozenset(_named(config.model_dump()) if allowed is None else allowed)
     return LocalStore(config.home / "secrets.db", _wrapper(config), names=names)
