@@ -22,15 +22,16 @@ def open_source(config: Config, scheme: str) -> SecretSource:
         return AwsSecrets()
     allowed = config.secrets.allow
     names = frozenset(_named(config.model_dump()) if allowed is None else allowed)
-    return LocalStore(config.home / "secrets.db", _wrapper(config), names=names)
+    return LocalStore(config.home / "secrets.db", wrapper_of(config), names=names)
 
 
 def open_local(config: Config) -> LocalStore:
     """The whole local store, for who administers it."""
-    return LocalStore(config.home / "secrets.db", _wrapper(config, create=True))
+    return LocalStore(config.home / "secrets.db", wrapper_of(config, create=True))
 
 
-def _wrapper(config: Config, *, create: bool = False) -> Callable[[], KeyWrapper]:
+def wrapper_of(config: Config, *, create: bool = False) -> Callable[[], KeyWrapper]:
+    """What opens the local store's data keys; with ``create`` a new store gets a master key."""
     reference, own = config.secrets.master_key, config.home / "secrets.key"
 
     @cache
