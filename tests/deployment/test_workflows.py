@@ -18,8 +18,17 @@ ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / ".github" / "workflows"
 SCHEMAS = Path(check_jsonschema.__file__).parent / "builtin_schemas" / "vendor"
 ENVIRONMENTS = ["dev", "staging", "prod"]
-GATES = ["terraform fmt -check", "terraform init", "terraform validate", "tflint --init", "checkov --directory", "terraform plan",
-         "wootz secrets scan", "upload-artifact", "createComment"]  # fmt: skip
+GATES = [
+    "terraform fmt -check",
+    "terraform init",
+    "terraform validate",
+    "tflint --init",
+    "checkov --directory",
+    "terraform plan",
+    "wootz secrets scan",
+    "upload-artifact",
+    "createComment",
+]
 
 Tree = dict[str, Any]
 

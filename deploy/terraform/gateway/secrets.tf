@@ -2,7 +2,7 @@
 # (`aws secretsmanager put-secret-value --secret-id wootz-prod/openai --secret-string file:///dev/stdin`).
 
 resource "aws_kms_key" "this" {
-  description             = "${var.name}: secrets, database, cache, logs"
+  description             = "${var.name}: secrets, database, cache"
   enable_key_rotation     = true
   deletion_window_in_days = 30
 }

@@ -1,5 +1,7 @@
 # The replicas: containers that know nothing but names, in as many zones as there are subnets.
 
+data "aws_region" "this" {}
+
 locals {
   port        = 4000
   store_ports = { database = 5432, cache = 6379 }
@@ -12,7 +14,6 @@ locals {
 resource "aws_cloudwatch_log_group" "this" {
   name              = "/wootz/${var.name}"
   retention_in_days = var.log_days
-  kms_key_id        = aws_kms_key.this.arn
 }
 
 # What starts the container: it may fetch the image and write the log, and reads no secret.
@@ -70,7 +71,7 @@ resource "aws_ecs_task_definition" "this" {
       logDriver = "awslogs"
       options = {
         awslogs-group         = aws_cloudwatch_log_group.this.name
-        awslogs-region        = split(":", aws_kms_key.this.arn)[3]
+        awslogs-region        = data.aws_region.this.name
         awslogs-stream-prefix = "gateway"
       }
     }
