@@ -1,4 +1,4 @@
-"""The Terraform code: its text by rules; its plans by Terraform itself, with the real provider, where a machine has both.
+"""The Terraform code: its text by rules; its plans by Terraform and the real provider, where a machine has both.
 
 Nothing is applied and nobody is asked: the plans are made offline, with credentials that are none.
 """
@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ Tree = dict[str, Any]
 # --- the text -------------------------------------------------------------------------------------------------------
 
 
+@cache
 def shipped() -> dict[str, list[Tree]]:
     return {
         name: [plain(hcl2.loads(file.read_text())) for file in sorted((TERRAFORM / name).glob("*.tf"))]
@@ -314,28 +316,33 @@ variable "canary" {{
   default   = "{CANARY}"
 }}
 
-resource "terraform_data" "in_the_state" {{
+resource "terraform_data" "hook" {{
   input = "https://gateway.example/hook?k=${{var.canary}}"
 }}
 """
+MADE_OF_IT = 'output "hook" {\n  value = "https://gateway.example/hook?k=${var.canary}"\n}\n'
+MADE_BY_A_RESOURCE = 'output "hook" {\n  value = terraform_data.hook.output\n}\n'
 
 
 @pytest.mark.slow
-def test_a_secret_in_a_plan_or_a_state_is_found_although_terraform_marks_it(terraform: Terraform) -> None:
-    leak = terraform.live / "leak.tf"
+def test_what_is_made_of_a_secret_is_found_also_where_terraform_no_longer_knows(terraform: Terraform) -> None:
+    leak, values = terraform.live / "leak.tf", "-var-file=environments/dev.tfvars"
     try:
-        leak.write_text(LEAK + 'output "hook" {\n  value = terraform_data.in_the_state.output\n}\n')
-        refused = terraform.run("plan", "-input=false", "-var-file=environments/dev.tfvars")
-        assert "Output refers to sensitive values" in refused.stderr, "an output made of a secret is one"
-        leak.write_text(LEAK)
-        terraform.say("init", "-input=false", f"-plugin-dir={mirror()}")
+        leak.write_text(LEAK + MADE_OF_IT)
+        refused = terraform.run("plan", "-input=false", values)
+        assert "Output refers to sensitive values" in refused.stderr
+
+        # Through a resource's computed attribute the mark is lost: Terraform lets it pass, the scan does not.
+        leak.write_text(LEAK + MADE_BY_A_RESOURCE)
         terraform.plan("dev")
         assert CANARY not in terraform.say("show", "dev.tfplan"), "masked where people look"
         found = scan_paths([terraform.live / "dev.json", terraform.live / "dev.tfplan"], {})
         assert {finding.path.rpartition("/")[2].partition("!")[0] for finding in found} == {"dev.json", "dev.tfplan"}
-        terraform.say("apply", "-input=false", "-auto-approve", "-target=terraform_data.in_the_state",
-                      "-var-file=environments/dev.tfvars")  # fmt: skip
-        assert scan_paths([terraform.live / "terraform.tfstate"], {}), "and it is in the state, in the clear"
+        terraform.say("apply", "-input=false", "-auto-approve", "-target=terraform_data.hook", values)
+        assert CANARY in terraform.say("output", "-raw", "hook")
+        state = (terraform.live / "terraform.tfstate").read_text()
+        (line,) = (n for n, text in enumerate(state.splitlines(), 1) if '"value": "https://gateway.example' in text)
+        assert line in {finding.line for finding in scan_paths([terraform.live / "terraform.tfstate"], {})}
     finally:
         leak.unlink()
 
