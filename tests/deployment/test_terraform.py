@@ -337,7 +337,7 @@ def test_what_is_made_of_a_secret_is_found_also_where_terraform_no_longer_knows(
         terraform.plan("dev")
         assert CANARY not in terraform.say("show", "dev.tfplan"), "masked where people look"
         found = scan_paths([terraform.live / "dev.json", terraform.live / "dev.tfplan"], {})
-        assert {finding.path.rpartition("/")[2].partition("!")[0] for finding in found} == {"dev.json", "dev.tfplan"}
+        assert {"dev.json", "dev.tfplan"} <= {Path(finding.path.partition("!")[0]).name for finding in found}
         terraform.say("apply", "-input=false", "-auto-approve", "-target=terraform_data.hook", values)
         assert CANARY in terraform.say("output", "-raw", "hook")
         state = (terraform.live / "terraform.tfstate").read_text()

