@@ -1,4 +1,4 @@
-"""Renders the chart into this folder: `python deploy/kubernetes/render.py` after every change of the chart or its values.
+"""Renders the chart into this folder; run it after every change of the chart: `python deploy/kubernetes/render.py`.
 
 The manifests here are for who uses `kubectl apply -k` and no Helm; a test holds them equal to the chart.
 """

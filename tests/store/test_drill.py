@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,14 @@ from typer.testing import CliRunner
 
 from wootz.cli.main import app
 from wootz.core import Config, ConfigError
+from wootz.core.secrets import use_stores
 from wootz.store.secrets import LocalStore, open_local, rehearse
+
+
+@pytest.fixture(autouse=True)
+def _other_tests_have_no_stores() -> Iterator[None]:
+    yield
+    use_stores(None)
 
 
 def test_the_drill_goes_through_a_keys_life_and_leaves_the_store_alone(tmp_path: Path) -> None:
