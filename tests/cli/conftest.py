@@ -1,4 +1,4 @@
-"""Every test prints as wide as it says: a console remembers how wide the first one was."""
+"""Every test prints as wide as it says: a console remembers how wide the first one was. None leaves a store open."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from wootz.cli.common import stderr, stdout
+from wootz.core.secrets import use_stores
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +17,4 @@ def new_consoles() -> Iterator[None]:
     yield
     stdout.cache_clear()
     stderr.cache_clear()
+    use_stores(None)

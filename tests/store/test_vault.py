@@ -22,6 +22,7 @@ class FakeVault(BaseHTTPRequestHandler):
     """https://developer.hashicorp.com/vault/api-docs: sample requests and responses."""
 
     tokens: dict[str, bool]
+    jwts: list[str]
     version: int
     may_decrypt: bool
 
@@ -36,6 +37,13 @@ class FakeVault(BaseHTTPRequestHandler):
         if self.path == "/v1/auth/approle/login":
             if body != {"role_id": "a-role", "secret_id": SECRET_ID}:
                 return self._say(400, {"errors": ["invalid role or secret ID"]})
+            token = f"token-{len(cls.tokens)}"
+            cls.tokens[token] = True
+            return self._say(200, {"auth": {"client_token": token, "lease_duration": 1200, "renewable": True}})
+        if self.path == "/v1/auth/kubernetes/login":
+            if body["role"] != "wootz-gateway" or not body["jwt"].startswith("a-service-accounts-token"):
+                return self._say(403, {"errors": ["permission denied"]})
+            cls.jwts.append(body["jwt"])
             token = f"token-{len(cls.tokens)}"
             cls.tokens[token] = True
             return self._say(200, {"auth": {"client_token": token, "lease_duration": 1200, "renewable": True}})
@@ -68,7 +76,7 @@ class FakeVault(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def vault() -> Iterator[Any]:
-    handler = type("Handler", (FakeVault,), {"tokens": {}, "version": 1, "may_decrypt": True})
+    handler = type("Handler", (FakeVault,), {"tokens": {}, "jwts": [], "version": 1, "may_decrypt": True})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         handler.url = f"http://127.0.0.1:{server.server_port}"
@@ -89,6 +97,23 @@ def test_the_current_version_is_read_and_again_after_the_token_ended(vault: Any,
     assert (secret.value, secret.version) == (f"{VALUE}-1", 1)
     vault.tokens["token-0"], vault.version = False, 2
     assert source.current("secret/team/openai#key").version == 2
+
+
+def test_a_service_account_signs_in_with_the_token_that_its_platform_keeps_fresh(vault: Any, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("a-service-accounts-token-1")
+    identity = {"vault_address": vault.url, "vault_jwt": f"file:{token}", "vault_jwt_role": "wootz-gateway"}
+    source = open_source(Config.model_validate({"home": tmp_path, "secrets": identity}), "vault")
+    assert source.current("secret/team/openai#key").version == 1
+    token.write_text("a-service-accounts-token-2")
+    vault.tokens["token-0"] = False
+    source.current("secret/team/openai#key")
+    assert vault.jwts == ["a-service-accounts-token-1", "a-service-accounts-token-2"]
+    token.write_text("somebody-elses")
+    vault.tokens["token-1"] = False
+    with pytest.raises(ConfigError, match="Vault refused to sign in at auth/kubernetes/login") as caught:
+        source.current("secret/team/openai#key")
+    assert "somebody" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

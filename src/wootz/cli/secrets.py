@@ -179,6 +179,21 @@ def retire(
 
 
 @app.command()
+def drill(ctx: typer.Context) -> None:
+    """Rehearse a rotation from end to end on a scratch store, with this setup's master key. Exit 1 where a step fails.
+
+    Touches no secret of yours. Once a quarter, also without a leak.
+
+    Example:
+      [bold]wootz secrets drill[/bold]
+    """
+    from wootz.store.secrets import rehearse
+
+    for step in rehearse(load(ctx).config):
+        stdout().print(f"[green]✓[/green] {step}")
+
+
+@app.command()
 def scan(
     ctx: typer.Context,
     paths: Annotated[list[Path] | None, typer.Argument(help="Files and folders. \\[default: .]")] = None,

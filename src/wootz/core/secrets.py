@@ -1,4 +1,5 @@
-"""Secrets by reference: config holds ``env:NAME``, ``file:PATH``, ``store:NAME``, ``vault:PATH#KEY``, never the value.
+"""Secrets by reference: config holds ``env:NAME``, ``file:PATH``, ``store:NAME``, ``vault:PATH#KEY``, ``aws:NAME``,
+never the value.
 
 A reference is resolved where it is used. The environment and files are read here; the stores lie a floor higher
 (`wootz.store.secrets`), so whoever starts a process hands in how one is opened (`use_stores`). They are opened when the
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from wootz.core.errors import ConfigError
 
-SECRET_SCHEMES = ("env:", "file:", "store:", "vault:")
+SECRET_SCHEMES = ("env:", "file:", "store:", "vault:", "aws:")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ _opened: dict[str, SecretSource] = {}
 
 
 def use_stores(open_source: Callable[[str], SecretSource] | None) -> None:
-    """From now on ``store`` and ``vault`` references of this process are asked of what this opens."""
+    """From now on ``store``, ``vault`` and ``aws`` references of this process are asked of what this opens."""
     global _open_source
     _open_source = open_source
     _opened.clear()
@@ -50,7 +51,7 @@ def use_stores(open_source: Callable[[str], SecretSource] | None) -> None:
 def source_of(reference: str, *, used_by: str) -> SecretSource | None:
     """The store that a reference points into; None for the environment, files, and what is no reference."""
     scheme = reference.partition(":")[0]
-    if scheme not in ("store", "vault"):
+    if scheme not in ("store", "vault", "aws"):
         return None
     if scheme not in _opened:
         if _open_source is None:

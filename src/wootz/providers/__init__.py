@@ -6,6 +6,7 @@ from wootz.providers.engine_model import EngineModel
 from wootz.providers.gemini import GeminiModel
 from wootz.providers.openai_compatible import OpenAICompatibleModel
 from wootz.providers.opening import open_models
+from wootz.providers.patient import PatientTransport, patient_client
 
 __all__ = [
     "AnthropicModel",
@@ -13,6 +14,8 @@ __all__ = [
     "EngineModel",
     "GeminiModel",
     "OpenAICompatibleModel",
+    "PatientTransport",
     "Timeouts",
     "open_models",
+    "patient_client",
 ]

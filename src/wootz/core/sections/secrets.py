@@ -33,4 +33,10 @@ class SecretsConfig(Section):
     vault_token: KeyReference | None = Field(default=None, description="A reference (env:, file:) to a token.")
     vault_role_id: str | None = Field(default=None, description="Sign in by AppRole instead; no secret by itself.")
     vault_secret_id: KeyReference | None = Field(default=None, description="A reference to the AppRole's secret id.")
+    vault_jwt: KeyReference | None = Field(
+        default=None,
+        description="Or by workload identity: a reference (file:PATH) to the token that the platform renews there.",
+    )
+    vault_jwt_role: str | None = Field(default=None, description="Vault's role for it.")
+    vault_jwt_mount: str = Field(default="kubernetes", description="Where its auth method is: kubernetes, jwt, ….")
     vault_namespace: str | None = Field(default=None)

@@ -130,9 +130,9 @@ class Route(LanguageModel):
         raise error or self._nobody()
 
     async def ready(self) -> bool:
-        """Whether any of them would work on a request now."""
-        awake = [deployment for deployment in self.deployments if deployment.available]
-        return any(await asyncio.gather(*(deployment.model.ready() for deployment in awake)))
+        """Whether any of them is there. An open breaker does not count: a balancer would take out every replica
+        at once for an endpoint's failure, and with it all other models."""
+        return any(await asyncio.gather(*(deployment.model.ready() for deployment in self.deployments)))
 
     # --- one request ----------------------------------------------------------------------------------------------
 

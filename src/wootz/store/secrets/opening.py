@@ -8,6 +8,7 @@ from typing import Any
 
 from wootz.core import Config, ConfigError
 from wootz.core.secrets import SecretSource
+from wootz.store.secrets.aws import AwsSecrets
 from wootz.store.secrets.envelope import KeyWrapper, make_master_key, master_key
 from wootz.store.secrets.local import LocalStore
 from wootz.store.secrets.vault import Transit, Vault, VaultSecrets
@@ -17,17 +18,20 @@ def open_source(config: Config, scheme: str) -> SecretSource:
     """What answers references of this scheme for a server: of the local store, no more than its config names."""
     if scheme == "vault":
         return VaultSecrets(Vault(config.secrets))
+    if scheme == "aws":
+        return AwsSecrets()
     allowed = config.secrets.allow
     names = frozenset(_named(config.model_dump()) if allowed is None else allowed)
-    return LocalStore(config.home / "secrets.db", _wrapper(config), names=names)
+    return LocalStore(config.home / "secrets.db", wrapper_of(config), names=names)
 
 
 def open_local(config: Config) -> LocalStore:
     """The whole local store, for who administers it."""
-    return LocalStore(config.home / "secrets.db", _wrapper(config, create=True))
+    return LocalStore(config.home / "secrets.db", wrapper_of(config, create=True))
 
 
-def _wrapper(config: Config, *, create: bool = False) -> Callable[[], KeyWrapper]:
+def wrapper_of(config: Config, *, create: bool = False) -> Callable[[], KeyWrapper]:
+    """What opens the local store's data keys; with ``create`` a new store gets a master key."""
     reference, own = config.secrets.master_key, config.home / "secrets.key"
 
     @cache

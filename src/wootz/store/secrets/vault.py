@@ -1,7 +1,8 @@
 """HashiCorp Vault (and OpenBao, which speaks the same): KV version 2 for secrets, Transit to wrap data keys.
 
 https://developer.hashicorp.com/vault/api-docs/secret/kv/kv-v2, …/auth/approle, …/secret/transit. Over httpx; blocks.
-An AppRole's token ends after its lease: it is taken anew when Vault says that the old one is no longer good.
+The token of an AppRole or of a workload's identity (…/auth/kubernetes, …/auth/jwt) ends after its lease: it is taken
+anew when Vault says that the old one is no longer good.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ class Vault:
     def __init__(self, config: SecretsConfig) -> None:
         if not config.vault_address:
             raise ConfigError("secrets.vault_address: is missing")
-        if not config.vault_token and not (config.vault_role_id and config.vault_secret_id):
-            raise ConfigError("secrets.vault_token (or vault_role_id and vault_secret_id): is missing")
+        by_role, by_jwt = (config.vault_role_id, config.vault_secret_id), (config.vault_jwt, config.vault_jwt_role)
+        self._signs_in = all(by_role) or all(by_jwt)
+        if not config.vault_token and not self._signs_in:
+            ways = "vault_role_id and vault_secret_id, or vault_jwt and vault_jwt_role"
+            raise ConfigError(f"secrets.vault_token (or {ways}): is missing")
         self._config = config
         headers = {"x-vault-namespace": config.vault_namespace} if config.vault_namespace else {}
         self._http = httpx.Client(base_url=config.vault_address, headers=headers, timeout=TIMEOUT_SECONDS)
@@ -39,7 +43,7 @@ class Vault:
         """The answer's ``data``. Raises `ConfigError` that says what was not permitted, and nothing that Vault said."""
         token = self._token or self._sign_in(None)
         answer = self._send(method, path, body, token)
-        if answer.status_code == 403 and self._config.vault_role_id:
+        if answer.status_code == 403 and self._signs_in:
             answer = self._send(method, path, body, self._sign_in(token))
         if answer.status_code == 403:
             kind = "update" if method == "POST" else "read"
@@ -58,14 +62,18 @@ class Vault:
         config = self._config
         if config.vault_token:
             return resolve_secret(config.vault_token, used_by="secrets.vault_token")
-        secret_id = resolve_secret(config.vault_secret_id or "", used_by="secrets.vault_secret_id")
-        answer = self._send(
-            "POST", "auth/approle/login", {"role_id": config.vault_role_id, "secret_id": secret_id}, None
-        )
+        if config.vault_jwt:
+            # Read each time: the platform puts a new token there before the old one ends.
+            jwt = resolve_secret(config.vault_jwt, used_by="secrets.vault_jwt")
+            path, shown = f"auth/{config.vault_jwt_mount}/login", {"role": config.vault_jwt_role, "jwt": jwt}
+        else:
+            secret_id = resolve_secret(config.vault_secret_id or "", used_by="secrets.vault_secret_id")
+            path, shown = "auth/approle/login", {"role_id": config.vault_role_id, "secret_id": secret_id}
+        answer = self._send("POST", path, shown, None)
         try:
             return answer.raise_for_status().json()["auth"]["client_token"]
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
-            raise ConfigError(f"Vault refused the AppRole (status {answer.status_code})") from None
+            raise ConfigError(f"Vault refused to sign in at {path} (status {answer.status_code})") from None
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None, token: str | None) -> httpx.Response:
         try:

@@ -46,7 +46,7 @@ _ASSIGNED = re.compile(
     r"\\?[\"']?(?P<value>[^\s\"'`,;<>(){}\[\]$&\\|*]{12,512})",
     re.ASCII | re.IGNORECASE,
 )
-_REFERENCE = re.compile(r"(?:env|file|store|vault|transit|arn|sha256|https?|data|path):")
+_REFERENCE = re.compile(r"(?:env|file|store|vault|aws|transit|arn|sha256|https?|data|path):")
 _PLACEHOLDER = re.compile(
     r"\.\.\.|…|x{4}|example|change.?me|placeholder|your[-_]|dummy|redacted|not[-_]a|secret[-_]|test[-_]|0123456|1234567|abcdefg"
     r"|(.)\1{5}|qwerty",

@@ -18,8 +18,10 @@ from wootz.store.secrets.scan.shapes import SECRET_NAME
 
 MASKS = {"values": "sensitive_values", "after": "after_sensitive", "before": "before_sensitive"}
 _SECRET_NAME = re.compile(rf".*{SECRET_NAME}", re.IGNORECASE)
-_ABOUT_IT = re.compile(r".*(?:name|_id|arn|version|type|path|ttl|length|url|expiry|enabled|policy)$", re.IGNORECASE)
-_NO_VALUE = re.compile(r"(?:env|file|store|vault|arn|acs):|.*\s|\$\{|(?:true|false|null)$", re.IGNORECASE)
+_ABOUT_IT = re.compile(
+    r".*(?:name|_id|arn|version|type|path|ttl|length|url|expiry|enabled|policy|spec|usage)$", re.IGNORECASE
+)
+_NO_VALUE = re.compile(r"(?:env|file|store|vault|aws|transit|arn|acs):|.*\s|\$\{|(?:true|false|null)$", re.IGNORECASE)
 
 
 def secrets_in(text: str) -> dict[str, str]:

@@ -1,0 +1,4 @@
+bucket     = "wootz-dev-state"
+key        = "gateway.tfstate"
+region     = "eu-central-1"
+kms_key_id = "alias/wootz-dev-state"
