@@ -76,8 +76,11 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
                 stack.push_async_callback(model.close)
             stack.push_async_callback(front.tasks.close)
             await front.tasks.resume()
-            for work in (_watch(models, telemetry), BodyStore(database).sweep_for_ever()):
+            stack.push_async_callback(front.drift.close)
+            watching = front.drift.watch(telemetry.metrics)
+            for work in (_watch(models, telemetry), BodyStore(database).sweep_for_ever(), watching):
                 stack.callback(asyncio.create_task(work).cancel)
+            await stack.enter_async_context(front.migrations.working())
             await stack.enter_async_context(gateway.working(front))
             yield
 
