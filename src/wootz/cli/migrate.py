@@ -165,6 +165,7 @@ async def _controller(ctx: typer.Context) -> AsyncIterator[Controller]:
 
 def _print_status(one: Migration, gates: list[Gate], steps: list[Step]) -> None:
     from wootz.gateway.migration.plan import STAGES, after
+    from wootz.gateway.migration.words import figure, margin, worse
 
     out = stdout()
     out.print(f"[bold]{one.alias}[/bold]: {one.old} → {one.new}   [dim]{one.id}[/dim]", soft_wrap=True)
@@ -181,10 +182,7 @@ def _print_status(one: Migration, gates: list[Gate], steps: list[Step]) -> None:
         for gate in gates:
             mark = {"pass": "[green]pass[/green]", "fail": "[red]fail[/red]", "wait": "[yellow]wait[/yellow]"}
             why = f", {gate.why}" if gate.why else ""
-            is_ratio = gate.name in ("first_token", "duration", "cost")
-            worse = "" if gate.worse is None else f"×{gate.worse:.2f}" if is_ratio else f"{gate.worse:+.2%}"
-            allowed = f"×{gate.margin:.2f}" if is_ratio else f"{gate.margin:+.2%}"
-            figures = (_figure(gate, gate.old), _figure(gate, gate.new), worse, allowed)
+            figures = (figure(gate, gate.old), figure(gate, gate.new), worse(gate), margin(gate))
             rows.add_row(gate.name, *figures, f"{gate.old_count:,}", f"{gate.new_count:,}", mark[gate.verdict] + why)
         out.print(rows)
     rows = table("step", "entered", "at (UTC)", "by", "why", right=("step",))
@@ -193,19 +191,6 @@ def _print_status(one: Migration, gates: list[Gate], steps: list[Step]) -> None:
     out.print(rows)
     if one.stage == STAGES[-1]:
         out.print(f"  {one.old} is not asked any more: take it out of the config when no other route needs it.")
-
-
-def _figure(gate: Gate, figure: float | None) -> str:
-    if figure is None:
-        return ""
-    match gate.name:
-        case "first_token" | "duration":
-            return f"{figure:.2f} s" if figure >= 1 else f"{1000 * figure:.1f} ms"
-        case "cost":
-            return f"${figure:.3g}"
-        case "satisfaction":
-            return f"{figure:.2f}"
-    return f"{figure:.2%}"
 
 
 def _durations(texts: list[str]) -> dict[str, float]:

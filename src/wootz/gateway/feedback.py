@@ -15,7 +15,7 @@ from wootz.telemetry.feedback import rate
 class Feedback(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    request_id: str = Field(min_length=1, max_length=200, description="x-request-id of the answer.")
+    request_id: str = Field(pattern=r"^[\x21-\x7e]{1,200}$", description="x-request-id of the answer.")
     rating: float = Field(ge=0, le=1, description="0 is useless, 1 is all that was wanted; a thumb is 0 or 1.")
     label: str | None = Field(
         default=None, pattern=r"^[\w .-]{1,64}$", description="A word for what was good or wrong, to count by."

@@ -1,4 +1,4 @@
-"""What the house itself asks of a model: by the same path as users' requests, so that it is recorded and its cost seen."""
+"""What the house itself asks of a model: on the path of users' requests, so that it is recorded and its cost seen."""
 
 from __future__ import annotations
 

@@ -103,11 +103,12 @@ def _ratio(
     def interval(values: Sequence[float], z: float) -> Interval:
         return log_percentile(values, PERCENTILE, z) if percentile else log_mean(values, z)
 
+    old, new = sorted(old), sorted(new)
     low = difference(interval(new, Z_FAIL), interval(old, Z_FAIL)).low
     high = difference(interval(new, Z_PASS), interval(old, Z_PASS)).high
     middles = [interval(values, Z_PASS).value for values in (old, new)]
     figures = [None if math.isnan(middle) else math.exp(middle) for middle in middles]
-    low, high = (math.nan if math.isnan(end) else math.exp(min(end, 700.0)) for end in (low, high))
+    low, high = (math.exp(min(end, 700.0)) for end in (low, high))
     return _gate(name, figures, low, high, margin, len(old), len(new), min_samples, ratio=True)
 
 

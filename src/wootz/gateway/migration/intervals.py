@@ -72,6 +72,8 @@ def log_mean(values: Sequence[float], z: float) -> Interval:
 def difference(new: Interval, old: Interval) -> Interval:
     """New less old."""
     value = new.value - old.value
+    if math.isnan(value):
+        return NOTHING_KNOWN
     return Interval(
         value,
         value - math.hypot(new.value - new.low, old.high - old.value),
