@@ -91,7 +91,11 @@ def status(
     async def run(controller: Controller) -> list[tuple[Migration, list[Gate], list[Step]]]:
         store = controller.store
         found = [await store.get(name)] if name else [one for one in await store.deciding() if one.is_open]
-        return [(one, await controller.gates(one) if one.is_open else [], await store.steps(one.id)) for one in found]
+        told = []
+        for one in found:
+            steps = await store.steps(one.id)
+            told.append((one, await controller.gates(one) if one.is_open else [*steps[-1].gates], steps))
+        return told
 
     found = _with(ctx, run)
     if as_json:
@@ -168,7 +172,7 @@ def _print_status(one: Migration, gates: list[Gate], steps: list[Step]) -> None:
     from wootz.gateway.migration.words import figure, margin, worse
 
     out = stdout()
-    out.print(f"[bold]{one.alias}[/bold]: {one.old} → {one.new}   [dim]{one.id}[/dim]", soft_wrap=True)
+    out.print(f"[bold]{_title(one)}[/bold]   [dim]{one.id}[/dim]", soft_wrap=True)
     colour = "red" if one.stage == "rolled-back" else "green"
     answered = f"{one.new} answers {one.share:.0%}" if one.stage != "shadow" else f"{one.new} gets copies"
     out.print(f"  stage [{colour}]{one.stage}[/{colour}] since {one.stage_at:%Y-%m-%d %H:%M} UTC; {answered}")
@@ -233,8 +237,12 @@ def _actor() -> str:
 def _tell(one: Migration, as_json: bool) -> None:
     if as_json:
         return print_json(_as_dict(one))
-    stderr().print(f"[green]✓[/green] {one.alias}: {one.old} → {one.new} is in the stage [bold]{one.stage}[/bold]")
+    stderr().print(f"[green]✓[/green] {_title(one)} is in the stage [bold]{one.stage}[/bold]")
     print(one.id)
+
+
+def _title(one: Migration) -> str:
+    return f"{one.alias + ': ' if one.alias != one.old else ''}{one.old} → {one.new}"
 
 
 def _as_dict(one: Migration) -> dict[str, Any]:
