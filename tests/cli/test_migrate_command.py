@@ -38,8 +38,8 @@ def wootz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_there_and_back(wootz) -> None:
     assert "No migration is under way" in wootz("status").output
     started = wootz(
-        "start", "--from", "chat", "--to", "new", "--stage", "canary=12h", "--allow", "cost=any", "--allow", "errors=0.1",
-        "--min-samples", "7", "--json",
+        "start", "--from", "chat", "--to", "new", "--stage", "canary=12h", "--allow", "cost=any",
+        "--allow", "errors=0.1", "--min-samples", "7", "--json",
     )  # fmt: skip
     plan = json.loads(started.output)["plan"]
     assert (plan["durations"]["canary"], plan["min_samples"], plan["margins"]["errors"]) == (43200.0, 7, 0.1)
@@ -63,7 +63,8 @@ def test_there_and_back(wootz) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [["--from", "nothing", "--to", "new"], ["--from", "chat", "--to", "nothing"], ["--from", "old", "--to", "old"],
-     ["--from", "old", "--to", "new", "--stage", "party=1h"], ["--from", "old", "--to", "new", "--stage", "canary=long"],
+     ["--from", "old", "--to", "new", "--stage", "party=1h"],
+     ["--from", "old", "--to", "new", "--stage", "canary=long"],
      ["--from", "old", "--to", "new", "--allow", "fun=1"], ["--from", "old", "--to", "new", "--allow", "cost=x"]],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(wootz, wrong: list[str]) -> None:
