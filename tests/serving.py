@@ -182,6 +182,7 @@ class GatewayServer(Server):
             async with working(self.gateway):
                 yield
             await self.gateway.tasks.close()
+            await self.gateway.migrations.shadows.close()
             for model in self.gateway.models.values():
                 await model.close()
             await self.telemetry.close()

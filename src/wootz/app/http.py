@@ -6,6 +6,7 @@ There is exactly one OpenAI-compatible server in this house. `wootz up` runs it 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import re
@@ -14,6 +15,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import uvicorn
@@ -30,6 +32,7 @@ from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
 from wootz.gateway.routing import Route, open_routes
 from wootz.providers import EngineModel, open_models
+from wootz.providers.retirements import warnings
 from wootz.store import Database
 from wootz.store.secrets import open_source
 from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry
@@ -38,6 +41,8 @@ try:
     from uvloop import new_event_loop
 except ImportError:
     new_event_loop = None
+
+log = logging.getLogger(__name__)
 
 STATS_SECONDS = 1.0
 CUT_SECONDS = 3.0
@@ -70,14 +75,19 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
                 master = config.server.master_key
                 await front.keys.set_master(master and resolve_secret(master, used_by="server.master_key"))
             stack.push_async_callback(front.caches.close)
+            for words in warnings(config, datetime.now(UTC).date()):
+                log.warning(words)
             models.update(open_models(config, engine_sockets))
             models.update(open_routes(config, models, prices))
             for model in models.values():
                 stack.push_async_callback(model.close)
             stack.push_async_callback(front.tasks.close)
             await front.tasks.resume()
-            for work in (_watch(models, telemetry), BodyStore(database).sweep_for_ever()):
+            stack.push_async_callback(front.drift.close)
+            watching = front.drift.watch(telemetry.metrics)
+            for work in (_watch(models, telemetry), BodyStore(database).sweep_for_ever(), watching):
                 stack.callback(asyncio.create_task(work).cancel)
+            await stack.enter_async_context(front.migrations.working())
             await stack.enter_async_context(gateway.working(front))
             yield
 

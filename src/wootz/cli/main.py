@@ -27,10 +27,12 @@ from wootz.cli import (
     cost_plans,
     data,
     doctor,
+    drift,
     evals,
     keys,
     limits,
     lr,
+    migrate,
     mix,
     models,
     mup,
@@ -112,6 +114,8 @@ app.add_typer(accounts.commands("team", "Teams: limits over several keys togethe
 app.add_typer(accounts.commands("user", "Users: limits over all the keys of one person."), name="users")
 app.add_typer(accounts.commands("tag", "Tags that keys carry, with limits of their own."), name="tags")
 app.add_typer(limits.app, name="limits")
+app.add_typer(migrate.app, name="migrate")
+app.command("drift")(drift.drift)
 app.command("provision")(provision.provision)
 app.add_typer(cost.app, name="cost")
 cost_plans.add_commands(cost.app)

@@ -102,6 +102,59 @@ def _list_capabilities(as_json: bool) -> None:
     stdout().print(shown)
 
 
+@app.command("deprecations")
+def deprecations(
+    ctx: typer.Context,
+    everything: Annotated[bool, typer.Option("--all", help="The whole table, not only this setup's models.")] = False,
+    within: Annotated[int | None, typer.Option(help="Exit with 1 when a model here has so many days or fewer.")] = None,
+    ics: Annotated[bool, typer.Option("--ics", help="A calendar (iCalendar): last days, reminders, drills.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which remote models of this setup stop answering, when, and what leads to them.
+
+    Examples:
+      [bold]wootz models deprecations[/bold]
+      [bold]wootz models deprecations --within 30[/bold]
+      [bold]wootz models deprecations --ics > retirements.ics[/bold]
+    """
+    from datetime import UTC, datetime
+
+    from wootz.providers.retirements import affected, calendar, drills
+    from wootz.providers.retirements import table as rows_of_table
+
+    today = datetime.now(UTC).date()
+    found = affected(load(ctx).config, today)
+    if ics:
+        print(calendar(found, today), end="")
+    elif as_json:
+        rows = [row.model_dump(mode="json") for row in rows_of_table()]
+        mine = [
+            _as_dict(one) | {"retirement": one.retirement.model_dump(mode="json"), "stage": one.stage} for one in found
+        ]
+        print_json({"models": mine, "drills": drills(today), **({"table": rows} if everything else {})})
+    elif everything:
+        shown = table("provider", "models", "retires", "recommended", "read", "source")
+        for row in sorted(rows_of_table(), key=lambda row: row.retires):
+            when = f"{row.retires}{' or later' if row.earliest else ''}"
+            shown.add_row(row.kind, "\n".join(row.names), when, row.replacement or "", f"{row.read}", row.source)
+        stdout().print(shown)
+    elif not found:
+        stderr().print("No model of this setup has a day on which it retires, as far as the table knows.")
+    else:
+        shown = table("model", "upstream", "retires", "days left", "routes", "recommended", "", right=("days left",))
+        colours = {"gone": "red", "late": "red", "soon": "yellow", "planned": "green"}
+        for one in found:
+            row = one.retirement
+            mark = f"[{colours[one.stage]}]{one.stage}[/{colours[one.stage]}]"
+            when = f"{row.retires}{' or later' if row.earliest else ''}"
+            aliases, days = ", ".join(one.aliases), str(max(one.days_left, 0))
+            shown.add_row(one.model, one.upstream, when, days, aliases, row.replacement or "", mark)
+        stdout().print(shown)
+        stdout().print(f"Next migration drill: {drills(today)[0]}. Read from the providers' pages, see --all.")
+    if within is not None and any(one.days_left <= within for one in found):
+        raise typer.Exit(1)
+
+
 @app.command("rm")
 def remove(ctx: typer.Context, name: Annotated[str, typer.Argument(help="A name that `wootz models` lists.")]) -> None:
     """Remove a model's files from this machine."""

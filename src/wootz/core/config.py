@@ -25,8 +25,10 @@ from wootz.core.sections import (
     BatchesConfig,
     CachesConfig,
     DatabaseConfig,
+    DriftConfig,
     EngineConfig,
     LimitsConfig,
+    MigrationsConfig,
     ModelConfig,
     ProviderConfig,
     RouteConfig,
@@ -60,6 +62,8 @@ class Config(Section):
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     secrets: SecretsConfig = Field(default_factory=SecretsConfig)
     caches: CachesConfig = Field(default_factory=CachesConfig)
+    migrations: MigrationsConfig = Field(default_factory=MigrationsConfig)
+    drift: DriftConfig = Field(default_factory=DriftConfig)
     models: dict[str, ModelConfig] = Field(default_factory=_embedded_model)
     routes: dict[str, RouteConfig] = Field(default_factory=dict)
 

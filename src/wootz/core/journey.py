@@ -18,7 +18,8 @@ CacheStatus = Literal["off", "bypass", "miss", "exact", "semantic", "shared"]
 """``off``: none is switched on; ``bypass``: the request or its kind opted out; ``shared``: another request that was
 under way already got the answer (single flight)."""
 
-Lane = Literal["interactive", "batch"]
+Lane = Literal["interactive", "batch", "shadow"]
+"""``shadow``: a copy of a request, for a model on trial (`gateway/migration`). Nobody waits for its answer."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,6 +65,8 @@ class Journey:
     tags: dict[str, str] = field(default_factory=dict)
     """What the spending is counted under, besides; those of the key, and what the request's ``metadata`` says."""
     lane: Lane = "interactive"
+    variant: str = ""
+    """The model that is to answer, where a migration decided it: answers of two models share no place in a cache."""
     cache_control: str = ""
     """The header that the request came with (`core/cache_control.py`)."""
     cache: CacheStatus = "off"

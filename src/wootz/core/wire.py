@@ -148,8 +148,8 @@ class SamplingFields(StructuredFields):
 
     @property
     def urgency(self) -> int:
-        """The engine's priority: lower goes first. The batch lane gives way to everybody."""
-        return LEAST_URGENT if self.journey.lane == "batch" else self.priority or 0
+        """The engine's priority: lower goes first. The lanes where nobody waits give way to everybody."""
+        return LEAST_URGENT if self.journey.lane != "interactive" else self.priority or 0
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> SamplingFields:

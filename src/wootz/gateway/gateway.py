@@ -1,7 +1,7 @@
 """The life of a request, from the key to the record. HTTP, the console and tests all walk this same path:
 
 1. *observe*: the record begins, so what is refused from here on is recorded too
-2. *authorize*: the key may use this model
+2. *authorize*: the key may use this model, or the one that a migration puts in its place
 3. *hold*: what the answer may use up is reserved in every limit and budget; it is settled when the record is left
 4. *cached?*: an answer that was given before (`gateway/caches`), else
 5. *answer*: the model's chunks go through as they come
@@ -49,10 +49,14 @@ from wootz.core.wire import (
 from wootz.gateway.caches import Caches
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits.limiter import Limiter
+from wootz.gateway.migration.live import Migrations
+from wootz.gateway.own_use import OwnUse
 from wootz.gateway.routing import Route
 from wootz.gateway.routing.candidate import prompt_tokens
 from wootz.gateway.tasks import Tasks
 from wootz.telemetry import Observation, Telemetry
+from wootz.telemetry.drift import DriftSampler
+from wootz.telemetry.graders import Grader, JudgeGrader, RuleGrader
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +86,8 @@ class Gateway:
         self.limits = limits or Limiter.of(config, keys, telemetry)
         self.caches = Caches(config, models)
         self.tasks = Tasks(self, self.database)
+        self.migrations = Migrations(self)
+        self.drift = DriftSampler(config.drift, self.database, self._grader)
 
     # --- who ------------------------------------------------------------------------------------------------------
 
@@ -133,6 +139,13 @@ class Gateway:
 
     def remove_model(self, name: str) -> None:
         del self.models[name]
+
+    def _grader(self) -> Grader | None:
+        """Who grades answers for `drift`; None where the model that should is not here."""
+        if self.config.drift.grader == "rules":
+            return RuleGrader()
+        judge = self.config.drift.grader
+        return JudgeGrader(OwnUse(self, judge, "drift")) if judge in self.models else None
 
     # --- what -----------------------------------------------------------------------------------------------------
 
@@ -192,7 +205,9 @@ class Gateway:
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
             try:
-                answer = self.caches.chunks(key, request, request_id, chunk_type, partial(ask, model))
+                asking = self.migrations.watching(request, request_id, partial(ask, model))
+                asking = self.drift.sampling(request, request_id, asking)
+                answer = self.caches.chunks(key, request, request_id, chunk_type, asking)
                 async with aclosing(answer) as chunks:
                     async for chunk in chunks:
                         for choice in chunk.choices:
@@ -231,7 +246,7 @@ class Gateway:
             journey.tags.update(key.tags)
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
-        model = self.model(key, request.model)
+        model = self.migrations.choose(request, self.model(key, request.model))
         with request.journey.span("hold"):
             await self.limits.hold(key, request, model, observation)
         return model
@@ -252,7 +267,7 @@ class Gateway:
             user=request.user,
             journey=request.journey,
             metadata=(request.model_extra or {}).get("metadata"),
-            body=request,
+            body=request if request.journey.lane != "shadow" else None,
         )
         try:
             yield observation

@@ -19,7 +19,7 @@ from wootz.core.wire import (
     RerankResponse,
     SamplingFields,
 )
-from wootz.gateway import account_routes, adapters, engines, errors, limit_routes, surfaces
+from wootz.gateway import account_routes, adapters, engines, errors, feedback, limit_routes, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.caches import routes as cache_routes
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key, set_out
@@ -97,6 +97,7 @@ def _inference(gateway: Gateway) -> APIRouter:
         return WholeAnswer(gateway.rerank(request.state.key, body, request_id=request.state.request_id))
 
     cache_routes.add_routes(router, gateway)
+    feedback.add_routes(router, gateway)
 
     def model_info(name: str) -> ModelInfo:
         return ModelInfo.of(gateway.models[name], gateway.started)

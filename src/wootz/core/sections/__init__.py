@@ -2,8 +2,10 @@
 
 from wootz.core.sections.batches import BatchesConfig
 from wootz.core.sections.caches import CachesConfig, ExactCacheConfig, SemanticCacheConfig
+from wootz.core.sections.drift import DriftConfig
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
 from wootz.core.sections.limits import LimitsConfig
+from wootz.core.sections.migrations import MigrationsConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
 from wootz.core.sections.providers import ProviderConfig, ProviderKind
 from wootz.core.sections.routes import RouteConfig
@@ -16,9 +18,11 @@ __all__ = [
     "BatchesConfig",
     "CachesConfig",
     "DatabaseConfig",
+    "DriftConfig",
     "EngineConfig",
     "ExactCacheConfig",
     "LimitsConfig",
+    "MigrationsConfig",
     "ModelConfig",
     "PriceConfig",
     "ProviderConfig",

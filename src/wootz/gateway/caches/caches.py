@@ -101,15 +101,15 @@ class Caches:
         by_meaning: SemanticCache | None,
     ) -> AsyncGenerator[Chunk, None]:
         journey, question = request.journey, None
-        owner = owner_of(key, journey.tenant)
-        place = exact_key(owner, self._fingerprint, request)
+        owner, models = owner_of(key, journey.tenant), self._fingerprint + journey.variant
+        place = exact_key(owner, models, request)
         kept: bytes | None = None
         if exact and not control.no_cache:
             found = await self.store.get(place)
             if found is not None and _is_fresh(found.age, control):
                 journey.cache, journey.cache_age, kept = "exact", found.age, found.body
         if kept is None and by_meaning and isinstance(request, ChatRequest) and place not in self._flights:
-            partition = semantic_partition(owner, self._fingerprint, request)
+            partition = semantic_partition(owner, models, request)
             question = await by_meaning.question(partition, request)
             if question is not None and not control.no_cache:
                 hit = by_meaning.find(question, request_id)

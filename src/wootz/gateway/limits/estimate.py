@@ -24,6 +24,7 @@ from wootz.core.wire import (
     RerankRequest,
     Usage,
 )
+from wootz.gateway.migration.members import Member
 from wootz.gateway.routing import Route
 from wootz.providers.cascade import Cascade
 from wootz.telemetry.price_book import PriceBook
@@ -60,6 +61,8 @@ def estimate(request: ModelRequest, assumed_completion_tokens: int) -> Usage:
 def dearest(model: LanguageModel, usage: Usage, prices: PriceBook, now: float, lane: Lane) -> Decimal:
     """What it may cost: on a route whatever its dearest member asks, and where it hedges a second one for reading; in a
     cascade what all of them do together, the cheap ones as often as it takes to judge them."""
+    if isinstance(model, Member):
+        return dearest(model.model, usage, prices, now, lane)
     if isinstance(model, Route):
         members = [one.model for one in model.deployments]
         most = max(dearest(one, usage, prices, now, lane) for one in members)
