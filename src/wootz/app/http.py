@@ -88,7 +88,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     if not accounts:
         app.add_middleware(LoopbackNames)
     gateway.install(app, config)
-    app.include_router(gateway.routes(front))
+    gateway.add_routes(app, front)
     console.install(app, front, database, ledger)
     return app
 

@@ -7,7 +7,7 @@ of the wrong shape or size, a model that fails before its first chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response, Security
@@ -16,6 +16,7 @@ from fastapi.security import HTTPBearer
 
 from wootz.core import AuthenticationError
 from wootz.core.tool_wire import ModelRequest
+from wootz.gateway.direct import Direct, Handler, body_type_of, read_body
 from wootz.gateway.errors import ErrorBodyOf
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.schemas import ErrorBody
@@ -44,6 +45,20 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
+class RouteWithKey(APIRoute):
+    """One of a router with a key."""
+
+    def direct_handler(self) -> Handler | None:
+        """How `Direct` answers it, where it can."""
+        raise NotImplementedError
+
+
+def direct(routers: Iterable[APIRouter]) -> Direct:
+    """Those routes of the routers that need no framework."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, RouteWithKey)]
+    return Direct([(route.path, handler) for route in routes if (handler := route.direct_handler())])
+
+
 def router_with_key(
     gateway: Gateway,
     scope: str,
@@ -54,21 +69,34 @@ def router_with_key(
 ) -> APIRouter:
     """``key_header`` is another place for the key beside ``Authorization``, such as Anthropic's ``x-api-key``."""
 
-    class RouteWithKey(APIRoute):
+    async def authenticate(request: Request) -> None:
+        request.state.error_body = error_body
+        request.state.key = await gateway.authenticate(_authorization(request, key_header), scope)
+
+    class Route(RouteWithKey):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
             async def authenticate_then_handle(request: Request) -> Response:
-                request.state.error_body = error_body
-                request.state.key = await gateway.authenticate(_authorization(request, key_header), scope)
+                await authenticate(request)
                 return await handle(StrictJSONRequest(request.scope, request.receive))
 
             return authenticate_then_handle
 
+        def direct_handler(self) -> Handler | None:
+            if (body_type := body_type_of(self)) is None:
+                return None
+
+            async def authenticate_then_answer(request: Request) -> Response:
+                await authenticate(request)
+                return await self.endpoint(request=request, body=await read_body(request, body_type))
+
+            return authenticate_then_answer
+
     # BEARER checks nothing; it puts the key into /openapi.json.
     dependencies = [Security(BEARER)] if gateway.keys is not None else []
     options.setdefault("responses", ERRORS)
-    return APIRouter(route_class=RouteWithKey, dependencies=dependencies, **options)
+    return APIRouter(route_class=Route, dependencies=dependencies, **options)
 
 
 def _authorization(request: Request, key_header: str | None) -> str | None:
