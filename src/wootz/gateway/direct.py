@@ -63,7 +63,13 @@ async def read_body(request: Request, body_type: type[Body]) -> Body:
             content = await request.json()
         return body_type.model_validate(content, from_attributes=True)
     except json.JSONDecodeError as error:
-        wrong = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "input": {}, "ctx": {"error": error.msg}}
+        wrong = {
+            "type": "json_invalid",
+            "loc": ("body", error.pos),
+            "msg": "",
+            "input": {},
+            "ctx": {"error": error.msg},
+        }
         raise RequestValidationError([wrong], body=error.doc) from None
     except ValidationError as error:
         found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]

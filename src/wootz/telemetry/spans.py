@@ -56,6 +56,8 @@ def start_span(tracer: Tracer, begun: RequestRecord) -> Span:
 
 
 def end_span(tracer: Tracer, span: Span, record: RequestRecord) -> None:
+    if not span.is_recording():  # Nobody exports it.
+        return
     _set(
         span,
         {
@@ -87,8 +89,7 @@ def end_span(tracer: Tracer, span: Span, record: RequestRecord) -> None:
     )
     if record.status >= 400:
         _fail(span, record.error_code or str(record.status))
-    if span.is_recording():
-        _add_children(tracer, span, record)
+    _add_children(tracer, span, record)
     span.end()
 
 

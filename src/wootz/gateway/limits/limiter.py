@@ -81,7 +81,9 @@ class Limiter:
         """
         if key is None or not any(subject.limits.any for subject in key.subjects):
             return
-        usage = estimate(request, self._config.assumed_completion_tokens)
+        usage = Usage()
+        if any(subject.limits.counts_tokens for subject in key.subjects):
+            usage = estimate(request, self._config.assumed_completion_tokens)
         meters = self._meters(key, request, model, usage)
         for meter in meters:
             if meter.amount > meter.limit:
@@ -117,11 +119,14 @@ class Limiter:
         ]
 
     def _meters(self, key: Key, request: ModelRequest, model: LanguageModel, usage: Usage) -> list[Meter]:
-        tokens, now = usage.total_tokens, self._wall()
-        usd = dearest(model, usage, self._telemetry.prices, now, request.journey.lane)
-        if isinstance(request, MediaRequest):
-            usd = dearest_task(model, request, self._telemetry.prices, now)
-        picodollars = to_picodollars(usd)
+        tokens, now, picodollars = usage.total_tokens, self._wall(), 0
+        if any(subject.limits.budget_usd is not None for subject in key.subjects):
+            prices = self._telemetry.prices
+            if isinstance(request, MediaRequest):
+                usd = dearest_task(model, request, prices, now)
+            else:
+                usd = dearest(model, usage, prices, now, request.journey.lane)
+            picodollars = to_picodollars(usd)
         return [meter for subject in key.subjects for meter in meters_of(subject, now, tokens, picodollars)]
 
     def _closed(self, meter: Meter) -> bool:

@@ -88,6 +88,11 @@ class Limits(BaseModel):
         limits = (self.requests_per_minute, self.tokens_per_minute, self.tokens_per_day, self.concurrent_requests)
         return any(limits) or self.budget_usd is not None
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether any of them depends on how long a request and its answer are."""
+        return self.tokens_per_minute is not None or self.tokens_per_day is not None or self.budget_usd is not None
+
 
 NO_LIMITS = Limits()
 
