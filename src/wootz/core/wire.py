@@ -225,6 +225,7 @@ class EmbeddingRequest(ModelRequest):
     input: str | list[str] | list[int] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
+    cache: CacheControl | None = Field(default=None, exclude=True, description="For our caches; never sent on.")
 
 
 class RerankDocument(Request):
@@ -238,6 +239,7 @@ class RerankRequest(ModelRequest):
     documents: list[str | RerankDocument] = Field(min_length=1)
     top_n: Count | None = None
     return_documents: bool | None = None
+    cache: CacheControl | None = Field(default=None, exclude=True, description="For our caches; never sent on.")
 
     @property
     def texts(self) -> list[str]:

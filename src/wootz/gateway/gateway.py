@@ -153,7 +153,7 @@ class Gateway:
     ) -> EmbeddingResponse:
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
-            answer = await model.embed(request)
+            answer = await self.caches.texts.embed(key, request, model.embed)
             observation.usage(answer.usage)
             return answer
 
@@ -162,7 +162,7 @@ class Gateway:
     ) -> RerankResponse:
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
-            answer = await model.rerank(request)
+            answer = await self.caches.texts.rerank(key, request, model, model.rerank)
             observation.usage(answer.usage)
             return answer
 

@@ -30,6 +30,7 @@ from wootz.gateway.caches.flight import Flight
 from wootz.gateway.caches.keys import exact_key, fingerprint, owner_of, semantic_partition, user_of
 from wootz.gateway.caches.redis_store import RedisStore
 from wootz.gateway.caches.store import MemoryStore, Store
+from wootz.gateway.caches.texts import TextCache
 from wootz.gateway.keys import Key
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Caches:
         self._fingerprint = fingerprint(config)
         self._flights: dict[bytes, Flight[Any, Any]] = {}
         self._num_purges = 0
+        self.texts = TextCache(self.exact, self.store, self._fingerprint, self._count, epoch=lambda: self._num_purges)
 
     def chunks(
         self,
@@ -179,6 +181,9 @@ class Caches:
 
     async def close(self) -> None:
         await self.store.close()
+
+    def _count(self, model: str, status: str) -> None:
+        self.counts[model, status] += 1
 
     def _is_deterministic(self, request: SamplingFields) -> bool:
         return is_deterministic(request, self._defaults.get(request.model))
