@@ -1,7 +1,7 @@
 """Embeddings and rankings that were made before, kept for each text: a batch asks only for those that are not there.
 
-A text's vector depends on nothing beside it in the batch. Nor does a document's score where a model of ours gives it; of
-a remote one we can't know (some rank a list as a whole), so there the score belongs to the whole list.
+A text's vector depends on nothing beside it in the batch. Nor does a document's score where a model of ours gives it;
+of a remote one we can't know (some rank a list as a whole), so there the score belongs to the whole list.
 
 Vectors of two models mean nothing to each other. A route may fall back, so what was kept has the name of who made it;
 where a batch would mix two, all of it is asked anew.
