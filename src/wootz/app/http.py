@@ -30,6 +30,7 @@ from wootz.core.secrets import use_stores
 from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
 from wootz.gateway.routing import Route, open_routes
+from wootz.gateway.routing.sharing import Sharing
 from wootz.providers import EngineModel, open_models
 from wootz.store import Database
 from wootz.store.secrets import open_source
@@ -79,7 +80,10 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
                 stack.push_async_callback(model.close)
             stack.push_async_callback(front.tasks.close)
             await front.tasks.resume()
-            for work in (_watch(models, telemetry), BodyStore(database).sweep_for_ever()):
+            works = [_watch(models, telemetry), BodyStore(database).sweep_for_ever()]
+            if (sharing := Sharing.of(config, models)) is not None:
+                works.append(sharing.run())
+            for work in works:
                 stack.callback(asyncio.create_task(work).cancel)
             await stack.enter_async_context(gateway.working(front))
             yield

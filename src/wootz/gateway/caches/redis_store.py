@@ -68,7 +68,7 @@ class RedisStore:
         except ModuleNotFoundError as error:
             raise MissingExtraError("gateway.caches", "redis", str(error.name)) from None
         self.max_bytes = max_bytes
-        self._faults = (RedisError, OSError, TimeoutError)
+        self.faults = (RedisError, OSError, TimeoutError)
         self._prefix = prefix
         self._books = [prefix + name for name in (b"order", b"sizes", b"total")]
         self._rest_until = 0.0
@@ -132,7 +132,7 @@ class RedisStore:
             return None
         try:
             return await call()
-        except self._faults as error:
+        except self.faults as error:
             self._rest_until = time.monotonic() + RETRY_SECONDS
             log.warning("caches: Redis does not answer (%s); every request is a miss meanwhile", type(error).__name__)
             return None
