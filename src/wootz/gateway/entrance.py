@@ -19,6 +19,7 @@ from wootz.core.tool_wire import ModelRequest
 from wootz.gateway.direct import Direct, Handler, body_type_of, read_body
 from wootz.gateway.errors import ErrorBodyOf
 from wootz.gateway.gateway import Gateway
+from wootz.gateway.limits.conversations import HEADER, named
 from wootz.gateway.schemas import ErrorBody
 from wootz.gateway.strict_json import StrictJSONRequest
 
@@ -115,4 +116,6 @@ def _authorization(request: Request, key_header: str | None) -> str | None:
 def set_out(request: Request, asked: ModelRequest) -> None:
     """What the headers say of the journey goes along; what the journey brings, into the answer's headers."""
     asked.journey.cache_control = request.headers.get("cache-control", "")
+    if (conversation := request.headers.get(HEADER)) is not None:
+        asked.journey.conversation = named(conversation, HEADER)
     request.state.journey = asked.journey

@@ -48,6 +48,7 @@ from wootz.core.wire import (
 )
 from wootz.gateway.caches import Caches
 from wootz.gateway.keys import Key, KeyStore
+from wootz.gateway.limits.conversations import TAG, conversation_of
 from wootz.gateway.limits.limiter import Limiter
 from wootz.gateway.routing import Route
 from wootz.gateway.routing.candidate import prompt_tokens
@@ -228,6 +229,8 @@ class Gateway:
         if key is not None:
             journey.caller, journey.tenant = key.id, key.tenant
             journey.team, journey.user = key.team.id if key.team else "", key.user.id if key.user else ""
+            if conversation := conversation_of(request):
+                journey.conversation = journey.tags[TAG] = conversation
             journey.tags.update(key.tags)
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")

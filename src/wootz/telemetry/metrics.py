@@ -80,6 +80,10 @@ class Metrics:
         self.breakers = Gauge(
             "wootz_breaker_state", "0 closed, 1 half open, 2 open.", ("deployment",), registry=registry
         )
+        self.capped_conversations = Counter(
+            "wootz_capped_conversations", "Requests refused as their conversation may use no more.", ("limit",),
+            registry=registry,
+        )  # fmt: skip
         self.rows_lost = Counter(
             "wootz_ledger_rows_lost", "Records that could not be stored (they are in the log).", registry=registry
         )
