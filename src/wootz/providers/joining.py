@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-MOST = 16
+MOST = 32
 MOST_FORMS = 4
 """An endpoint whose every event is another (padding against eavesdroppers) is not tried for ever."""
 

@@ -97,7 +97,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def count(self, record: RequestRecord) -> None:
-        model, of = model_label(record), self._child
+        model, of = model_label(record), self.child
         of(self.requests, record.route, model, str(record.status)).inc()
         of(self.prompt_tokens, model).inc(record.prompt_tokens)
         of(self.cached_tokens, model).inc(record.cached_tokens)
@@ -116,14 +116,14 @@ class Metrics:
             of(self.queue_seconds, model).observe(record.queue_time)
         self._count_attempts(record, model)
 
-    def _child(self, metric: Series, *labels: str) -> Series:
+    def child(self, metric: Series, *labels: str) -> Series:
         """``metric.labels(*labels)``, which locks and checks each time for what is always the same."""
         if (child := self._children.get((metric, labels))) is None:
             child = self._children[metric, labels] = metric.labels(*labels)
         return child
 
     def _count_attempts(self, record: RequestRecord, model: str) -> None:
-        attempts, of = record.timeline.attempts, self._child
+        attempts, of = record.timeline.attempts, self.child
         if not attempts:
             return
         if record.num_attempts > 1:
