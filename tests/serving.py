@@ -29,7 +29,7 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
-from wootz.gateway import Gateway, KeyStore, install, routes, working
+from wootz.gateway import Gateway, KeyStore, add_routes, install, working
 from wootz.gateway.limits import MemoryCounters
 from wootz.gateway.limits.ledger_sums import LedgerSums
 from wootz.gateway.limits.limiter import Limiter
@@ -176,7 +176,7 @@ class GatewayServer(Server):
             if self.config.limits.redis:
                 limits = Limiter.of(self.config, keys, self.telemetry)
             self.gateway = Gateway(self.config, models(), keys, self.telemetry, limits=limits)
-            app.include_router(routes(self.gateway))
+            add_routes(app, self.gateway)
             self.key = (await self.keys.create("user"))[1]
             self.admin_key = (await self.keys.create("root", scopes=["admin"]))[1]
             async with working(self.gateway):

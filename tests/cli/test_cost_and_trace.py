@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from fresh_database import fresh_sqlite
+from redis_server import RedisServer
 from typer.testing import CliRunner, Result
 
 from wootz.cli import app
+from wootz.gateway.caches.redis_store import RedisStore
 from wootz.store import Database
 from wootz.telemetry import AttemptRecord, Ledger, RequestRecord, SpanRecord, StoredBody, Timeline
 
@@ -110,6 +112,33 @@ def test_a_user_is_erased_after_asking(wootz):
     )
     assert "Nothing of it was kept" in wootz("trace", "explain", "r0", "--body").stderr
     assert "user erased" in wootz("trace", "explain", "r0").stdout
+
+
+def test_a_users_cached_answers_are_erased_too(wootz, tmp_path: Path):
+    redis = RedisServer(tmp_path)
+    config = f'[caches]\nredis = "{redis.url}"\n[caches.exact]\nenabled = true\n'
+    (tmp_path / "wootz.toml").write_text(config)
+
+    async def answers(put: bool) -> list[bool]:
+        store = RedisStore(redis.url, 10**6)
+        for number, user in enumerate(("ann", "bob")):
+            if put:
+                await store.put(bytes([number]), b"x", 60, model="m", tenant="t", user=user)
+        kept = [await store.get(bytes([number])) is not None for number in range(2)]
+        await store.close()
+        return kept
+
+    try:
+        assert asyncio.run(answers(put=True)) == [True, True]
+        assert "Forgot 1 cached answers on Redis." in wootz("trace", "erase", "--user", "ann", "--yes").stdout
+        assert asyncio.run(answers(put=False)) == [False, True]
+    finally:
+        redis.kill()
+    gone = wootz("trace", "erase", "--user", "bob", "--yes")
+    assert gone.exit_code != 0, "who erases must know that it was not done"
+    assert "Redis is out of reach" in str(gone.exception) + gone.output
+    (tmp_path / "wootz.toml").write_text("[caches.exact]\nenabled = true\n")
+    assert "DELETE /admin/caches" in wootz("trace", "erase", "--user", "bob", "--yes").stderr
 
 
 def test_what_if_prints_the_corrected_walk_through(wootz):

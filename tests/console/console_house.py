@@ -98,7 +98,7 @@ async def build_house(folder: Path, *, accounts: bool = True, config: Config | N
     front = Gateway(config, models, keys if accounts else None, telemetry)
     app = FastAPI()
     gateway.install(app, config)
-    app.include_router(gateway.routes(front))
+    gateway.add_routes(app, front)
     console.install(app, front, database, ledger)
     return House(app, database, ledger, telemetry, keys, models, front)
 

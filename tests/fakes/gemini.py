@@ -22,6 +22,9 @@ class Gemini(FarEnd):
         assert request.headers.get("x-goog-api-key") == SECRET, "no key"
         if request.url.path.endswith(":batchEmbedContents"):
             assert [one["content"]["parts"][0]["text"] for one in body["requests"]], "nothing to embed"
+            for one in body["requests"]:
+                more = {name: value for name, value in one.items() if name not in ("model", "content")}
+                types.EmbedContentConfig.model_validate(more)
             return
         if request.url.path.endswith(":countTokens"):
             body = body["generateContentRequest"]
@@ -89,3 +92,15 @@ THINKING = [
 ]
 
 BLOCKED = [{"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {"promptTokenCount": 5}}]
+
+
+def likelihoods(*tokens: tuple[str, float], others: Iterable[tuple[str, float]] = ()) -> dict[str, Any]:
+    """``logprobsResult``: the chosen tokens, and at each step itself and the others."""
+
+    def told(token: str, logprob: float) -> dict[str, Any]:
+        return {"token": token, "tokenId": len(token), "logProbability": logprob}
+
+    return {
+        "chosenCandidates": [told(*token) for token in tokens],
+        "topCandidates": [{"candidates": [told(*token), *(told(*other) for other in others)]} for token in tokens],
+    }

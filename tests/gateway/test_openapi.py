@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import GatewayServer
 
 from wootz.core import Config
-from wootz.gateway import Gateway, KeyStore, routes
+from wootz.gateway import Gateway, KeyStore, add_routes
 from wootz.store import Database
 from wootz.telemetry import Ledger, Telemetry
 
@@ -23,7 +23,7 @@ def specification() -> dict:
     """Of the same routes that run, without anything behind them."""
     database = Database("sqlite+aiosqlite://")
     app = FastAPI()
-    app.include_router(routes(Gateway(Config(), {}, KeyStore(database), Telemetry(Ledger(database), {}))))
+    add_routes(app, Gateway(Config(), {}, KeyStore(database), Telemetry(Ledger(database), {})))
     return app.openapi()
 
 

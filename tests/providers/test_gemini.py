@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from array import array
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,8 @@ from fakes import gemini as fake
 from fakes.far_end import SECRET, stream
 from fastapi.responses import JSONResponse
 from google import genai
+from google.genai import types
+from openai.types import chat as openai_types
 
 from wootz.core import BadRequestError, RateLimitError, UnsupportedError, UpstreamError, collect_chat
 from wootz.core.wire import ChatChunk, ChatCompletion, ChatRequest, EmbeddingRequest
@@ -314,7 +318,6 @@ def part(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"logprobs": True}, "logprobs"),
         ({"logit_bias": {"1": 1}}, "logit_bias"),
         ({"guided_choice": ["a"]}, "guided_choice"),
         ({"thinking": {"type": "enabled"}}, "thinking"),
@@ -332,6 +335,43 @@ async def test_what_gemini_lacks_is_refused_by_name(far_end: fake.Gemini, fields
         await ask(far_end, *messages, **fields)
     assert (refusal.value.param, refusal.value.status) == (param, 400)
     assert far_end.asked == []
+
+
+async def test_log_probabilities_both_ways(far_end: fake.Gemini) -> None:
+    first, last = fake.response({"text": "Hé"}), fake.response({"text": "!"}, finish="STOP")
+    first["candidates"][0]["logprobsResult"] = fake.likelihoods(("H", -0.25), ("é", -1.5), others=[("J", -2.0)])
+    last["candidates"][0]["logprobsResult"] = fake.likelihoods(("!", 0.0))
+    for event in (first, last):
+        types.GenerateContentResponse.model_validate(event)
+    far_end.answer = [first, last]
+    answer = await ask(far_end, logprobs=True, top_logprobs=2)
+    assert far_end.asked[0]["generationConfig"] == {"responseLogprobs": True, "logprobs": 2}
+    (choice,) = answer.choices
+    assert choice.logprobs is not None
+    told = [one.model_dump() for one in choice.logprobs.content or ()]
+    assert [(one["token"], one["logprob"], one["bytes"]) for one in told] == [
+        ("H", -0.25, [72]), ("é", -1.5, [195, 169]), ("!", 0.0, [33]),
+    ]  # fmt: skip
+    assert [one["token"] for one in told[1]["top_logprobs"]] == ["é", "J"]
+    assert openai_types.ChatCompletion.model_validate(answer.model_dump()).choices[0].logprobs is not None
+    await ask(far_end, logprobs=True)
+    assert far_end.asked[0]["generationConfig"] == {"responseLogprobs": True}
+    await ask(far_end, logprobs=False)
+    assert "generationConfig" not in far_end.asked[0]
+
+
+async def test_openais_sdk_asks_for_base64_and_reads_its_vector(far_end: fake.Gemini) -> None:
+    far_end.answer = JSONResponse({"embeddings": [{"values": [0.5, -1.0]}]})
+    model = model_at(far_end, "gemini-embedding-001")
+    wish = {"model": "ours", "input": "a", "encoding_format": "base64", "task_type": "RETRIEVAL_QUERY"}
+    answer = await model.embed(EmbeddingRequest.model_validate(wish))
+    packed = answer.data[0].embedding
+    assert isinstance(packed, str)
+    assert list(array("f", b64decode(packed))) == [0.5, -1.0]
+    assert far_end.asked[-1]["requests"][0]["taskType"] == "RETRIEVAL_QUERY"
+    with pytest.raises(UnsupportedError):
+        await model.embed(EmbeddingRequest.model_validate({**wish, "instruction": "x"}))
+    await model.close()
 
 
 async def test_embeddings(far_end: fake.Gemini) -> None:

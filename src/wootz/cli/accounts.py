@@ -14,6 +14,8 @@ from wootz.cli.limit_options import (
     Concurrent,
     RequestsPerMinute,
     ResetHour,
+    Steps,
+    StepsUSD,
     TimeZone,
     TokensPerDay,
     TokensPerMinute,
@@ -36,10 +38,12 @@ def commands(kind: AccountKind, description: str) -> typer.Typer:
         daily_tokens: TokensPerDay = None,
         concurrent: Concurrent = None,
         budget: Budget = None,
+        steps: Steps = None,
+        steps_usd: StepsUSD = None,
         reset_hour: ResetHour = 0,
         zone: TimeZone = "UTC",
     ) -> None:
-        limits = limits_of(rpm, tpm, daily_tokens, concurrent, budget, reset_hour, zone)
+        limits = limits_of(rpm, tpm, daily_tokens, concurrent, budget, reset_hour, zone, steps, steps_usd)
         _run(ctx, "create_account", kind, name, **limits)
         stderr().print(f"[green]✓[/green] {kind} [bold]{name}[/bold]")
 
@@ -51,10 +55,12 @@ def commands(kind: AccountKind, description: str) -> typer.Typer:
         daily_tokens: TokensPerDay = None,
         concurrent: Concurrent = None,
         budget: Budget = None,
+        steps: Steps = None,
+        steps_usd: StepsUSD = None,
         reset_hour: ResetHour = 0,
         zone: TimeZone = "UTC",
     ) -> None:
-        limits = limits_of(rpm, tpm, daily_tokens, concurrent, budget, reset_hour, zone)
+        limits = limits_of(rpm, tpm, daily_tokens, concurrent, budget, reset_hour, zone, steps, steps_usd)
         account = _run(ctx, "limit_account", kind, name, **limits)
         stderr().print(f"[green]✓[/green] limits of {kind} {name}: {shown(account.limits.plain)}")
 

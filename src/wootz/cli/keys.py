@@ -16,6 +16,8 @@ from wootz.cli.limit_options import (
     Concurrent,
     RequestsPerMinute,
     ResetHour,
+    Steps,
+    StepsUSD,
     TimeZone,
     TokensPerDay,
     TokensPerMinute,
@@ -43,6 +45,8 @@ def create(
     daily_tokens: TokensPerDay = None,
     concurrent: Concurrent = None,
     budget: Budget = None,
+    steps: Steps = None,
+    steps_usd: StepsUSD = None,
     reset_hour: ResetHour = 0,
     zone: TimeZone = "UTC",
     expires: Annotated[str | None, typer.Option(help="Valid for this long: 12h, 30d, 8w.")] = None,
@@ -59,7 +63,7 @@ def create(
     from wootz.telemetry import parse_period
 
     expires_at = datetime.now(UTC) + parse_period(expires) if expires else None
-    limits = limits_of(rpm, tpm, daily_tokens, concurrent, budget, reset_hour, zone)
+    limits = limits_of(rpm, tpm, daily_tokens, concurrent, budget, reset_hour, zone, steps, steps_usd)
     tags = dict(split_tag(text) for text in tag or ())
 
     async def run() -> tuple[Key, str]:

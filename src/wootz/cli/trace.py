@@ -135,24 +135,33 @@ def erase(
     user: Annotated[str, typer.Option(help="The user, as the ledger has it.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete what a user asked and was answered, and their name and tags from the ledger. Sums stay."""
+    """Delete what a user asked and was answered, cached answers too, and their name and tags from the ledger. Sums
+    stay."""
     if not yes:
         typer.confirm(f"Erase everything that is kept of {printable(user)!r}?", abort=True)
-    bodies, records = asyncio.run(_erase(ctx, user))
+    bodies, records, answers = asyncio.run(_erase(ctx, user))
     stdout().print(f"Deleted {bodies:,} bodies; took the name out of {records:,} records.")
+    caches = load(ctx).config.caches
+    if caches.redis is not None:
+        stdout().print(f"Forgot {answers:,} cached answers on Redis.")
+    if (caches.exact.enabled and caches.redis is None) or caches.semantic.models:
+        stderr().print("HTTP processes keep answers in their memory: DELETE /admin/caches?user=… at each of them.")
 
 
-async def _erase(ctx: typer.Context, user: str) -> tuple[int, int]:
+async def _erase(ctx: typer.Context, user: str) -> tuple[int, int, int]:
     """By the user's name or id, where users are accounts, and by what requests said of themselves."""
     from wootz.app.preflight import open_database
     from wootz.gateway import KeyStore
+    from wootz.gateway.caches import forget_on_redis
     from wootz.telemetry import Ledger
 
-    async with open_database(load(ctx).config) as database:
+    config = load(ctx).config
+    async with open_database(config) as database:
         accounts = await KeyStore(database).list_accounts("user")
         names = {user, *(account.id for account in accounts if account.name == user)}
         counts = [await Ledger(database).erase(name) for name in sorted(names)]
-        return sum(bodies for bodies, _ in counts), sum(records for _, records in counts)
+        answers = await forget_on_redis(config, names)
+        return sum(bodies for bodies, _ in counts), sum(records for _, records in counts), answers
 
 
 async def _many(ctx: typer.Context, since: datetime, model: str | None) -> list[RequestRecord]:

@@ -15,6 +15,8 @@ WORDS = {
     "tokens_per_day": "Tokens a day",
     "concurrent_requests": "Requests at once",
     "budget_exceeded": "Budget",
+    "conversation_steps": "Requests of a conversation",
+    "conversation_budget": "Budget of a conversation",
 }
 NEARLY = Decimal("0.8")
 
@@ -42,7 +44,7 @@ def bars(states: list[LimitState]) -> list[LimitBar]:
 
 
 def _bar(state: LimitState) -> LimitBar:
-    is_money = state.limit == "budget_exceeded"
+    is_money = state.limit in ("budget_exceeded", "conversation_budget")
 
     def words(amount: Decimal) -> str:
         return cents(amount) if is_money else count(int(amount))

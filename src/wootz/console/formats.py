@@ -58,10 +58,13 @@ def limits(of: Limits) -> str:
         (of.tokens_per_minute, "tokens/min"),
         (of.tokens_per_day, "tokens a day"),
         (of.concurrent_requests, "at once"),
+        (of.conversation_steps, "requests a conversation"),
     )
     words = [f"{count:,} {name}" for count, name in counts if count is not None]
     if of.budget_usd is not None:
         words.append(f"{usd(of.budget_usd)} {'in all' if of.budget_period == 'never' else of.budget_period}")
+    if of.conversation_usd is not None:
+        words.append(f"{usd(of.conversation_usd)} a conversation")
     return ", ".join(words) or "No limit"
 
 

@@ -64,6 +64,8 @@ class Journey:
     """The id of the user that the key belongs to; a request's own ``user`` field is only what the client says."""
     tags: dict[str, str] = field(default_factory=dict)
     """What the spending is counted under, besides; those of the key, and what the request's ``metadata`` says."""
+    conversation: str = ""
+    """Which one it is a step of, where the client says so."""
     lane: Lane = "interactive"
     variant: str = ""
     """The model that is to answer, where a migration decided it: answers of two models share no place in a cache."""

@@ -11,8 +11,9 @@ that vLLM and others gave them.
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -42,7 +43,24 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 def new_id(prefix: str) -> str:
     """An unguessable identifier such as ``chatcmpl-3f…`` (32 hexadecimal digits)."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    global _fresh
+    while (digits := next(_fresh, None)) is None:
+        _fresh = iter(os.urandom(16 * IDS_AT_ONCE).hex(" ", 16).split())
+    return f"{prefix}-{digits}"
+
+
+IDS_AT_ONCE = 64
+"""The system is asked for randomness once for so many: a request needs several, and asking costs more than all else."""
+_fresh: Iterator[str] = iter(())
+"""Each is taken by one thread only."""
+
+
+def _forget_fresh_ids() -> None:
+    global _fresh
+    _fresh = iter(())
+
+
+os.register_at_fork(after_in_child=_forget_fresh_ids)  # Else a child would give out its parent's.
 
 
 def now() -> int:
@@ -225,6 +243,7 @@ class EmbeddingRequest(ModelRequest):
     input: str | list[str] | list[int] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
+    cache: CacheControl | None = Field(default=None, exclude=True, description="For our caches; never sent on.")
 
 
 class RerankDocument(Request):
@@ -238,6 +257,7 @@ class RerankRequest(ModelRequest):
     documents: list[str | RerankDocument] = Field(min_length=1)
     top_n: Count | None = None
     return_documents: bool | None = None
+    cache: CacheControl | None = Field(default=None, exclude=True, description="For our caches; never sent on.")
 
     @property
     def texts(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import SCOPES, Key, KeyStore
-from wootz.gateway.routes import install, routes
+from wootz.gateway.routes import add_routes, install
 from wootz.gateway.surfaces import working
 
-__all__ = ["SCOPES", "Gateway", "Key", "KeyStore", "install", "routes", "working"]
+__all__ = ["SCOPES", "Gateway", "Key", "KeyStore", "add_routes", "install", "working"]

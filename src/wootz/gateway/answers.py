@@ -99,18 +99,21 @@ def _event(data: bytes) -> bytes:
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Do the work; cancel it, and wait until it has let go of everything, when the client goes away first."""
-    working = asyncio.create_task(work)
-    gone = asyncio.create_task(_gone(receive))
+    here, is_gone = asyncio.current_task(), False
+    assert here is not None
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        here.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
+        await work
+    except asyncio.CancelledError:
+        if not is_gone or here.uncancel():  # Somebody else cancels us, as well.
+            raise
     finally:
-        working.cancel()
-        gone.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        watching.cancel()

@@ -7,7 +7,7 @@ of the wrong shape or size, a model that fails before its first chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response, Security
@@ -16,8 +16,10 @@ from fastapi.security import HTTPBearer
 
 from wootz.core import AuthenticationError
 from wootz.core.tool_wire import ModelRequest
+from wootz.gateway.direct import Direct, Handler, body_type_of, read_body
 from wootz.gateway.errors import ErrorBodyOf
 from wootz.gateway.gateway import Gateway
+from wootz.gateway.limits.conversations import HEADER, named
 from wootz.gateway.schemas import ErrorBody
 from wootz.gateway.strict_json import StrictJSONRequest
 
@@ -44,6 +46,20 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
+class RouteWithKey(APIRoute):
+    """One of a router with a key."""
+
+    def direct_handler(self) -> Handler | None:
+        """How `Direct` answers it, where it can."""
+        raise NotImplementedError
+
+
+def direct(routers: Iterable[APIRouter]) -> Direct:
+    """Those routes of the routers that need no framework."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, RouteWithKey)]
+    return Direct([(route.path, handler) for route in routes if (handler := route.direct_handler())])
+
+
 def router_with_key(
     gateway: Gateway,
     scope: str,
@@ -54,21 +70,34 @@ def router_with_key(
 ) -> APIRouter:
     """``key_header`` is another place for the key beside ``Authorization``, such as Anthropic's ``x-api-key``."""
 
-    class RouteWithKey(APIRoute):
+    async def authenticate(request: Request) -> None:
+        request.state.error_body = error_body
+        request.state.key = await gateway.authenticate(_authorization(request, key_header), scope)
+
+    class Route(RouteWithKey):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
             async def authenticate_then_handle(request: Request) -> Response:
-                request.state.error_body = error_body
-                request.state.key = await gateway.authenticate(_authorization(request, key_header), scope)
+                await authenticate(request)
                 return await handle(StrictJSONRequest(request.scope, request.receive))
 
             return authenticate_then_handle
 
+        def direct_handler(self) -> Handler | None:
+            if (body_type := body_type_of(self)) is None:
+                return None
+
+            async def authenticate_then_answer(request: Request) -> Response:
+                await authenticate(request)
+                return await self.endpoint(request=request, body=await read_body(request, body_type))
+
+            return authenticate_then_answer
+
     # BEARER checks nothing; it puts the key into /openapi.json.
     dependencies = [Security(BEARER)] if gateway.keys is not None else []
     options.setdefault("responses", ERRORS)
-    return APIRouter(route_class=RouteWithKey, dependencies=dependencies, **options)
+    return APIRouter(route_class=Route, dependencies=dependencies, **options)
 
 
 def _authorization(request: Request, key_header: str | None) -> str | None:
@@ -87,4 +116,6 @@ def _authorization(request: Request, key_header: str | None) -> str | None:
 def set_out(request: Request, asked: ModelRequest) -> None:
     """What the headers say of the journey goes along; what the journey brings, into the answer's headers."""
     asked.journey.cache_control = request.headers.get("cache-control", "")
+    if (conversation := request.headers.get(HEADER)) is not None:
+        asked.journey.conversation = named(conversation, HEADER)
     request.state.journey = asked.journey

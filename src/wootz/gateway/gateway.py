@@ -48,6 +48,7 @@ from wootz.core.wire import (
 )
 from wootz.gateway.caches import Caches
 from wootz.gateway.keys import Key, KeyStore
+from wootz.gateway.limits.conversations import TAG, conversation_of
 from wootz.gateway.limits.limiter import Limiter
 from wootz.gateway.migration.live import Migrations
 from wootz.gateway.own_use import OwnUse
@@ -166,7 +167,7 @@ class Gateway:
     ) -> EmbeddingResponse:
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
-            answer = await model.embed(request)
+            answer = await self.caches.texts.embed(key, request, model.embed)
             observation.usage(answer.usage)
             return answer
 
@@ -175,7 +176,7 @@ class Gateway:
     ) -> RerankResponse:
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
-            answer = await model.rerank(request)
+            answer = await self.caches.texts.rerank(key, request, model, model.rerank)
             observation.usage(answer.usage)
             return answer
 
@@ -243,6 +244,8 @@ class Gateway:
         if key is not None:
             journey.caller, journey.tenant = key.id, key.tenant
             journey.team, journey.user = key.team.id if key.team else "", key.user.id if key.user else ""
+            if conversation := conversation_of(request):
+                journey.conversation = journey.tags[TAG] = conversation
             journey.tags.update(key.tags)
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")

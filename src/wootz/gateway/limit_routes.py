@@ -20,6 +20,7 @@ Amount = Annotated[Decimal, PlainSerializer(lambda amount: f"{amount.normalize()
 class LimitState(BaseModel):
     subject: SubjectKind
     name: str
+    within: str | None = Field(default=None, description="Of a conversation: whose limit it is.")
     limit: LimitName
     used: Amount = Field(description="Of a budget in USD, else a number of requests or tokens.")
     held: Amount = Field(description="By requests that are under way; what they don't use is given back.")
@@ -45,10 +46,11 @@ async def states(keys: KeyStore, limits: Limiter) -> list[LimitState]:
 
 def _state(use: Use) -> LimitState:
     meter = use.meter
-    unit = Decimal(10) ** (-12 if meter.limit_name == "budget_exceeded" else 0)
+    unit = Decimal(10) ** (-12 if meter.is_money else 0)
     return LimitState(
         subject=meter.subject.kind,
         name=meter.subject.name,
+        within=str(meter.subject.within) if meter.subject.within else None,
         limit=meter.limit_name,
         used=use.used * unit,
         held=use.held * unit,

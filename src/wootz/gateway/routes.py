@@ -22,7 +22,7 @@ from wootz.core.wire import (
 from wootz.gateway import account_routes, adapters, engines, errors, feedback, limit_routes, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.caches import routes as cache_routes
-from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key, set_out
+from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, direct, router_with_key, set_out
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.middleware import BodyLimit, RequestId
 from wootz.gateway.routing import admin as route_states
@@ -39,12 +39,16 @@ def install(app: FastAPI, config: Config) -> None:
     app.add_middleware(RequestId)  # The last one added is the outermost.
 
 
-def routes(gateway: Gateway) -> APIRouter:
+def add_routes(app: FastAPI, gateway: Gateway) -> None:
+    """All that the gateway serves, what is asked of models first."""
+    answering = [_inference(gateway), *surfaces.routers(gateway)]
+    app.router.routes.insert(0, direct(answering))
+    for router in (*answering, _operations(gateway), _administration(gateway)):
+        app.include_router(router)
+
+
+def _administration(gateway: Gateway) -> APIRouter:
     router = APIRouter()
-    router.include_router(_inference(gateway))
-    for surface in surfaces.routers(gateway):
-        router.include_router(surface)
-    router.include_router(_operations(gateway))
     adapters.add_routes(changes := router_with_key(gateway, "admin", tags=["adapters"]), gateway)
     cache_routes.add_admin_routes(caches := router_with_key(gateway, "admin", tags=["caches"]), gateway)
     router.include_router(changes)

@@ -28,8 +28,8 @@ Thinking = Literal["off", "budget", "effort", "adaptive", "level", "switch"]
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,), "presence_penalty": (0,), "frequency_penalty": (0,), "repetition_penalty": (1,), "logit_bias": ({},),
-    "min_p": (0,), "top_k": (0, -1), "logprobs": (False,), "ignore_eos": (False,), "min_tokens": (0,),
-    "store": (False,), "stop_token_ids": ([],), "temperature": (1,), "top_p": (1,),
+    "min_p": (0,), "top_k": (0, -1), "logprobs": (False,), "top_logprobs": (0,), "ignore_eos": (False,),
+    "min_tokens": (0,), "store": (False,), "stop_token_ids": ([],), "temperature": (1,), "top_p": (1,),
 }  # fmt: skip
 """Values that ask for nothing: as good as not given."""
 

@@ -11,6 +11,8 @@ Source: https://ai.google.dev/api/generate-content, and the types of the ``googl
 
 from __future__ import annotations
 
+import struct
+from base64 import b64encode
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -23,12 +25,15 @@ from wootz.core import LanguageModel, UnsupportedError, UpstreamError
 from wootz.core.wire import (
     ChatChunk,
     ChatRequest,
+    ChoiceLogprobs,
     ChunkChoice,
     Delta,
     Embedding,
     EmbeddingRequest,
     EmbeddingResponse,
     FinishReason,
+    TokenLogprob,
+    TopLogprob,
     Usage,
     new_id,
     now,
@@ -37,6 +42,7 @@ from wootz.providers.capabilities import capabilities_of, check
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.gemini_request import generate_request
 from wootz.providers.http import Http
+from wootz.providers.parts import refuse_rest
 from wootz.providers.upstream_errors import error_from_event
 
 FINISH_REASONS: Mapping[str, FinishReason] = {
@@ -51,6 +57,9 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "IMAGE_SAFETY": "content_filter",
     "MODEL_ARMOR": "content_filter",
 }
+
+EMBEDDING = {"task_type": "taskType", "title": "title"}
+"""What a text is embedded for ("RETRIEVAL_QUERY") and, of a document, its title."""
 
 BROKEN = {"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS", "MALFORMED_RESPONSE"}
 """The model wrote something that Gemini could not read: no answer, and another try may bring one."""
@@ -83,10 +92,10 @@ class GeminiModel(LanguageModel):
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Gemini tells no usage of embeddings: it is recorded as zero."""
         texts = [request.input] if isinstance(request.input, str) else request.input
-        if request.encoding_format == "base64":
-            raise UnsupportedError(f'model "{self.name}" gives numbers, not base64', param="encoding_format")
+        refuse_rest(request.model_extra or {}, EMBEDDING, model=self.name)
         model = f"models/{self.endpoint.upstream_model}"
-        size = {"outputDimensionality": request.dimensions} if request.dimensions else {}
+        size: dict[str, Any] = {"outputDimensionality": request.dimensions} if request.dimensions else {}
+        size |= {EMBEDDING[name]: value for name, value in (request.model_extra or {}).items()}
         asked: list[dict[str, Any]] = []
         for text in texts:
             if not isinstance(text, str):
@@ -95,8 +104,9 @@ class GeminiModel(LanguageModel):
         raw = await self._http.json(f"{self._path}:batchEmbedContents", {"requests": asked})
         try:
             vectors = [one["values"] for one in msgspec.json.decode(raw)["embeddings"]]
-            data = [Embedding(index=index, embedding=vector) for index, vector in enumerate(vectors)]
-        except (ValueError, KeyError, TypeError):
+            form = _base64 if request.encoding_format == "base64" else list
+            data = [Embedding(index=index, embedding=form(vector)) for index, vector in enumerate(vectors)]
+        except (ValueError, KeyError, TypeError, struct.error):
             raise self._malformed() from None
         return EmbeddingResponse(data=data, model=self.name, usage=Usage())
 
@@ -160,6 +170,10 @@ class _Answer:
         index = candidate.get("index", 0)
         deltas = [self._delta(index, part) for part in (candidate.get("content") or {}).get("parts") or ()]
         choices = [ChunkChoice(index=index, delta=delta) for delta in deltas if delta is not None]
+        if said := candidate.get("logprobsResult"):
+            if not choices:
+                choices.append(ChunkChoice(index=index, delta=Delta()))
+            choices[0].logprobs = _logprobs(said)
         if reason := candidate.get("finishReason"):
             if reason in BROKEN:
                 self.broken = reason
@@ -189,6 +203,24 @@ class _Answer:
         if part.get("thought"):
             return Delta(reasoning_content=text, extra_content=extra)
         return Delta(content=text, extra_content=extra)
+
+
+def _logprobs(said: Mapping[str, Any]) -> ChoiceLogprobs:
+    """Its two lists, the chosen tokens and at each of their steps the likeliest, as OpenAI's one."""
+    chosen, top = said.get("chosenCandidates") or [], said.get("topCandidates") or []
+    steps = [[_token(one) for one in step.get("candidates") or ()] for step in top] or [[] for _ in chosen]
+    pairs = zip(chosen, steps, strict=True)
+    return ChoiceLogprobs(content=[TokenLogprob(**dict(_token(one)), top_logprobs=step) for one, step in pairs])
+
+
+def _token(said: Mapping[str, Any]) -> TopLogprob:
+    token = said.get("token", "")
+    return TopLogprob(token=token, logprob=said.get("logProbability", 0.0), bytes=list(token.encode()))
+
+
+def _base64(vector: list[float]) -> str:
+    """As OpenAI packs it: float32, the least significant byte first."""
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _usage(said: Mapping[str, Any]) -> Usage:

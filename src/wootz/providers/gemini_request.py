@@ -26,7 +26,7 @@ TRANSLATED = {
     "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "n", "seed", "stop",
     "presence_penalty", "frequency_penalty", "stream", "stream_options", "tools", "tool_choice", "parallel_tool_calls",
     "response_format", "user", "safety_identifier", "priority", "reasoning_effort", "enable_thinking",
-    "thinking_budget", "google",
+    "thinking_budget", "google", "logprobs", "top_logprobs",
 }  # fmt: skip
 
 GOOGLE = {"safety_settings": "safetySettings", "cached_content": "cachedContent", "thinking_config": "thinkingConfig"}
@@ -40,6 +40,8 @@ SETTINGS = {
     "seed": "seed",
     "presence_penalty": "presencePenalty",
     "frequency_penalty": "frequencyPenalty",
+    "logprobs": "responseLogprobs",
+    "top_logprobs": "logprobs",
 }
 
 LEVELS = {"minimal": "MINIMAL", "low": "LOW", "medium": "MEDIUM", "high": "HIGH", "xhigh": "XHIGH", "max": "XHIGH"}

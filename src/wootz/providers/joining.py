@@ -4,14 +4,23 @@ A streamed answer comes in one event a token, and making a chunk of each costs m
 Where nobody reads along, the text of those that follow each other is put together before. The first text goes on as it
 is, for whoever waits for a sign of life; then at most `MOST` together, so that an answer that is given up is counted to
 about that many tokens.
+
+Most events of a stream are one text, character by character, but for the piece they bring. What stands around it is
+compared, and only the piece is read as JSON: a tenth of the work.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-MOST = 16
+from pydantic_core import from_json
+
+MOST = 32
+MOST_FORMS = 4
+"""An endpoint whose every event is another (padding against eavesdroppers) is not tried for ever."""
 
 _CHOICE = {"index", "delta", "finish_reason", "logprobs"}
 _DELTA = {"role", "content"}
@@ -25,18 +34,31 @@ class Joiner:
         self._passing = not whole
         self._has_text = False
         self._joined: dict[str, Any] | None = None
+        self._form: _Form | None = None
+        self._num_forms = 0
 
-    def add(self, event: dict[str, Any]) -> Sequence[dict[str, Any]]:
-        """What may go on now."""
+    def add_unread(self, data: str) -> Sequence[dict[str, Any]] | None:
+        """The same as `add` for an event that is an earlier one with another piece of text; None if it is not."""
+        if self._form is None or not (text := self._form.text_of(data)):
+            return None
+        return self._join(self._form.event, text)
+
+    def add(self, event: dict[str, Any], data: str = "") -> Sequence[dict[str, Any]]:
+        """What may go on now. ``data`` is the event as it was read."""
         if self._passing:
             return (event,)
         text = _text_of(event)
         if not text or not self._has_text:
             self._has_text = self._has_text or bool(text)
             return (*self.rest(), event)
+        if data and self._num_forms < MOST_FORMS:
+            self._num_forms += 1
+            self._form = _Form.of(data, event, text)
+        return self._join(event, text)
+
+    def _join(self, event: dict[str, Any], text: str) -> Sequence[dict[str, Any]]:
         if self._joined is None:
-            (choice,) = event["choices"]
-            self._joined = event | {"num_parts": 1, "choices": [choice | {"delta": dict(choice["delta"])}]}
+            self._joined = _with_text(event, text) | {"num_parts": 1}
             return ()
         self._joined["choices"][0]["delta"]["content"] += text
         self._joined["num_parts"] += 1
@@ -46,6 +68,38 @@ class Joiner:
         """What waits to be joined."""
         joined, self._joined = self._joined, None
         return () if joined is None else (joined,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """An event's JSON before and after its piece of text."""
+
+    event: dict[str, Any]
+    head: str
+    tail: str
+
+    @classmethod
+    def of(cls, data: str, event: dict[str, Any], text: str) -> _Form | None:
+        """None where the piece is not to be found for certain: another one in its place must make the same event."""
+        for spelled in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
+            head, _, tail = data.partition(spelled)
+            if data.count(spelled) == 1 and from_json(f'{head}"?"{tail}') == _with_text(event, "?"):
+                return cls(event, head, tail)
+        return None
+
+    def text_of(self, data: str) -> str | None:
+        if not (data.startswith(self.head) and data.endswith(self.tail)):
+            return None
+        try:
+            text = from_json(data[len(self.head) : len(data) - len(self.tail)])
+        except ValueError:
+            return None
+        return text if isinstance(text, str) else None
+
+
+def _with_text(event: dict[str, Any], text: str) -> dict[str, Any]:
+    (choice,) = event["choices"]
+    return event | {"choices": [choice | {"delta": choice["delta"] | {"content": text}}]}
 
 
 def _text_of(event: dict[str, Any]) -> str:

@@ -94,7 +94,9 @@ class OpenAICompatibleModel(LanguageModel):
                         if data == "[DONE]":
                             done = True
                             break
-                        for event in joiner.add(self._read(data)):
+                        if (ready := joiner.add_unread(data)) is None:
+                            ready = joiner.add(self._read(data), data)
+                        for event in ready:
                             last, said = self._chunk(event, chunk_type)
                             usage = said or usage
                             finished = finished or any(choice.finish_reason for choice in last.choices)

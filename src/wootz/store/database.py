@@ -20,14 +20,17 @@ from typing import Any
 from sqlalchemy import Engine, Executable, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.pool import NullPool
 
 from wootz.core import ConfigError, UnavailableError
 from wootz.store import migration
 
 SQLITE_BUSY_SECONDS = 30
 POSTGRESQL_CONNECT_SECONDS = 10
+POSTGRESQL_SILENCE_SECONDS = 10
+"""For a statement. A server that accepts it and says nothing (stopped, cut off by a firewall) must hold up nobody."""
 
 
 class Base(DeclarativeBase):
@@ -108,7 +111,7 @@ class Database:
         try:
             if self.dialect == "sqlite" and self.url.database not in (None, "", ":memory:"):
                 await asyncio.to_thread(_create_sqlite, Path(str(self.url.database)))
-            async with self.engine.connect() as connection:
+            async with self._patient() as connection:
                 await connection.exec_driver_sql(_LOCK[self.dialect])
                 await connection.run_sync(migration.upgrade)
                 await connection.commit()
@@ -118,6 +121,17 @@ class Database:
             ) from None
         except (DBAPIError, sqlite3.Error, OSError) as error:
             raise ConfigError(self._explain(error)) from error
+
+    @asynccontextmanager
+    async def _patient(self) -> AsyncIterator[AsyncConnection]:
+        """For statements that may take their time: a migration of large tables."""
+        if self.dialect == "sqlite":
+            async with self.engine.connect() as connection:
+                yield connection
+            return
+        engine = create_async_engine(self.url, poolclass=NullPool, connect_args={"timeout": POSTGRESQL_CONNECT_SECONDS})
+        async with engine.connect() as connection:
+            yield connection
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -138,7 +152,10 @@ class Database:
 # `isolation_level` is sqlite3's: how it begins a transaction before the first write.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "sqlite": {"connect_args": {"timeout": SQLITE_BUSY_SECONDS, "isolation_level": "IMMEDIATE"}},
-    "postgresql": {"pool_pre_ping": True, "connect_args": {"timeout": POSTGRESQL_CONNECT_SECONDS}},
+    "postgresql": {
+        "pool_pre_ping": True,
+        "connect_args": {"timeout": POSTGRESQL_CONNECT_SECONDS, "command_timeout": POSTGRESQL_SILENCE_SECONDS},
+    },
 }
 
 _LOCK = {

@@ -7,13 +7,17 @@ in one process (tests, notebooks) don't share counters.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from wootz.engine.protocol import Stats
 from wootz.telemetry.record import RequestRecord
+
+Series = TypeVar("Series", bound=MetricWrapperBase)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -76,9 +80,14 @@ class Metrics:
         self.breakers = Gauge(
             "wootz_breaker_state", "0 closed, 1 half open, 2 open.", ("deployment",), registry=registry
         )
+        self.capped_conversations = Counter(
+            "wootz_capped_conversations", "Requests refused as their conversation may use no more.", ("limit",),
+            registry=registry,
+        )  # fmt: skip
         self.rows_lost = Counter(
             "wootz_ledger_rows_lost", "Records that could not be stored (they are in the log).", registry=registry
         )
+        self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], Any] = {}
         self._outcomes = Outcomes()
         self.engines = EngineCollector()
         registry.register(self.engines)
@@ -88,36 +97,42 @@ class Metrics:
         return generate_latest(self.registry)
 
     def count(self, record: RequestRecord) -> None:
-        model = model_label(record)
-        self.requests.labels(record.route, model, str(record.status)).inc()
-        self.prompt_tokens.labels(model).inc(record.prompt_tokens)
-        self.cached_tokens.labels(model).inc(record.cached_tokens)
-        self.completion_tokens.labels(model).inc(record.completion_tokens)
-        self.cost.labels(model).inc(float(record.cost))
-        self.duration.labels(record.route, model).observe(record.duration)
+        model, of = model_label(record), self.child
+        of(self.requests, record.route, model, str(record.status)).inc()
+        of(self.prompt_tokens, model).inc(record.prompt_tokens)
+        of(self.cached_tokens, model).inc(record.cached_tokens)
+        of(self.completion_tokens, model).inc(record.completion_tokens)
+        of(self.cost, model).inc(float(record.cost))
+        of(self.duration, record.route, model).observe(record.duration)
         if record.cache != "off":
-            self.cache.labels(model, record.cache).inc()
+            of(self.cache, model, record.cache).inc()
         if record.time_to_first_token is not None:
-            self.time_to_first_token.labels(model).observe(record.time_to_first_token)
+            of(self.time_to_first_token, model).observe(record.time_to_first_token)
         if record.inter_token_latency is not None:
-            self.inter_token_latency.labels(model).observe(record.inter_token_latency)
+            of(self.inter_token_latency, model).observe(record.inter_token_latency)
         if not record.priced:
-            self.unpriced.labels(model).inc()
+            of(self.unpriced, model).inc()
         if record.queue_time is not None:
-            self.queue_seconds.labels(model).observe(record.queue_time)
+            of(self.queue_seconds, model).observe(record.queue_time)
         self._count_attempts(record, model)
 
+    def child(self, metric: Series, *labels: str) -> Series:
+        """``metric.labels(*labels)``, which locks and checks each time for what is always the same."""
+        if (child := self._children.get((metric, labels))) is None:
+            child = self._children[metric, labels] = metric.labels(*labels)
+        return child
+
     def _count_attempts(self, record: RequestRecord, model: str) -> None:
-        attempts = record.timeline.attempts
+        attempts, of = record.timeline.attempts, self.child
         if not attempts:
             return
         if record.num_attempts > 1:
-            self.retries.labels(model).inc(record.num_attempts - 1)
+            of(self.retries, model).inc(record.num_attempts - 1)
         self.gateway_seconds.observe(max(0.0, attempts[0].start - (record.queue_time or 0.0)))
         for attempt in attempts:
-            self.attempts.labels(attempt.deployment, attempt.provider, self._outcomes.label(attempt.error_code)).inc()
+            of(self.attempts, attempt.deployment, attempt.provider, self._outcomes.label(attempt.error_code)).inc()
             if attempt.end is not None:
-                self.attempt_duration.labels(attempt.deployment).observe(attempt.end - attempt.start)
+                of(self.attempt_duration, attempt.deployment).observe(attempt.end - attempt.start)
 
 
 class Outcomes:

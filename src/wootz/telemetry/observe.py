@@ -147,7 +147,7 @@ class Observation:
         self._ended: asyncio.Future[RequestRecord] | None = None
         self.settle: Callable[[RequestRecord], Awaitable[None]] | None = None
         """What is to be told of the record before it is kept: the limits, of what was used."""
-        self._in_flight = telemetry.metrics.in_flight.labels(model_label(begun))
+        self._in_flight = telemetry.metrics.child(telemetry.metrics.in_flight, model_label(begun))
         self._in_flight.inc()
         self._span = start_span(telemetry.tracer, begun)
         self._started = time.perf_counter()

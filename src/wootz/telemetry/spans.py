@@ -40,6 +40,8 @@ def otlp_provider(endpoint: str, service_name: str) -> TracerProvider:
 
 
 def start_span(tracer: Tracer, begun: RequestRecord) -> Span:
+    if isinstance(tracer, trace.ProxyTracer) and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return trace.INVALID_SPAN  # Nobody exports it, so nobody need describe it.
     operation = OPERATIONS.get(begun.route, "chat")
     return tracer.start_span(
         f"{operation} {begun.model}",
@@ -56,6 +58,8 @@ def start_span(tracer: Tracer, begun: RequestRecord) -> Span:
 
 
 def end_span(tracer: Tracer, span: Span, record: RequestRecord) -> None:
+    if not span.is_recording():  # Nobody exports it.
+        return
     _set(
         span,
         {
@@ -87,8 +91,7 @@ def end_span(tracer: Tracer, span: Span, record: RequestRecord) -> None:
     )
     if record.status >= 400:
         _fail(span, record.error_code or str(record.status))
-    if span.is_recording():
-        _add_children(tracer, span, record)
+    _add_children(tracer, span, record)
     span.end()
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wootz.core import Config, LanguageModel, resolve_secret
+from wootz.core import Config, LanguageModel, UnavailableError, resolve_secret
 from wootz.core.cache_control import CacheControl, cache_control
 from wootz.core.secrets import SECRET_SCHEMES
 from wootz.core.sections import CachesConfig
@@ -30,6 +30,7 @@ from wootz.gateway.caches.flight import Flight
 from wootz.gateway.caches.keys import exact_key, fingerprint, owner_of, semantic_partition, user_of
 from wootz.gateway.caches.redis_store import RedisStore
 from wootz.gateway.caches.store import MemoryStore, Store
+from wootz.gateway.caches.texts import TextCache
 from wootz.gateway.keys import Key
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Caches:
         self._fingerprint = fingerprint(config)
         self._flights: dict[bytes, Flight[Any, Any]] = {}
         self._num_purges = 0
+        self.texts = TextCache(self.exact, self.store, self._fingerprint, self._count, epoch=lambda: self._num_purges)
 
     def chunks(
         self,
@@ -180,14 +182,36 @@ class Caches:
     async def close(self) -> None:
         await self.store.close()
 
+    def _count(self, model: str, status: str) -> None:
+        self.counts[model, status] += 1
+
     def _is_deterministic(self, request: SamplingFields) -> bool:
         return is_deterministic(request, self._defaults.get(request.model))
+
+
+async def forget_on_redis(config: Config, users: Iterable[str]) -> int:
+    """From outside of the HTTP processes: what users were answered, where all processes keep it. How much that was.
+
+    Raises `UnavailableError` when Redis does not answer: who erases must know whether it was done.
+    """
+    if config.caches.redis is None:
+        return 0
+    store = _on_redis(config.caches.redis, config.caches)
+    try:
+        return sum([await store.purge(user=user) for user in users])
+    except store.faults as error:
+        raise UnavailableError(f"caches: Redis is out of reach ({type(error).__name__})") from None
+    finally:
+        await store.close()
 
 
 def _open_store(config: CachesConfig) -> Store:
     if config.redis is None:
         return MemoryStore(config.exact.max_bytes)
-    url = config.redis
+    return _on_redis(config.redis, config)
+
+
+def _on_redis(url: str, config: CachesConfig) -> RedisStore:
     if url.startswith(SECRET_SCHEMES):
         url = resolve_secret(url, used_by="caches.redis")
     return RedisStore(url, config.exact.max_bytes)

@@ -9,11 +9,13 @@ only those that change how the answer is delivered or counted (`DELIVERY`).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from wootz.core import Config
+from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import ChatRequest, SamplingFields
 from wootz.gateway.keys import Key
 
@@ -46,6 +48,16 @@ def semantic_partition(owner: list[Any], models: str, request: ChatRequest) -> b
     return _digest("semantic", owner, models, body)
 
 
+def text_key(
+    kind: str, owner: list[Any], models: str, request: ModelRequest, text: str | list[int], company: Sequence[str]
+) -> bytes:
+    """Of one text of a batch: all of the request but the other texts, or with them where they matter (``company``)."""
+    body = request.model_dump(
+        exclude_unset=True, exclude=DELIVERY | {"input", "documents", "top_n", "return_documents"}
+    )
+    return _digest(kind, owner, models, {**body, "text": text, "company": company})
+
+
 def _body(request: SamplingFields) -> dict[str, Any]:
     body = request.model_dump(exclude_unset=True, exclude=DELIVERY)
     if options := body.pop("stream_options", None):
@@ -60,6 +72,6 @@ def _digest(kind: str, owner: list[Any], models: str, body: dict[str, Any]) -> b
     return hashlib.sha256(msgspec.json.encode(text, order="sorted")).digest()
 
 
-def user_of(request: SamplingFields) -> str:
+def user_of(request: ModelRequest) -> str:
     """As the ledger has it (`RequestRecord.user`), so that erasing a user finds the answers too."""
     return request.journey.user or request.user or ""

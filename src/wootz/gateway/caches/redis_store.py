@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -68,7 +68,7 @@ class RedisStore:
         except ModuleNotFoundError as error:
             raise MissingExtraError("gateway.caches", "redis", str(error.name)) from None
         self.max_bytes = max_bytes
-        self._faults = (RedisError, OSError, TimeoutError)
+        self.faults = (RedisError, OSError, TimeoutError)
         self._prefix = prefix
         self._books = [prefix + name for name in (b"order", b"sizes", b"total")]
         self._rest_until = 0.0
@@ -85,19 +85,19 @@ class RedisStore:
         self._put, self._forget = self._redis.register_script(PUT), self._redis.register_script(FORGET)
 
     async def get(self, key: bytes) -> Found | None:
-        name = key.hex().encode()
+        return (await self.get_many([key]))[0]
 
-        async def look_up() -> bytes | None:
-            answer = await self._redis.get(self._prefix + name)
-            if answer is not None:
-                await self._redis.zadd(self._books[0], {name: time.time() * 1000}, xx=True)
-            return answer
+    async def get_many(self, keys: Sequence[bytes]) -> list[Found | None]:
+        names = [key.hex().encode() for key in keys]
 
-        answer = await self._or_none(look_up)
-        if answer is None:
-            return None
-        kept_at, _, _, _, body = msgspec.msgpack.decode(answer)
-        return Found(body, max(0.0, time.time() - kept_at))
+        async def look_up() -> list[bytes | None]:
+            answers = await self._redis.mget([self._prefix + name for name in names])
+            now = time.time() * 1000
+            if used := {name: now for name, answer in zip(names, answers, strict=True) if answer is not None}:
+                await self._redis.zadd(self._books[0], used, xx=True)
+            return answers
+
+        return [_found(answer) if answer else None for answer in await self._or_none(look_up) or [None] * len(keys)]
 
     async def put(self, key: bytes, body: bytes, ttl: float, *, model: str, tenant: str, user: str = "") -> None:
         name = key.hex().encode()
@@ -132,7 +132,12 @@ class RedisStore:
             return None
         try:
             return await call()
-        except self._faults as error:
+        except self.faults as error:
             self._rest_until = time.monotonic() + RETRY_SECONDS
             log.warning("caches: Redis does not answer (%s); every request is a miss meanwhile", type(error).__name__)
             return None
+
+
+def _found(answer: bytes) -> Found:
+    kept_at, _, _, _, body = msgspec.msgpack.decode(answer)
+    return Found(body, max(0.0, time.time() - kept_at))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,8 @@ class Size:
 
 class Store(Protocol):
     async def get(self, key: bytes) -> Found | None: ...
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[Found | None]: ...
 
     async def put(self, key: bytes, body: bytes, ttl: float, *, model: str, tenant: str, user: str = "") -> None: ...
 
@@ -75,6 +77,9 @@ class MemoryStore:
             return None
         self._kept.move_to_end(key)
         return Found(kept.body, now - kept.kept_at)
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[Found | None]:
+        return [await self.get(key) for key in keys]
 
     async def put(self, key: bytes, body: bytes, ttl: float, *, model: str, tenant: str, user: str = "") -> None:
         if key in self._kept:

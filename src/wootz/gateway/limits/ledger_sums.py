@@ -5,14 +5,21 @@ A team's, user's or tag's sum is that of the keys which belong to it now: moving
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import func, select
 
 from wootz.gateway.keys import KeyStore
+from wootz.gateway.limits.conversations import TAG, longest_today
 from wootz.gateway.limits.meters import Meter, to_picodollars
+from wootz.gateway.limits.rules import Subject
 from wootz.store import Database
 from wootz.telemetry.ledger import requests
+
+REFUSED = 429
+"""What a limit refused was no step."""
 
 
 class LedgerSums:
@@ -22,12 +29,22 @@ class LedgerSums:
     async def __call__(self, meter: Meter) -> int:
         """Tokens, or picodollars for a budget, of all requests that began in the meter's period."""
         c = requests.c
-        is_budget = meter.limit_name == "budget_exceeded"
-        amount = func.sum(c.cost, type_=c.cost.type) if is_budget else func.sum(c.prompt_tokens + c.completion_tokens)
-        query = select(amount).where(c.key_id.in_(await self._keys.keys_of(meter.subject)))
+        amount: Any = func.sum(c.prompt_tokens + c.completion_tokens)
+        if meter.is_money:
+            amount = func.sum(c.cost, type_=c.cost.type)
+        elif meter.limit_name == "conversation_steps":
+            amount = func.count()
+        whose = meter.subject.within or meter.subject
+        query = select(amount).where(c.key_id.in_(await self._keys.keys_of(whose)))
+        if meter.subject.kind == "conversation":
+            query = query.where(c.tags[TAG].as_string() == meter.subject.id, c.status != REFUSED)
         query = query.where(c.started_at >= datetime.fromtimestamp(meter.start, UTC))
         if meter.end:
             query = query.where(c.started_at < datetime.fromtimestamp(meter.end, UTC))
         async with self._database.session() as session:
             total = await session.scalar(query)
-        return 0 if total is None else to_picodollars(total) if is_budget else int(total)
+        return 0 if total is None else to_picodollars(total) if meter.is_money else int(total)
+
+    async def conversations(self, subject: Subject, now: float) -> Sequence[str]:
+        """The longest of today."""
+        return await longest_today(self._database, await self._keys.keys_of(subject), subject, now)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 
 from wootz.core import BadRequestError, Config, LanguageModel, RateLimitError, resolve_secret
 from wootz.core.media import MediaRequest
@@ -16,6 +17,7 @@ from wootz.core.sections import LimitsConfig
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import Usage, new_id
 from wootz.gateway.keys import Key, KeyStore
+from wootz.gateway.limits.conversations import conversation_meters
 from wootz.gateway.limits.estimate import dearest, dearest_task, estimate
 from wootz.gateway.limits.ledger_sums import LedgerSums
 from wootz.gateway.limits.memory import MemoryCounters
@@ -23,7 +25,6 @@ from wootz.gateway.limits.meters import (
     Counters,
     CountersUnavailable,
     Meter,
-    Seed,
     Use,
     Verdict,
     meters_of,
@@ -39,6 +40,8 @@ WORDS = {
     "tokens_per_day": "{limit:,} tokens a day",
     "concurrent_requests": "{limit:,} requests at once",
     "budget_exceeded": "{usd} USD",
+    "conversation_steps": "{limit:,} requests a day",
+    "conversation_budget": "{usd} USD a day",
 }
 
 ALL_FREE_AGAIN = "1m1s"
@@ -51,7 +54,7 @@ class Limiter:
     def __init__(
         self,
         counters: Counters,
-        seed: Seed,
+        seed: LedgerSums,
         telemetry: Telemetry,
         config: LimitsConfig,
         *,
@@ -81,7 +84,9 @@ class Limiter:
         """
         if key is None or not any(subject.limits.any for subject in key.subjects):
             return
-        usage = estimate(request, self._config.assumed_completion_tokens)
+        usage = Usage()
+        if any(subject.limits.counts_tokens for subject in key.subjects):
+            usage = estimate(request, self._config.assumed_completion_tokens)
         meters = self._meters(key, request, model, usage)
         for meter in meters:
             if meter.amount > meter.limit:
@@ -101,6 +106,8 @@ class Limiter:
             verdict = Verdict()
         if (refused_by := verdict.refused_by) is not None:
             request.journey.notes.append(f"limits: refused by {refused_by.limit_name} of {refused_by.subject}")
+            if refused_by.subject.kind == "conversation":
+                self._telemetry.metrics.capped_conversations.labels(refused_by.limit_name).inc()
             raise _refusal(refused_by, verdict.retry_after)
         observation.settle = settle
         request.journey.answer_headers.update(_headers(meters, verdict.left))
@@ -108,7 +115,12 @@ class Limiter:
     async def uses(self, subjects: Iterable[Subject]) -> list[Use]:
         """How much of each of their limits is used and held now."""
         now = self._wall()
-        meters = [meter for subject in subjects for meter in meters_of(subject, now, 0, 0)]
+        meters: list[Meter] = []
+        for subject in subjects:
+            meters += meters_of(subject, now, 0, 0)
+            if subject.limits.of_conversations:
+                for conversation in await self._seed.conversations(subject, now):
+                    meters += conversation_meters(subject, conversation, now, 0)
         if not meters:
             return []
         counted = await self.counters.read(meters)
@@ -117,12 +129,20 @@ class Limiter:
         ]
 
     def _meters(self, key: Key, request: ModelRequest, model: LanguageModel, usage: Usage) -> list[Meter]:
-        tokens, now = usage.total_tokens, self._wall()
-        usd = dearest(model, usage, self._telemetry.prices, now, request.journey.lane)
-        if isinstance(request, MediaRequest):
-            usd = dearest_task(model, request, self._telemetry.prices, now)
-        picodollars = to_picodollars(usd)
-        return [meter for subject in key.subjects for meter in meters_of(subject, now, tokens, picodollars)]
+        tokens, now, picodollars = usage.total_tokens, self._wall(), 0
+        if any(subject.limits.counts_money for subject in key.subjects):
+            prices = self._telemetry.prices
+            if isinstance(request, MediaRequest):
+                usd = dearest_task(model, request, prices, now)
+            else:
+                usd = dearest(model, usage, prices, now, request.journey.lane)
+            picodollars = to_picodollars(usd)
+        meters = [meter for subject in key.subjects for meter in meters_of(subject, now, tokens, picodollars)]
+        if conversation := request.journey.conversation:
+            for subject in key.subjects:
+                if subject.limits.of_conversations:
+                    meters += conversation_meters(subject, conversation, now, picodollars)
+        return meters
 
     def _closed(self, meter: Meter) -> bool:
         if meter.kind == "period":
@@ -131,7 +151,8 @@ class Limiter:
 
 
 def _limit(meter: Meter) -> str:
-    return WORDS[meter.limit_name].format(limit=meter.limit, usd=meter.subject.limits.plain.get("budget_usd"))
+    usd = f"{(Decimal(meter.limit) / 10**12).normalize():f}" if meter.is_money else ""
+    return WORDS[meter.limit_name].format(limit=meter.limit, usd=usd)
 
 
 def _never(meter: Meter, usage: Usage) -> BadRequestError:

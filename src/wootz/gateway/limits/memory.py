@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 
 from wootz.gateway.limits.meters import WINDOW_SECONDS, Meter, Seed, Verdict
 
+SWEEP_AT = 10_000
+"""Periods that are known at once; nobody's request is under way in most of them."""
+
 
 class MemoryCounters:
     """``clock`` is for windows and never goes back; ``wall`` is Unix time."""
@@ -70,7 +73,10 @@ class MemoryCounters:
 
     async def _begin(self, meter: Meter, seed: Seed) -> None:
         try:
-            self._periods[meter.name] = Period(meter.start, await seed(meter))
+            total = await seed(meter)
+            if len(self._periods) >= SWEEP_AT:  # Conversations come and go; the ledger knows what they used.
+                self._periods = {name: period for name, period in self._periods.items() if period.held}
+            self._periods[meter.name] = Period(meter.start, total)
         finally:
             del self._seeding[meter.name]
 

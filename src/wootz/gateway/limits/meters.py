@@ -23,8 +23,9 @@ from wootz.gateway.limits.rules import Limits, Subject
 WINDOW_SECONDS = 60
 
 LimitName = Literal[
-    "requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent_requests", "budget_exceeded"
-]
+    "requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent_requests", "budget_exceeded",
+    "conversation_steps", "conversation_budget",
+]  # fmt: skip
 """As the ``code`` of a refusal says it."""
 
 
@@ -44,11 +45,15 @@ class Meter:
 
     def used(self, tokens: int, picodollars: int) -> int:
         """What it counts of a request that has ended."""
-        if self.limit_name == "requests_per_minute":
+        if self.limit_name in ("requests_per_minute", "conversation_steps"):
             return 1
         if self.limit_name == "concurrent_requests":
             return 0
-        return picodollars if self.limit_name == "budget_exceeded" else tokens
+        return picodollars if self.is_money else tokens
+
+    @property
+    def is_money(self) -> bool:
+        return self.limit_name in ("budget_exceeded", "conversation_budget")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from wootz.core import BadRequestError
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 BudgetPeriod = Literal["daily", "weekly", "monthly", "never"]
-SubjectKind = Literal["key", "team", "user", "tag"]
+SubjectKind = Literal["key", "team", "user", "tag", "conversation"]
 
 LARGEST_BUDGET = Decimal(4_000_000)
 """USD. Two of these still fit into 64 bits of picodollars."""
@@ -32,10 +32,14 @@ class Limits(BaseModel):
     budget_period: BudgetPeriod | None = Field(
         default=None, description="When the budget is full again: weeks begin on Monday, months on the 1st."
     )
+    conversation_steps: Count | None = Field(default=None, description="Requests of one conversation a day.")
+    conversation_usd: Decimal | None = Field(
+        default=None, ge=0, lt=LARGEST_BUDGET, description="What one conversation may cost a day."
+    )
     reset_hour: int = Field(default=0, ge=0, le=23, description="When a day begins, in time_zone.")
     time_zone: str = Field(default="UTC", max_length=64, description="An IANA name, for example Asia/Shanghai.")
 
-    @field_validator("budget_usd", mode="before")
+    @field_validator("budget_usd", "conversation_usd", mode="before")
     @classmethod
     def _exact(cls, value: Any) -> Any:
         """Through text, so that 0.1 is a tenth."""
@@ -46,7 +50,7 @@ class Limits(BaseModel):
         except InvalidOperation:
             raise ValueError("a budget is a decimal number") from None
 
-    @field_validator("budget_usd")
+    @field_validator("budget_usd", "conversation_usd")
     @classmethod
     def _whole_picodollars(cls, value: Decimal | None) -> Decimal | None:
         if value is not None and int(value.as_tuple().exponent) < -12:
@@ -86,7 +90,20 @@ class Limits(BaseModel):
     @property
     def any(self) -> bool:
         limits = (self.requests_per_minute, self.tokens_per_minute, self.tokens_per_day, self.concurrent_requests)
-        return any(limits) or self.budget_usd is not None
+        return any(limits) or self.budget_usd is not None or self.of_conversations
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether any of them depends on how long a request and its answer are."""
+        return self.tokens_per_minute is not None or self.tokens_per_day is not None or self.counts_money
+
+    @property
+    def counts_money(self) -> bool:
+        return self.budget_usd is not None or self.conversation_usd is not None
+
+    @property
+    def of_conversations(self) -> bool:
+        return self.conversation_steps is not None or self.conversation_usd is not None
 
 
 NO_LIMITS = Limits()
@@ -98,9 +115,11 @@ class Subject:
 
     kind: SubjectKind
     id: str
-    """Of a tag: ``name=value``."""
+    """Of a tag: ``name=value``; of a conversation: as the client names it."""
     name: str
     limits: Limits
+    within: Subject | None = None
+    """Of a conversation: whose limits it has."""
 
     def __str__(self) -> str:
         return f'{self.kind} "{self.name}"'

@@ -30,6 +30,8 @@ class Breaker:
         self._pause = 0.0
         """0 while it is closed."""
         self._probing = False
+        self.num_turns = 0
+        """How often it opened or closed by what was seen here."""
 
     @property
     def state(self) -> State:
@@ -70,9 +72,23 @@ class Breaker:
         """It ended without saying anything of the endpoint."""
         self._probing = False
 
+    @property
+    def pause(self) -> float:
+        """How long it stays open each time, in seconds; 0 while it is closed."""
+        return self._pause
+
+    def adopt(self, pause: float, opens_in: float) -> None:
+        """What another process's breaker of the same deployment has become."""
+        self._pause, self._opened = pause, self._clock() + opens_in - pause
+        self._probing = False
+        if not pause:
+            self._outcomes.clear()
+
     def _open(self, pause: float) -> None:
+        self.num_turns += 1
         self._opened, self._pause, self._probing = self._clock(), pause, False
 
     def _close(self) -> None:
+        self.num_turns += 1
         self._pause, self._probing = 0.0, False
         self._outcomes.clear()

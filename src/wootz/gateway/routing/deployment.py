@@ -26,6 +26,8 @@ class Deployment:
         self._rests_until = 0.0
         self._over_limit = False
         """Why it rests: we ask too much, or it has trouble of its own."""
+        self.num_rests = 0
+        """How often it told this process to come back later."""
 
     @property
     def name(self) -> str:
@@ -73,5 +75,15 @@ class Deployment:
         else:
             self.breaker.succeeded()
 
-    def _rest(self, seconds: float, *, over_limit: bool) -> None:
+    @property
+    def rest(self) -> tuple[float, bool]:
+        """For how many seconds more it rests, and whether as we ask too much."""
+        return max(0.0, self._rests_until - self._clock()), self._over_limit
+
+    def adopt_rest(self, seconds: float, *, over_limit: bool) -> None:
+        """It told another process to come back later."""
         self._rests_until, self._over_limit = max(self._rests_until, self._clock() + seconds), over_limit
+
+    def _rest(self, seconds: float, *, over_limit: bool) -> None:
+        self.num_rests += 1
+        self.adopt_rest(seconds, over_limit=over_limit)

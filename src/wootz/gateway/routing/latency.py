@@ -25,14 +25,36 @@ class Latency:
         self._inter_token: float | None = None
         self._measured = 0.0
         self._recent: deque[float] = deque(maxlen=REMEMBERED)
+        self._new: tuple[list[float], list[float]] = ([], [])
 
     def measure_first_token(self, seconds: float) -> None:
         self._first_token = _blend(self._first_token, seconds)
         self._recent.append(seconds)
         self._measured = self._clock()
+        self._note(0, seconds)
 
     def measure_inter_token(self, seconds: float) -> None:
         self._inter_token = _blend(self._inter_token, seconds)
+        self._note(1, seconds)
+
+    def news(self) -> tuple[float | None, float | None]:
+        """Means of what was measured here since this was asked last."""
+        first, inter = (sum(some) / len(some) if some else None for some in self._new)
+        self._new = ([], [])
+        return first, inter
+
+    def hear(self, first_token: float | None, inter_token: float | None) -> None:
+        """What another process tells as its `news` counts as one measurement; not for the quantile, which is of single
+        ones."""
+        if first_token is not None:
+            self._first_token = _blend(self._first_token, first_token)
+            self._measured = self._clock()
+        if inter_token is not None:
+            self._inter_token = _blend(self._inter_token, inter_token)
+
+    def _note(self, which: int, seconds: float) -> None:
+        if len(self._new[which]) < REMEMBERED:  # Where nobody asks for news they are not kept for ever.
+            self._new[which].append(seconds)
 
     @property
     def first_token(self) -> float | None:

@@ -77,10 +77,12 @@ class ResponseStore:
         async with self.database.session() as session:
             await session.execute(delete(responses).where(*_own(key, id)))
 
-    async def conversation(self, key: Key | None, id: str | None) -> list[Item]:
-        """All that was said up to and with this response, oldest first."""
+    async def conversation(self, key: Key | None, id: str | None) -> tuple[list[Item], str]:
+        """All that was said up to and with this response, oldest first, and the id of the first one."""
         turns: list[list[Item]] = []
+        first = ""
         while id is not None:
+            first = id
             try:
                 response, input = await self.get(key, id)
             except NotFoundError:
@@ -93,7 +95,7 @@ class ResponseStore:
                 message = f"a conversation may have {MAX_TURNS} turns"
                 raise BadRequestError(message, param="previous_response_id", hint='send what matters of it as "input"')
             id = response["previous_response_id"]
-        return [item for turn in reversed(turns) for item in turn]
+        return [item for turn in reversed(turns) for item in turn], first
 
 
 def owner_of(key: Key | None) -> str:

@@ -20,6 +20,7 @@ from wootz.core.wire import ChatChunk, ChatRequest, Count
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key, set_out
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.keys import Key
+from wootz.gateway.limits.conversations import conversation_of
 from wootz.gateway.surfaces.response_items import Item, items_of, to_messages
 from wootz.gateway.surfaces.response_store import ResponseStore
 from wootz.gateway.surfaces.response_telling import ResponseTelling
@@ -137,13 +138,17 @@ class Responses:
 
     async def chat_of(self, key: Key | None, body: ResponseRequest) -> ChatRequest:
         """What is asked of a model."""
-        return body.to_chat(await self.store.conversation(key, body.previous_response_id))
+        before, first = await self.store.conversation(key, body.previous_response_id)
+        chat = body.to_chat(before)
+        chat.journey.conversation = first
+        return chat
 
     def answer(
         self, key: Key | None, body: ResponseRequest, chat: ChatRequest, request_id: str
     ) -> tuple[AsyncGenerator[ChatChunk, None], ResponseTelling]:
         """The answer's chunks, and what tells them."""
         telling = ResponseTelling(body.echo(), summarize=bool((body.reasoning or {}).get("summary")))
+        chat.journey.conversation = conversation_of(chat) or telling.id
         chunks = self.gateway.chat(key, chat, request_id=request_id, route=ROUTE)
         return (chunks if body.store is False else self._keep(chunks, telling, key, body)), telling
 
