@@ -200,6 +200,7 @@ class Gateway:
                                 joined = chunk.num_parts if isinstance(chunk, ChatChunk) else 1
                                 num_parts += joined
                                 observation.chunk(joined)
+                            observation.ear.hear(choice)
                             if isinstance(choice, ChunkChoice) and choice.delta.tool_calls:
                                 observation.tool_calls(choice.delta.tool_calls)
                             if observation.body is not None:

@@ -33,6 +33,7 @@ from wootz.telemetry.metrics import Metrics, model_label
 from wootz.telemetry.price_book import PriceBook
 from wootz.telemetry.prices import Tokens, cost, cost_of_units
 from wootz.telemetry.record import RequestRecord
+from wootz.telemetry.refusals import Ear
 from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class Observation:
         self._begun = begun
         self._journey = journey
         self._metadata = metadata
+        self.ear = Ear()
         self._tools: dict[str, None] = {}
         self._usage = Usage()
         self._units = Decimal(0)
@@ -215,6 +217,7 @@ class Observation:
             status=status,
             error_code=error.code if error is not None else None,
             finish_reason=self.finish_reason,
+            refused=self.ear.hears_refusal or "content_filter" in (self.finish_reason, error and error.code),
             guarantee=self.guarantee,
             arithmetic=journey.arithmetic,
             prompt_tokens=usage.prompt_tokens,

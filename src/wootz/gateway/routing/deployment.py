@@ -22,6 +22,8 @@ class Deployment:
         self.latency = Latency(clock)
         self.retries = RetryBudget()
         self.last_error: str | None = None
+        self.held = False
+        """Not to be asked while an incident lasts (`gateway/incident_actions.py`), unless nobody else is left."""
         self._clock = clock
         self._rests_until = 0.0
         self._over_limit = False
@@ -38,7 +40,7 @@ class Deployment:
 
     @property
     def available(self) -> bool:
-        return not self.resting and self.breaker.admits
+        return not self.resting and not self.held and self.breaker.admits
 
     @property
     def resting(self) -> bool:
@@ -52,7 +54,7 @@ class Deployment:
 
     def admit(self) -> bool:
         """Whether a request may go there now; see `Breaker.admit`."""
-        return not self.resting and self.breaker.admit()
+        return not self.resting and not self.held and self.breaker.admit()
 
     def begin(self, journey: Journey) -> Attempt:
         self.in_flight += 1
