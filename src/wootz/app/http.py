@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wootz import __version__, console, gateway
+from wootz.app.alerting import watching
 from wootz.app.bounded_http import BoundedHttp
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
@@ -79,6 +80,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             for work in (_watch(models, telemetry), BodyStore(database).sweep_for_ever()):
                 stack.callback(asyncio.create_task(work).cancel)
             await stack.enter_async_context(gateway.working(front))
+            await stack.enter_async_context(watching(front, config))
             yield
 
     app = FastAPI(title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)

@@ -53,6 +53,7 @@ from wootz.gateway.routing import Route
 from wootz.gateway.routing.candidate import prompt_tokens
 from wootz.gateway.tasks import Tasks
 from wootz.telemetry import Observation, Telemetry
+from wootz.telemetry.alerts import Incidents, load_rules
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class Gateway:
         self.limits = limits or Limiter.of(config, keys, telemetry)
         self.caches = Caches(config, models)
         self.tasks = Tasks(self, self.database)
+        self.incidents = Incidents(self.database)
+        self.alert_rules = load_rules(config.alerts.file, config.telemetry.latency_budget)
 
     # --- who ------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from wootz.core.wire import (
     RerankResponse,
     SamplingFields,
 )
-from wootz.gateway import account_routes, adapters, engines, errors, limit_routes, surfaces
+from wootz.gateway import account_routes, adapters, alert_routes, engines, errors, limit_routes, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.caches import routes as cache_routes
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, router_with_key, set_out
@@ -46,6 +46,8 @@ def routes(gateway: Gateway) -> APIRouter:
         router.include_router(surface)
     router.include_router(_operations(gateway))
     adapters.add_routes(changes := router_with_key(gateway, "admin", tags=["adapters"]), gateway)
+    alert_routes.add_admin_routes(alerts := router_with_key(gateway, "admin", tags=["alerts"]), gateway)
+    router.include_router(alerts)
     cache_routes.add_admin_routes(caches := router_with_key(gateway, "admin", tags=["caches"]), gateway)
     router.include_router(changes)
     router.include_router(caches)
@@ -97,6 +99,7 @@ def _inference(gateway: Gateway) -> APIRouter:
         return WholeAnswer(gateway.rerank(request.state.key, body, request_id=request.state.request_id))
 
     cache_routes.add_routes(router, gateway)
+    alert_routes.add_routes(router, gateway)
 
     def model_info(name: str) -> ModelInfo:
         return ModelInfo.of(gateway.models[name], gateway.started)
