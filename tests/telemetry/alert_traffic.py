@@ -85,8 +85,9 @@ class Traffic:
             "duration": 2.5 * size,
             "time_to_first_token": 0.5 * size,
             "cache": "exact" if random.random() < 0.3 else "miss",
-            "tags": json.dumps({"feature": random.choice(("search", "chat")), "conversation": f"c{random.random()}"}),
+            "tags": json.dumps({"feature": random.choice(("search", "chat")), "conversation": f"c{self.number}"}),
         }
+        self.signal(at, "resolved", float(random.random() < 0.7), subject=f"c{self.number}")
         if random.random() < 0.01:
             row |= {"timeline": timeline(attempt(error_code="upstream_error"), attempt("spare")), "num_attempts": 2,
                     "deployment": "spare"}  # fmt: skip

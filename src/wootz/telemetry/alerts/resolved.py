@@ -80,7 +80,9 @@ async def pairs(session: AsyncSession, rule: Rule, until: datetime) -> dict[str,
     seen = await _first_seen(session, until)
     found: dict[str, Pair] = {}
     for model in {model for model, _ in spent}:
-        enough = [one for (name, one), of in spent.items() if name == model and of.conversations >= rule.least]
+        enough = [
+            one for (name, one), of in spent.items() if name == model and of.resolved and of.conversations >= rule.least
+        ]
         if len(enough) < 2:
             continue
         newer = max(enough, key=lambda one: seen.get((model, one), until - FIRST_SEEN))
