@@ -71,7 +71,7 @@ class Traffic:
                 self.usual(at, **fields)
 
     def usual(self, at: datetime, **fields: Any) -> None:
-        """One request. Lengths are log-normal, one in a hundred fails once and is asked again, one in fifty is refused."""
+        """One request. Lengths are log-normal; one in a hundred is asked twice, one in fifty is refused."""
         random = self.random
         size = math.exp(random.gauss(0, 0.5))
         prompt, completion = int(1000 * size), int(100 * size)

@@ -78,16 +78,17 @@ def test_every_rule_has_its_incident():
 
 
 async def test_an_ordinary_day_is_silent(usual_days):
-    opened = await replayed(usual_days, RULES, START + 8 * DAY, START + 9 * DAY, HOUR)
+    opened = await replayed(usual_days, RULES, START + 8 * DAY, START + 9 * DAY, 2 * HOUR)
     assert [(one.rule, one.subject, one.detail) for one in opened] == []
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 async def test_an_ordinary_week_is_silent(seed, tmp_path):
     file = tmp_path / "week.db"
     traffic_until(file, 2 * WEEK, seed)
-    opened = await replayed(file, RULES, START + WEEK, START + 2 * WEEK, 10 * MINUTE)
+    opened = await replayed(file, RULES, START + WEEK, START + 2 * WEEK, 20 * MINUTE)
     assert [(one.rule, one.subject, one.detail) for one in opened] == []
 
 

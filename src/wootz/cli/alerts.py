@@ -221,16 +221,13 @@ def rules_(
     elif as_json:
         print_json([rule.model_dump(mode="json") for rule in rules.values()])
     else:
-        rows = table("rule", "severity", "fires when", "for each", "in", "action", "runbook")
+        rows = table("rule", "severity", "fires when", "action")
         for rule in rules.values():
             rows.add_row(
                 rule.name,
                 f"[{COLOURS[rule.severity]}]{rule.severity}[/]" if rule.enabled else "[dim]off[/dim]",
                 _condition(rule),
-                rule.by,
-                _span_text(rule.window),
                 rule.action or "-",
-                rule.runbook,
             )
         stdout().print(rows)
 
@@ -267,17 +264,18 @@ def _plain(incident: IncidentRow, rules: Mapping[str, Rule]) -> dict[str, Any]:
 
 
 def _print_incidents(found: list[IncidentRow]) -> None:
-    rows = table("id", "severity", "rule", "subject", "value", "opened", "over", "action", right=("value",))
+    rows = table("id", "severity", "rule", "subject", "worst", "opened", "state", "action", right=("worst",))
     for one in found:
+        ended = f"over {one.resolved_at:%m-%d %H:%M}" if one.resolved_at else "open"
         rows.add_row(
-            one.id,
+            one.id[:12],
             f"[{COLOURS[one.severity]}]{one.severity}[/]",
             one.rule,
             one.subject,
             f"{one.worst:.4g}",
-            _time(one.opened_at),
-            _time(one.resolved_at) or (f"{one.acknowledged_by} is on it" if one.acknowledged_by else "open"),
-            one.action_state if one.action else "-",
+            f"{one.opened_at:%m-%d %H:%M}" if one.opened_at else "",
+            f"{ended}, {one.acknowledged_by} is on it" if one.acknowledged_by else ended,
+            f"{one.action} ({one.action_state})" if one.action else "-",
         )
     stdout().print(rows)
 
@@ -292,7 +290,8 @@ def _condition(rule: Rule) -> str:
         "peers": " x the median",
         "older": " x the older model's",
     }[rule.compare]
-    return f"{measure} {sign} {rule.fires:g}{against}"
+    by = "" if rule.by == "all" else f" by {rule.by}"
+    return f"{measure}{by} {sign} {rule.fires:g}{against}, in {_span_text(rule.window)}"
 
 
 def _span_text(span: timedelta) -> str:
