@@ -257,10 +257,10 @@ def conversation_loop(drill: Drill) -> None:
     drill.type("wootz cost report --by tag:conversation,key --last 30m")
 
 
-@drill("feature-cost", {"feature-cost": {"every": "1s", "window": "1h", "least": 10}})
+@drill("feature-cost", {"feature-cost": {"every": "1s", "window": "1d", "least": 10}})
 def feature_cost(drill: Drill) -> None:
-    drill.far.behaves["a"] = {"prompt": 60_000}
-    drill.ask(15, model="a", metadata={"feature": "search"})
+    drill.far.behaves["a"] = {"prompt": 400_000}
+    drill.ask(40, model="a", metadata={"feature": "search"})
     drill.look("feature-cost")
     drill.type("wootz cost report --by feature,prompt_version --last 1h")
 

@@ -346,6 +346,17 @@ async def test_who_dies_while_acting_leaves_it_to_the_next(house):
     assert hands.done == ["do local"]
 
 
+async def test_who_has_most_of_it_is_kept_with_the_incident(house):
+    signals = Signals(house.database, lambda: house.now)
+    await signals.note_all([{"kind": "injection_attempt", "user": "mallory", "key_id": "key-1"}] * 12)
+    await signals.note_all([{"kind": "injection_attempt", "user": "ann", "key_id": "key-2"}] * 3)
+    house.now += timedelta(seconds=1)
+    await house.watch("injection-attempts").tick()
+    (incident,) = await house.incidents.list()
+    assert incident.subject == "mallory"
+    assert incident.detail["culprit"] == {"key_id": "key-1", "user": "mallory", "share": 1.0, "value": 12.0}
+
+
 # --- measured the same on both databases --------------------------------------------------------------------------
 
 

@@ -79,7 +79,7 @@ class Signals:
         self,
         *,
         kind: str,
-        value: float,
+        value: float = 1.0,
         at: datetime | None = None,
         subject: str | None = None,
         model: str | None = None,

@@ -133,7 +133,7 @@ class Watch:
                 await self._keep(session, change)
                 alive += change.new
                 for incident in change.opened:
-                    incident.detail |= await self._who(session, incident, now)
+                    incident.detail = incident.detail | await self._who(session, incident, now)
                 for incident in change.dropped:
                     alive.remove(incident)
             for incident in alive:
