@@ -106,7 +106,6 @@ def show(ctx: typer.Context, incident: Id, as_json: AsJson = False) -> None:
     out.print(f"[{COLOURS[row.severity]}]{row.severity}[/] [bold]{row.rule}[/bold]", row.subject, row.state)
     lines = {"id": row.id, "what": rule.about if rule else None, "runbook": plain.get("runbook")}
     lines |= {"began": _time(row.began_at), "opened": _time(row.opened_at), "over": _time(row.resolved_at)}
-    lines |= {"value": f"{row.value:.4g}, at worst {row.worst:.4g}" + (f", fires at {rule.fires:g}" if rule else "")}
     lines |= {name: _short(value) for name, value in row.detail.items()}
     if row.action:
         words = row.action_detail.get("what") or row.action_detail.get("problem") or row.action
