@@ -54,7 +54,7 @@ class Deployment:
 
     def admit(self) -> bool:
         """Whether a request may go there now; see `Breaker.admit`."""
-        return not self.resting and not self.held and self.breaker.admit()
+        return not self.resting and self.breaker.admit()
 
     def begin(self, journey: Journey) -> Attempt:
         self.in_flight += 1

@@ -84,7 +84,11 @@ async def evaluate(session: AsyncSession, rule: Rule, now: datetime, baselines: 
         return []
     found = await measure(session, rule, since, now)
     if rule.compare == "level":
-        return [_finding(rule, name, stat, stat.value) for name, stat in found.items() if stat.count >= rule.least]
+        return [
+            _finding(rule, name, stat, stat.value, matters=stat.kind != "share" or stat.total >= rule.cases)
+            for name, stat in found.items()
+            if stat.count >= rule.least
+        ]
     if rule.compare == "peers":
         return _against_peers(rule, found)
     return await _against_the_past(session, rule, found, now, baselines)

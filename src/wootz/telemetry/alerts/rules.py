@@ -54,6 +54,9 @@ class Rule(BaseModel):
     clears: float = Field(description="Once it fired, it is over only beyond this one, on the other side.")
     floor: float = Field(default=0, description="Never fires for values below this, whatever the ratio.")
     least: int = Field(default=1, ge=1, description="Samples in the window, fewer are not judged.")
+    cases: int = Field(
+        default=0, ge=0, description="Of a share: fires only at so many cases. Two of ten are no outage."
+    )
     z: float = Field(default=0, ge=0, description="The change must be this many standard errors from chance.")
     hold: Period = Field(default=timedelta(0), description="It must last this long before it fires.")
     quiet: Period = Field(default=timedelta(minutes=5), description="It must be over this long to be resolved.")
