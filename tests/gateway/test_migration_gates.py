@@ -21,7 +21,6 @@ from wootz.gateway.migration.gates import Arm, Gate, judge
 from wootz.gateway.migration.intervals import difference, log_mean, log_percentile, share
 from wootz.gateway.migration.numbers import arms
 from wootz.gateway.migration.plan import STAGES, decide
-from wootz.gateway.migration.refusals import is_refusal
 from wootz.store import Database
 from wootz.store.audit import AuditLog
 from wootz.telemetry import Ledger, RequestRecord
@@ -193,7 +192,7 @@ class House:
         for at in range(number):
             self._number += 1
             draw = random.Random(self._number)
-            tags = {"migration": migration.id, "migration_arm": kind, "refused": fields.get("refused", "no")}
+            tags = {"migration": migration.id, "migration_arm": kind}
             record = RequestRecord(
                 request_id=f"r{self._number}", started_at=self.now + timedelta(seconds=at / 1000), route="/v1/x",
                 key_id=None, provider="x", stream=False, status=200, tags=tags, cost=Decimal("0.001"),
@@ -201,7 +200,7 @@ class House:
                 lane="shadow" if kind == "shadow" else "interactive",
                 time_to_first_token=0.1 * math.exp(draw.gauss(0, 0.2)), duration=math.exp(draw.gauss(0, 0.2)),
             )  # fmt: skip
-            records.append(replace(record, **{key: value for key, value in fields.items() if key != "refused"}))
+            records.append(replace(record, **fields))
         for record in records[:-1]:
             self.ledger._queue.put_nowait((_entry(record), _nobody()))
         await self.ledger.write(records[-1])
@@ -282,7 +281,7 @@ async def test_only_what_tells_of_the_model_is_counted(house: House) -> None:
     await house.requests(migration, "new", 1, route="/v1/messages/count_tokens")
     await house.requests(migration, "new", 1, time_to_first_token=None)
     await house.requests(migration, "fallback", 1)
-    await house.requests(migration, "new", 1, refused="yes")
+    await house.requests(migration, "new", 1, refused=True)
     await house.requests(replace(migration, id="another"), "new", 1)
     _, new = await arms(house.database, migration, [], house.now)
     assert (new.requests, new.failures, new.refusals, len(new.duration)) == (9, 3, 1, 7)
@@ -307,14 +306,3 @@ async def test_a_person_needs_force_where_gates_do_not_pass(house: House) -> Non
     assert (await house.controller.roll_back(migration.id, actor="bob", why="no")).stage == "rolled-back"
     with pytest.raises(BadRequestError, match="rolled-back already"):
         await house.controller.roll_back(migration.id, actor="bob", why="no")
-
-
-@pytest.mark.parametrize(
-    ("text", "refused"),
-    [("I'm sorry, but I can't help with that.", True), ("Es tut mir leid, das kann ich nicht.", True),
-     ("抱歉,我无法", True), ("申し訳ありませんが", True), ("Certainly! Here is how", False), ("", False),
-     ("The word sorry is an apology.", False), ("I can help.", False)],
-)  # fmt: skip
-def test_refusals_are_known_by_their_beginning(text: str, refused: bool) -> None:
-    assert is_refusal(text, "stop") == refused
-    assert is_refusal(text, "content_filter")

@@ -115,7 +115,7 @@ def test_in_the_shadow_users_get_the_old_model_and_the_new_one_a_copy(
     (copy,) = records(server, "shadow")
     assert (copy.model, copy.deployment, copy.route, copy.status) == ("new", "new", "shadow", 200)
     assert copy.request_id == f"{answer.headers['x-request-id']}.shadow"
-    assert copy.tags == {"migration": state.id, "migration_arm": "shadow", "refused": "no"}
+    assert copy.tags == {"migration": state.id, "migration_arm": "shadow"}
     assert (copy.key_id, copy.user, copy.team_id) == (None, None, None)
     (asked,) = server.gateway.models["new"].asked  # type: ignore[attr-defined]
     assert (asked.temperature, asked.user, asked.model_extra) == (0.5, None, {})
@@ -208,7 +208,8 @@ def test_refusals_are_recorded_for_both_models(server: GatewayServer, http: http
     server.gateway.models["new"] = Turns("new", ["抱歉,我无法回答。"])
     started(server, "shadow")
     ask(http)
-    assert records(server, "interactive")[0].tags["refused"] == records(server, "shadow")[0].tags["refused"] == "yes"
+    assert records(server, "interactive")[0].refused
+    assert records(server, "shadow")[0].refused
 
 
 def test_replicas_follow_the_database(server: GatewayServer, http: httpx.Client, monkeypatch) -> None:

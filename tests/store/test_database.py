@@ -24,10 +24,12 @@ from wootz.store import Base, Database, ExactUSD, UtcDateTime, migration
 NEWEST = max(file.name[:4] for file in (Path(migration.__file__).parent / "migrations" / "versions").glob("0*.py"))
 ROOMS_WITH_TABLES = (
     "wootz.telemetry.ledger",
+    "wootz.telemetry.alerts.incidents",
     "wootz.gateway.keys",
     "wootz.gateway.tasks",
     "wootz.console.sessions",
     "wootz.store.audit",
+    "wootz.store.lease",
 )
 
 MIGRATE = """

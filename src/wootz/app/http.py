@@ -88,14 +88,15 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             stack.push_async_callback(front.tasks.close)
             await front.tasks.resume()
             stack.push_async_callback(front.drift.close)
-            watching = front.drift.watch(telemetry.metrics)
-            works = [_watch(models, telemetry), BodyStore(database).sweep_for_ever(), watching]
+            works = [_watch(models, telemetry), BodyStore(database).sweep_for_ever()]
+            works.append(front.drift.watch(telemetry.metrics))
             if (sharing := Sharing.of(config, models)) is not None:
                 works.append(sharing.run())
             for work in works:
                 stack.callback(asyncio.create_task(work).cancel)
             await stack.enter_async_context(front.migrations.working())
             await stack.enter_async_context(gateway.working(front))
+            await stack.enter_async_context(watching(front, config))
             yield
 
     app = FastAPI(title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)

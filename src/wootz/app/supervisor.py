@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from wootz.app.preflight import Prepared, open_database
 from wootz.app.process import Child, Say, engine_process
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
-from wootz.core import Config, WootzError
+from wootz.core import Config, UnavailableError, WootzError
 from wootz.engine.client import EngineClient
 from wootz.engine.protocol import Hello
 from wootz.gateway import KeyStore
+from wootz.telemetry.signals import Signals
 
+OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|bad_alloc", re.IGNORECASE)
+"""What an engine's last words are when it ended for lack of it."""
 MOST_FAILED_STARTS = 5
 """A child that worked once is given up when it then dies this often in a row without getting ready."""
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 30.0
@@ -97,6 +102,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         async with open_database(self.config) as database:
+            self.signals = Signals(database)
             await self._run(KeyStore(database) if self.accounts else None, announce)
 
     async def _run(self, keys: KeyStore | None, announce: Callable[[Ready], None]) -> None:
@@ -124,6 +130,8 @@ class Supervisor:
             watch.cancel()
             if self.stopping.is_set():
                 return
+            if child in self.engines:
+                await self._note_death(child)
             if child.ready.is_set():
                 child.ready.clear()
                 failed_starts, delay = 0, FIRST_DELAY_SECONDS
@@ -136,6 +144,12 @@ class Supervisor:
             self.say(f"{child.name} ended ({how}); starting it again in {delay:g} s")
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+
+    async def _note_death(self, engine: Child) -> None:
+        """For the alerts `engine-died` and `out-of-memory`, which know this one only from here."""
+        kinds = ["engine_died", *(["out_of_memory"] if OUT_OF_MEMORY.search(engine.last_line) else [])]
+        with suppress(UnavailableError):
+            await self.signals.note_all([{"kind": kind, "subject": engine.name} for kind in kinds])
 
     async def _watch(self, child: Child, is_ready: Callable[[Child], Awaitable[bool]]) -> None:
         while not await is_ready(child):  # noqa: ASYNC110 (another process gets ready; nothing here could tell us)

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from wootz import __version__
 from wootz.cli import (
     accounts,
+    alerts,
     arch,
     bench,
     cascade,
@@ -121,6 +122,7 @@ app.add_typer(cost.app, name="cost")
 cost_plans.add_commands(cost.app)
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(trace.app, name="trace")
+app.add_typer(alerts.app, name="alerts")
 app.add_typer(config.app, name="config")
 app.add_typer(arch.app, name="arch")
 app.add_typer(tokenizer.app, name="tokenizer")

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from wootz.console import caches, chat, keys, migrations, models, requests, runs, signin, spend
+from wootz.console import alerts, caches, chat, keys, migrations, models, requests, runs, signin, spend
 from wootz.console.sessions import Sessions
 from wootz.console.site import Site
 from wootz.core import AuthenticationError, NotFoundError, RateLimitError, WootzError
@@ -69,7 +69,7 @@ def _routes(site: Site) -> APIRouter:
         # Modules import each other by plain names, so a browser asks each time and mostly hears "not modified".
         return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
-    for page in (signin, chat, models, keys, requests, spend, caches, runs, migrations):
+    for page in (signin, chat, models, keys, requests, spend, caches, runs, migrations, alerts):
         page.add_routes(router, site)
     return router
 

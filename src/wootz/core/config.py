@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from wootz.core.errors import ConfigError
 from wootz.core.secrets import resolve_secret
 from wootz.core.sections import (
+    AlertsConfig,
     BatchesConfig,
     CachesConfig,
     DatabaseConfig,
@@ -58,6 +59,7 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig)
     batches: BatchesConfig = Field(default_factory=BatchesConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     secrets: SecretsConfig = Field(default_factory=SecretsConfig)

@@ -56,6 +56,7 @@ from wootz.gateway.routing import Route
 from wootz.gateway.routing.candidate import prompt_tokens
 from wootz.gateway.tasks import Tasks
 from wootz.telemetry import Observation, Telemetry
+from wootz.telemetry.alerts import Incidents, load_rules
 from wootz.telemetry.drift import DriftSampler
 from wootz.telemetry.graders import Grader, JudgeGrader, RuleGrader
 
@@ -89,6 +90,8 @@ class Gateway:
         self.tasks = Tasks(self, self.database)
         self.migrations = Migrations(self)
         self.drift = DriftSampler(config.drift, self.database, self._grader)
+        self.incidents = Incidents(self.database)
+        self.alert_rules = load_rules(config.alerts.file, config.telemetry.latency_budget)
 
     # --- who ------------------------------------------------------------------------------------------------------
 
@@ -216,6 +219,7 @@ class Gateway:
                                 joined = chunk.num_parts if isinstance(chunk, ChatChunk) else 1
                                 num_parts += joined
                                 observation.chunk(joined)
+                            observation.ear.hear(choice)
                             if isinstance(choice, ChunkChoice) and choice.delta.tool_calls:
                                 observation.tool_calls(choice.delta.tool_calls)
                             if observation.body is not None:

@@ -19,7 +19,7 @@ from wootz.core.wire import (
     RerankResponse,
     SamplingFields,
 )
-from wootz.gateway import account_routes, adapters, engines, errors, feedback, limit_routes, surfaces
+from wootz.gateway import account_routes, adapters, alert_routes, engines, errors, feedback, limit_routes, surfaces
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.caches import routes as cache_routes
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, direct, router_with_key, set_out
@@ -50,6 +50,8 @@ def add_routes(app: FastAPI, gateway: Gateway) -> None:
 def _administration(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     adapters.add_routes(changes := router_with_key(gateway, "admin", tags=["adapters"]), gateway)
+    alert_routes.add_admin_routes(alerts := router_with_key(gateway, "admin", tags=["alerts"]), gateway)
+    router.include_router(alerts)
     cache_routes.add_admin_routes(caches := router_with_key(gateway, "admin", tags=["caches"]), gateway)
     router.include_router(changes)
     router.include_router(caches)
@@ -102,6 +104,7 @@ def _inference(gateway: Gateway) -> APIRouter:
 
     cache_routes.add_routes(router, gateway)
     feedback.add_routes(router, gateway)
+    alert_routes.add_routes(router, gateway)
 
     def model_info(name: str) -> ModelInfo:
         return ModelInfo.of(gateway.models[name], gateway.started)

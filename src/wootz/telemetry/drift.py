@@ -29,6 +29,7 @@ from wootz.core.wire import ChatChunk, ChatRequest, Completion, SamplingFields
 from wootz.store import Base, Database, UtcDateTime
 from wootz.telemetry.graders import Grader, Sample
 from wootz.telemetry.metrics import Metrics
+from wootz.telemetry.signals import Signals
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class DriftSampler:
                 await keep(
                     self._database, [row | {"grader": grader.name, "graded_at": datetime.now(UTC), "score": score}]
                 )
+                await Signals(self._database).note("quality", score, model=row["deployment"] or row["model"])
         except (WootzError, TimeoutError) as error:
             log.warning("an answer was not graded: %s", str(error) or "it took too long")
         except Exception:

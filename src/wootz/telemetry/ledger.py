@@ -56,6 +56,7 @@ requests = Table(
     Column("status", Integer, nullable=False),
     Column("error_code", String),
     Column("finish_reason", String),
+    Column("refused", Boolean, nullable=False),
     Column("guarantee", String),
     Column("arithmetic", String),
     Column("prompt_tokens", Integer, nullable=False),

@@ -26,6 +26,8 @@ INTER_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1,
 OVERHEAD_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1)
 DURATION_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
+REQUEST_USD = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
+
 
 class Metrics:
     def __init__(self) -> None:
@@ -77,6 +79,14 @@ class Metrics:
         self.unpriced = Counter(
             "wootz_unpriced_requests", "Requests that used tokens whose price is not known.", model, registry=registry
         )
+        self.refusals = Counter("wootz_refusals", "Answers in which a model declined.", model, registry=registry)
+        self.request_cost = Histogram(
+            "wootz_request_cost_usd", "Cost of one request.", ("model", "route"), buckets=REQUEST_USD, registry=registry
+        )
+        self.guardrail_trips = Counter(
+            "wootz_guardrail_trips", "Requests and answers that a guard changed or refused.", ("guard",),
+            registry=registry,
+        )  # fmt: skip
         self.breakers = Gauge(
             "wootz_breaker_state", "0 closed, 1 half open, 2 open.", ("deployment",), registry=registry
         )
@@ -110,6 +120,10 @@ class Metrics:
             of(self.time_to_first_token, model).observe(record.time_to_first_token)
         if record.inter_token_latency is not None:
             of(self.inter_token_latency, model).observe(record.inter_token_latency)
+        if record.cost:
+            of(self.request_cost, model, record.route).observe(float(record.cost))
+        if record.refused:
+            of(self.refusals, model).inc()
         if not record.priced:
             of(self.unpriced, model).inc()
         if record.queue_time is not None:

@@ -33,6 +33,8 @@ from wootz.telemetry.metrics import Metrics, model_label
 from wootz.telemetry.price_book import PriceBook
 from wootz.telemetry.prices import Tokens, cost, cost_of_units
 from wootz.telemetry.record import RequestRecord
+from wootz.telemetry.refusals import Ear
+from wootz.telemetry.signals import Signals
 from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Telemetry:
         self.metrics = Metrics()
         self._provider = otlp_provider(otlp_endpoint, service_name) if otlp_endpoint else tracer_provider
         self.tracer = tracer_of(self._provider)
+        self.signals = Signals(ledger.database)
 
     def observe(
         self,
@@ -101,6 +104,14 @@ class Telemetry:
         keep = self.keep_bodies
         kept = BodyCollector(body, keep.max_bytes, keep.days) if keep is not None and body is not None else None
         return Observation(self, begun, journey or Journey(), metadata, kept)
+
+    async def tripped(self, guard: str, journey: Journey, *, injection: bool = False) -> None:
+        """For guards: one changed or refused a request or an answer; ``injection``, as an attempt to instruct the
+        model from within its data. Counted, and kept with who asked, so that a caller who keeps trying is noticed."""
+        self.metrics.guardrail_trips.labels(guard).inc()
+        who = {"user": journey.user or None, "key_id": journey.caller or None}
+        kinds = ("guardrail_trip", "injection_attempt") if injection else ("guardrail_trip",)
+        await self.signals.note_all([{"kind": kind, "subject": guard, **who} for kind in kinds])
 
     def metrics_text(self) -> bytes:
         """Prometheus exposition."""
@@ -139,6 +150,7 @@ class Observation:
         self._begun = begun
         self._journey = journey
         self._metadata = metadata
+        self.ear = Ear()
         self._tools: dict[str, None] = {}
         self._usage = Usage()
         self._units = Decimal(0)
@@ -215,6 +227,7 @@ class Observation:
             status=status,
             error_code=error.code if error is not None else None,
             finish_reason=self.finish_reason,
+            refused=self.ear.hears_refusal or "content_filter" in (self.finish_reason, error and error.code),
             guarantee=self.guarantee,
             arithmetic=journey.arithmetic,
             prompt_tokens=usage.prompt_tokens,

@@ -76,6 +76,8 @@ class RequestRecord:
     """The HTTP status; 499 when the client went away before the answer ended."""
     error_code: str | None = None
     finish_reason: str | None = None
+    refused: bool = False
+    """The model declined, or a filter did for it, as far as its first words tell (`telemetry/refusals.py`)."""
     guarantee: str | None = None
     """What is certain of a structured answer: ``schema``, ``json`` or ``prompted``, as the answer itself says."""
     arithmetic: str | None = None

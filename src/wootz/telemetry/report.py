@@ -53,7 +53,7 @@ async def cost_report(
     dialect = session.get_bind().dialect.name
     # Grouped by the names of the result's columns: an expression with a parameter in it is another one when repeated.
     labels = [f"group_{number}" for number in range(len(names))]
-    groups = [_grouping(name, requests, dialect).label(label) for name, label in zip(names, labels, strict=True)]
+    groups = [grouping(name, requests, dialect).label(label) for name, label in zip(names, labels, strict=True)]
     by_label: list[ColumnElement[Any]] = [literal_column(label) for label in labels]
     total_cost = func.coalesce(func.sum(c.cost), 0, type_=c.cost.type)
 
@@ -115,7 +115,7 @@ GROUPS = (*COLUMNS, *TAGS, *TIMES)
 _TAG = re.compile(r"tag:([\w.-]{1,128})")
 
 
-def _grouping(name: str, requests: Table, dialect: str) -> ColumnElement[Any]:
+def grouping(name: str, requests: Table, dialect: str) -> ColumnElement[Any]:
     if name in COLUMNS:
         return requests.c[COLUMNS[name]]
     if name in TIMES:

@@ -91,7 +91,7 @@ document.addEventListener("submit", (event) => {
 
 // --- shortcuts -----------------------------------------------------------------------------------------------
 
-const pages = { c: "/chat", m: "/models", k: "/keys", r: "/requests", s: "/spend", a: "/caches", u: "/runs", g: "/migrations" };
+const pages = { c: "/chat", m: "/models", k: "/keys", r: "/requests", s: "/spend", a: "/caches", u: "/runs", g: "/migrations", l: "/alerts" };
 let afterG = false;
 
 document.addEventListener("keydown", (event) => {

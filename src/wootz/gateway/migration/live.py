@@ -25,10 +25,9 @@ from wootz.core.wire import ChatChunk, Completion, SamplingFields
 from wootz.gateway.migration.controller import Controller
 from wootz.gateway.migration.members import NewModel, OldModel
 from wootz.gateway.migration.plan import DECOMMISSIONED
-from wootz.gateway.migration.refusals import BEGINNING, is_refusal
 from wootz.gateway.migration.shadow import Shadows
 from wootz.gateway.migration.store import Migration, MigrationStore
-from wootz.gateway.migration.tags import ARM, MIGRATION, REFUSED
+from wootz.gateway.migration.tags import ARM, MIGRATION
 from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.policies.ab import position
 from wootz.gateway.routing.route import Route, Target
@@ -75,7 +74,7 @@ class Migrations:
         is_mine = migration.share == 1 or (migration.share > 0 and self._place(migration, request) < migration.share)
         to_new = live.route if is_mine else None
         if migration.is_open:
-            mine = {MIGRATION: migration.id, ARM: "old" if to_new is None else "new", REFUSED: "no"}
+            mine = {MIGRATION: migration.id, ARM: "old" if to_new is None else "new"}
             journey.tags = mine | {name: value for name, value in journey.tags.items() if name not in mine}
         if to_new is not None:
             journey.variant = migration.new
@@ -91,25 +90,17 @@ class Migrations:
     def watching(
         self, request: Asked, request_id: str, ask: Callable[[Asked], AsyncGenerator[Chunk, None]]
     ) -> Callable[[Asked], AsyncGenerator[Chunk, None]]:
-        """``ask``, with an eye on its answer where a migration wants to know of it."""
-        if MIGRATION not in request.journey.tags:
+        """``ask``, and a copy of the request for the new model once the user's answer is under way."""
+        live = self._live.get(request.model) if MIGRATION in request.journey.tags else None
+        if live is None or not self.shadows.wants(live.migration, request, request_id):
             return ask
-        live = self._live.get(request.model)
-        copied = live is not None and self.shadows.wants(live.migration, request, request_id)
 
         async def watched(asked: Asked) -> AsyncGenerator[Chunk, None]:
-            beginning, reason, chunks, to_copy = "", None, ask(asked), copied
+            chunks, to_copy = ask(asked), True
             try:
                 async for chunk in chunks:
-                    for choice in chunk.choices:
-                        text = choice.text if hasattr(choice, "text") else choice.delta.content  # pyright: ignore
-                        if text and len(beginning) < BEGINNING:
-                            beginning += text
-                        reason = choice.finish_reason or reason
-                    if chunk.usage is not None and is_refusal(beginning, reason):
-                        asked.journey.tags[REFUSED] = "yes"
                     yield chunk
-                    if to_copy and live is not None:
+                    if to_copy:
                         self.shadows.send(live.migration, asked, request_id)
                         to_copy = False
             finally:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from wootz.gateway.migration.gates import Arm, Gate, judge
 from wootz.gateway.migration.store import Migration, Step
-from wootz.gateway.migration.tags import ARM, MIGRATION, REFUSED
+from wootz.gateway.migration.tags import ARM, MIGRATION
 from wootz.store import Database
 from wootz.telemetry.feedback import feedback
 from wootz.telemetry.journal import HITS
@@ -71,9 +71,9 @@ def _between(begin: datetime, end: datetime) -> ColumnElement[bool]:
 
 async def _arm(session: AsyncSession, id: str, where: ColumnElement[bool]) -> Arm:
     c = requests.c
-    columns = (c.status, c.error_code, c.time_to_first_token, c.duration, c.cost, c.priced, feedback.c.rating)
+    columns = (c.status, c.error_code, c.refused, c.time_to_first_token, c.duration, c.cost, c.priced)
     query = (
-        select(*columns, _tag(ARM).label("arm"), _tag(REFUSED).label("refused"))
+        select(*columns, feedback.c.rating, _tag(ARM).label("arm"))
         .outerjoin(feedback, feedback.c.request_id == c.request_id)
         .where(where, _tag(MIGRATION) == id, c.lane != "batch", c.cache.not_in(HITS))
         .where(c.route.not_like("%count_tokens%"))
@@ -99,7 +99,7 @@ def _add(arm: Arm, row: Any) -> None:
         arm.ratings.append(row.rating)
     if row.status >= 400 or row.time_to_first_token is None:
         return
-    arm.refusals += row.refused == "yes"
+    arm.refusals += row.refused
     arm.first_token.append(row.time_to_first_token)
     arm.duration.append(row.duration)
     if row.priced:

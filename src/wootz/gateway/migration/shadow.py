@@ -21,7 +21,7 @@ from wootz.core import WootzError
 from wootz.core.journey import Journey
 from wootz.core.wire import ChatRequest, CompletionRequest, SamplingFields
 from wootz.gateway.migration.store import Migration
-from wootz.gateway.migration.tags import ARM, MIGRATION, REFUSED
+from wootz.gateway.migration.tags import ARM, MIGRATION
 from wootz.gateway.routing.policies.ab import position
 
 if TYPE_CHECKING:
@@ -89,6 +89,6 @@ def _copy(migration: Migration, request: SamplingFields) -> Any:
     copy = request.model_copy(update=changes)
     for name in LEFT_OUT:
         (copy.__pydantic_extra__ or {}).pop(name, None)
-    tags = {MIGRATION: migration.id, ARM: "shadow", REFUSED: "no"}
+    tags = {MIGRATION: migration.id, ARM: "shadow"}
     copy._journey = Journey(lane="shadow", tags=tags, cache_control="no-store")
     return copy

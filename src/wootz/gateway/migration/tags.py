@@ -5,5 +5,3 @@ MIGRATION = "migration"
 ARM = "migration_arm"
 """The model that a request is meant for: ``old``, ``new``, ``shadow`` (a copy); ``fallback``: the new one did not
 answer, so the old one was asked."""
-REFUSED = "refused"
-"""``yes`` or ``no``."""

@@ -22,6 +22,8 @@ class Deployment:
         self.latency = Latency(clock)
         self.retries = RetryBudget()
         self.last_error: str | None = None
+        self.held = False
+        """Not to be asked while an incident lasts (`gateway/incident_actions.py`), unless nobody else is left."""
         self._clock = clock
         self._rests_until = 0.0
         self._over_limit = False
@@ -40,7 +42,7 @@ class Deployment:
 
     @property
     def available(self) -> bool:
-        return not self.resting and self.breaker.admits
+        return not self.resting and not self.held and self.breaker.admits
 
     @property
     def resting(self) -> bool:

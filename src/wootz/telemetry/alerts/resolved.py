@@ -1,0 +1,139 @@
+"""What a resolved conversation costs with the newer of two models behind one name, against the older.
+
+A conversation is requests that carry the tag ``conversation``; that it was resolved is a signal of that name. All that
+was spent counts, on those that were not resolved too. The newer model may cost more if it is graded better.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import BigInteger, Double, cast, func, select, type_coerce
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from wootz.telemetry.alerts.rules import Rule
+from wootz.telemetry.ledger import requests
+from wootz.telemetry.signals import signals
+
+FIRST_SEEN = timedelta(days=60)
+"""A model that was first asked before that is old in any case."""
+BETTER = 0.02
+"""Of a grade from 0 to 1: with so much more quality, a higher price is not this alert's business."""
+
+
+@dataclass(frozen=True)
+class PerResolved:
+    """Sums over conversations: of their cost, of 1 where they were resolved, and of the products of both."""
+
+    conversations: int
+    cost: float
+    resolved: float
+    cost_squares: float
+    products: float
+
+    @property
+    def value(self) -> float:
+        return self.cost / self.resolved if self.resolved else math.inf
+
+    @property
+    def variance(self) -> float:
+        """Of the ratio, by its linearisation (Cochran, Sampling Techniques, 6.4)."""
+        n, ratio = self.conversations, self.value
+        if not self.resolved:
+            return math.inf
+        residuals = self.cost_squares - 2 * ratio * self.products + ratio * ratio * self.resolved
+        return max(0.0, residuals) / (self.resolved * self.resolved) * (n / max(1, n - 1))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Behind one name: what the newer model needs, and the older."""
+
+    newer: str
+    older: str
+    now: PerResolved
+    before: PerResolved
+    quality: tuple[float | None, float | None]
+
+    @property
+    def ratio(self) -> float:
+        return self.now.value / self.before.value if self.before.value else math.inf
+
+    @property
+    def standard_errors(self) -> float:
+        error = math.sqrt(self.now.variance + self.before.variance)
+        return abs(self.now.value - self.before.value) / error if error else math.inf
+
+    @property
+    def is_better(self) -> bool:
+        newer, older = self.quality
+        return newer is not None and older is not None and newer > older + BETTER
+
+
+async def pairs(session: AsyncSession, rule: Rule, until: datetime) -> dict[str, Pair]:
+    """By the name that users ask for; where fewer than ``rule.least`` conversations went to either, it is left out."""
+    since = until - rule.window
+    spent = await _spent(session, since, until)
+    seen = await _first_seen(session, until)
+    found: dict[str, Pair] = {}
+    for model in {model for model, _ in spent}:
+        enough = [
+            one for (name, one), of in spent.items() if name == model and of.resolved and of.conversations >= rule.least
+        ]
+        if len(enough) < 2:
+            continue
+        newer = max(enough, key=lambda one: seen.get((model, one), until - FIRST_SEEN))
+        older = max((one for one in enough if one != newer), key=lambda one: spent[model, one].conversations)
+        quality = await _quality(session, since, until)
+        found[model] = Pair(
+            newer, older, spent[model, newer], spent[model, older], (quality.get(newer), quality.get(older))
+        )
+    return found
+
+
+async def _spent(session: AsyncSession, since: datetime, until: datetime) -> dict[tuple[str, str], PerResolved]:
+    c, s = requests.c, signals.c
+    usd = cast(type_coerce(c.cost, BigInteger), Double) / 1e12
+    tag = c.tags["conversation"].as_string()
+    of_each = select(c.model, c.deployment, tag.label("conversation"), func.sum(usd).label("cost")).where(
+        c.started_at >= since, c.started_at < until, c.deployment.is_not(None)
+    )
+    conversations = of_each.group_by(c.model, c.deployment, "conversation").subquery()
+    ended = select(s.subject, func.max(s.value).label("resolved")).where(s.kind == "resolved", s.at >= since)
+    ends = ended.where(s.at < until).group_by(s.subject).subquery()
+    one, resolved = conversations.c, func.coalesce(ends.c.resolved, 0)
+    sums: dict[str, Any] = {
+        "conversations": func.count(),
+        "cost": func.sum(one.cost),
+        "resolved": func.sum(resolved),
+        "cost_squares": func.sum(one.cost * one.cost),
+        "products": func.sum(one.cost * resolved),
+    }
+    query = select(one.model, one.deployment, *(of.label(name) for name, of in sums.items()))
+    query = query.select_from(conversations.outerjoin(ends, ends.c.subject == one.conversation))
+    query = query.where(one.conversation.is_not(None)).group_by(one.model, one.deployment)
+    return {
+        (row.model, row.deployment): PerResolved(
+            int(row.conversations), *(float(row._mapping[name]) for name in list(sums)[1:])
+        )
+        for row in await session.execute(query)
+    }
+
+
+async def _first_seen(session: AsyncSession, until: datetime) -> dict[tuple[str, str], datetime]:
+    c = requests.c
+    query = select(c.model, c.deployment, func.min(c.started_at).label("first")).where(
+        c.started_at >= until - FIRST_SEEN, c.started_at < until, c.deployment.is_not(None)
+    )
+    return {
+        (row.model, row.deployment): row.first for row in await session.execute(query.group_by(c.model, c.deployment))
+    }
+
+
+async def _quality(session: AsyncSession, since: datetime, until: datetime) -> dict[str, float]:
+    s = signals.c
+    query = select(s.model, func.avg(s.value).label("grade")).where(s.kind == "quality", s.at >= since, s.at < until)
+    return {row.model: float(row.grade) for row in await session.execute(query.group_by(s.model)) if row.model}
