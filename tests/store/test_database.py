@@ -24,10 +24,9 @@ from wootz.store import Base, Database, ExactUSD, UtcDateTime, migration
 NEWEST = max(file.name[:4] for file in (Path(migration.__file__).parent / "migrations" / "versions").glob("0*.py"))
 ROOMS_WITH_TABLES = (
     "wootz.telemetry.ledger",
-    "wootz.gateway.keys",
     "wootz.gateway.tasks",
-    "wootz.console.sessions",
-    "wootz.store.audit",
+    "wootz.gateway.identity.oidc",
+    "wootz.gateway.identity.erasure",
 )
 
 MIGRATE = """

@@ -17,11 +17,12 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from wootz.console import caches, chat, keys, migrations, models, requests, runs, signin, spend
-from wootz.console.sessions import Sessions
+from wootz.console import audit, caches, chat, keys, migrations, models, requests, runs, signin, spend, users
 from wootz.console.site import Site
 from wootz.core import AuthenticationError, NotFoundError, RateLimitError, WootzError
 from wootz.gateway import Gateway
+from wootz.gateway.identity.people import People
+from wootz.gateway.identity.sessions import Sessions
 from wootz.gateway.strict_json import StrictJSONRequest
 from wootz.store import Database
 from wootz.telemetry import Ledger
@@ -45,7 +46,9 @@ def install(app: FastAPI, gateway: Gateway, database: Database, ledger: Ledger) 
 
     Without accounts (``gateway.keys is None``) there is no signing in and no Keys page.
     """
-    site = Site(gateway, ledger, Sessions(database, gateway.keys) if gateway.keys else None)
+    sessions = Sessions(gateway.keys, gateway.config.identity) if gateway.keys else None
+    people = People(gateway.keys, gateway.config.identity) if gateway.keys else None
+    site = Site(gateway, ledger, sessions, people)
     app.include_router(_routes(site))
 
     @app.exception_handler(404)
@@ -69,7 +72,7 @@ def _routes(site: Site) -> APIRouter:
         # Modules import each other by plain names, so a browser asks each time and mostly hears "not modified".
         return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
-    for page in (signin, chat, models, keys, requests, spend, caches, runs, migrations):
+    for page in (signin, chat, models, keys, users, requests, spend, caches, runs, migrations, audit):
         page.add_routes(router, site)
     return router
 

@@ -27,6 +27,7 @@ from wootz.core.sections import (
     DatabaseConfig,
     DriftConfig,
     EngineConfig,
+    IdentityConfig,
     LimitsConfig,
     MigrationsConfig,
     ModelConfig,
@@ -60,6 +61,7 @@ class Config(Section):
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
     batches: BatchesConfig = Field(default_factory=BatchesConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    identity: IdentityConfig = Field(default_factory=IdentityConfig)
     secrets: SecretsConfig = Field(default_factory=SecretsConfig)
     caches: CachesConfig = Field(default_factory=CachesConfig)
     migrations: MigrationsConfig = Field(default_factory=MigrationsConfig)
