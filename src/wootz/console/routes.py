@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
 from wootz.console import audit, caches, chat, keys, migrations, models, requests, runs, signin, spend, users
+from wootz.console.sessions import Visitor
 from wootz.console.site import Site
 from wootz.core import AuthenticationError, NotFoundError, RateLimitError, WootzError
 from wootz.gateway import Gateway
@@ -61,8 +62,8 @@ def _routes(site: Site) -> APIRouter:
     router = APIRouter(include_in_schema=False, route_class=_page_route(site))
 
     @router.get("/")
-    async def home() -> Response:
-        return RedirectResponse("/chat", status_code=303)
+    async def home(visitor: Visitor = Depends(site.visitor)) -> Response:
+        return RedirectResponse("/chat" if visitor.may("inference") else "/requests", status_code=303)
 
     @router.get("/static/{name:path}")
     async def static(name: str) -> Response:

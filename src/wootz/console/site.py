@@ -43,7 +43,7 @@ class Page:
 
 
 PAGES = (
-    Page("chat", "Chat", "c"),
+    Page("chat", "Chat", "c", "inference"),
     Page("models", "Models", "m"),
     Page("keys", "Keys", "k", "accounts", of_accounts=True),
     Page("users", "Users", "p", "people", of_accounts=True),

@@ -154,7 +154,7 @@ class Eraser:
         return number
 
     async def _vacuum(self) -> None:
-        """What was deleted is still in the file's free pages, and in SQLite's log; a reader may delay that log's end."""
+        """What was deleted is still in free pages, and in SQLite's log; a reader may delay that log's end."""
         async with self._database.engine.connect() as connection:
             connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
             await connection.exec_driver_sql("VACUUM")

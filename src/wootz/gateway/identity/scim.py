@@ -248,9 +248,7 @@ def _url(request: Request, path: str) -> str:
 
 def _one(request: Request, resource: Any, context: Context, status: int = 200) -> Response:
     asked = SearchRequest[type(resource)].model_validate(_query(request, "attributes", "excludedAttributes"))
-    body = resource.model_dump(
-        scim_ctx=context, attributes=asked.attributes, excluded_attributes=asked.excluded_attributes
-    )
+    body = resource.model_dump(scim_ctx=context, response_parameters=asked)
     headers = {"location": str(resource.meta.location)}
     return JSONResponse(body, status_code=status, headers=headers, media_type=JSON)
 
@@ -267,11 +265,7 @@ def _list(request: Request, kind: type[Resource[Any]], found: list[Any]) -> Resp
     answer = ListResponse[kind](
         total_results=len(found), start_index=first + 1, items_per_page=len(page), resources=page or None
     )
-    body = answer.model_dump(
-        scim_ctx=Context.RESOURCE_QUERY_RESPONSE,
-        attributes=asked.attributes,
-        excluded_attributes=asked.excluded_attributes,
-    )
+    body = answer.model_dump(scim_ctx=Context.RESOURCE_QUERY_RESPONSE, response_parameters=asked)
     return JSONResponse(body, media_type=JSON)
 
 
