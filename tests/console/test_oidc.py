@@ -75,11 +75,14 @@ async def sign_in(browser: Browser, provider: IdentityProvider, next: str = "/mo
     return await browser.get(back)
 
 
-async def test_a_provider_that_we_did_not_write_signs_somebody_in_by_their_groups(tmp_path: Path) -> None:
+async def test_a_provider_that_we_did_not_write_signs_somebody_in_by_their_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OIDC_SECRET", "only the provider and we know it")
     claims = {"email": "ann@example.com", "email_verified": True, "groups": ["audit", "unknown to us"]}
     with run_server_in_thread(require_nonce=True, user_claims=[User(sub="ann", claims=claims)]) as server:
         issuer = f"http://localhost:{server.server_port}"
-        house = await build_house(tmp_path, config=config_of(issuer))
+        house = await build_house(tmp_path, config=config_of(issuer, client_secret="env:OIDC_SECRET"))
         async with visitor(house) as browser, httpx.AsyncClient() as outside:
             leaving = await browser.get("/login/oidc", params={"next": "/audit"})
             consent = await outside.post(leaving.headers["location"], data={"sub": "ann"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -39,8 +38,8 @@ def record(request_id: str, **fields) -> RequestRecord:
 
 
 @pytest.fixture
-async def config(database: Database, tmp_path: Path) -> AsyncIterator[Config]:
-    yield Config.model_validate({"home": tmp_path, "caches": {"exact": {"enabled": True}}})
+def config(tmp_path: Path) -> Config:
+    return Config.model_validate({"home": tmp_path, "caches": {"exact": {"enabled": True}}})
 
 
 async def planted(database: Database, config: Config, caches: Caches) -> None:
@@ -97,8 +96,11 @@ async def everything(database: Database, home: Path) -> bytes:
         for table in (await sql.scalars(text(query))).all():
             found.append(str((await sql.execute(text(f'select * from "{table}"'))).all()).encode())
     await database.close()
-    found += [file.name.encode() + b" " + file.read_bytes() for file in home.rglob("*") if file.is_file()]
-    return b"\n".join(found)
+    return b"\n".join([*found, *_bytes_of(home)])
+
+
+def _bytes_of(folder: Path) -> list[bytes]:
+    return [file.name.encode() + b" " + file.read_bytes() for file in folder.rglob("*") if file.is_file()]
 
 
 async def test_no_byte_of_a_person_is_left_and_all_sums_are(database: Database, config: Config) -> None:

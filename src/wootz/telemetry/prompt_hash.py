@@ -38,19 +38,21 @@ class PromptHasher:
     def __call__(self, request: BaseModel) -> tuple[str, int]:
         """The hash of what a model is to read, and its length in characters."""
         digest, num_chars = hmac.new(self._key, digestmod=hashlib.sha256), 0
-        for text in _texts(request):
-            encoded = text.encode(errors="surrogatepass")
-            digest.update(len(encoded).to_bytes(8, "big") + encoded)
-            num_chars += len(text)
+        for part in _parts(request):
+            for text in part:
+                encoded = text.encode(errors="surrogatepass")
+                digest.update(len(encoded).to_bytes(8, "big") + encoded)
+            num_chars += len(part[-1])
         return digest.hexdigest()[:SHOWN_DIGITS], num_chars
 
 
-def _texts(request: Any) -> list[str]:
+def _parts(request: Any) -> list[tuple[str, ...]]:
+    """Each with its text last."""
     if messages := getattr(request, "messages", None):
-        return [part for message in messages for part in (str(message.role), message.text)]
+        return [(str(message.role), message.text) for message in messages]
     for name in ("prompt", "input", "query"):
         if (value := getattr(request, name, None)) is not None:
-            return [value if isinstance(value, str) else repr(value)]
+            return [(value if isinstance(value, str) else repr(value),)]
     return []
 
 
