@@ -24,7 +24,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
             request,
             visitor,
             people=await people.list(),
-            groups=await people.groups(),
+            num_members={group.name: len(group.members) for group in await people.groups()},
             mapping=config.groups,
             issuer=config.oidc.issuer if config.oidc else None,
             sessions=await sessions.list(),
