@@ -57,6 +57,8 @@ PAGE = 100
 OWN_FIELDS = {"id", "userName", "externalId", "active", "groups", "meta", "password", "schemas"}
 """What we keep in columns, make ourselves, or will not keep: passwords are the identity provider's business."""
 
+READ_ONLY = ("ServiceProviderConfig", "ResourceTypes", "Schemas")
+
 CONFIG = ServiceProviderConfig(
     patch=Patch(supported=True),
     bulk=Bulk(supported=False),
@@ -86,6 +88,14 @@ def router(gateway: Gateway, people: People) -> APIRouter:
     _add_discovery(routes)
     _add_users(routes, people)
     _add_groups(routes, people)
+
+    @routes.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+    async def nothing_here(request: Request, path: str) -> Response:
+        if path.partition("/")[0] in READ_ONLY and request.method != "GET":
+            error = Error(status=405, detail=f"{path[:100]} can only be read")
+            return JSONResponse(error.model_dump(scim_ctx=Context.DEFAULT), status_code=405, media_type=JSON)
+        raise NotFoundError(f"there is no {path[:100]}")
+
     return routes
 
 
@@ -93,6 +103,11 @@ def _add_users(routes: APIRouter, people: People) -> None:
     @routes.get("/Users")
     async def list_users(request: Request) -> Response:
         return _list(request, ScimUser, [_user(request, one) for one in await people.list()])
+
+    @routes.post("/Users/.search")
+    async def search_users(request: Request) -> Response:
+        found = [_user(request, one) for one in await people.list()]
+        return _list(request, ScimUser, found, await request.json())
 
     @routes.post("/Users")
     async def create_user(request: Request) -> Response:
@@ -129,6 +144,11 @@ def _add_groups(routes: APIRouter, people: People) -> None:
     @routes.get("/Groups")
     async def list_groups(request: Request) -> Response:
         return _list(request, ScimGroup, [_group(request, one) for one in await people.groups()])
+
+    @routes.post("/Groups/.search")
+    async def search_groups(request: Request) -> Response:
+        found = [_group(request, one) for one in await people.groups()]
+        return _list(request, ScimGroup, found, await request.json())
 
     @routes.post("/Groups")
     async def create_group(request: Request) -> Response:
@@ -253,9 +273,13 @@ def _one(request: Request, resource: Any, context: Context, status: int = 200) -
     return JSONResponse(body, status_code=status, headers=headers, media_type=JSON)
 
 
-def _list(request: Request, kind: type[Resource[Any]], found: list[Any]) -> Response:
+def _list(request: Request, kind: type[Resource[Any]], found: list[Any], wanted: Any = None) -> Response:
+    """``wanted`` is the body of a search; else the query says it."""
     names = ("attributes", "excludedAttributes", "filter", "sortBy", "sortOrder", "startIndex", "count")
-    asked = SearchRequest[kind].model_validate(_query(request, *names))
+    asked = SearchRequest[kind].model_validate(
+        _query(request, *names) if wanted is None else wanted,
+        scim_ctx=Context.DEFAULT if wanted is None else Context.SEARCH_REQUEST,
+    )
     if asked.filter is not None:
         found = [one for one in found if asked.filter.match(one)]
     if asked.sort_by is not None:
