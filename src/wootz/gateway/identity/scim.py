@@ -32,7 +32,6 @@ from scim2_models import (
     Patch,
     PatchOp,
     Reference,
-    Resource,
     ResourceType,
     Schema,
     SCIMException,
@@ -88,6 +87,13 @@ def router(gateway: Gateway, people: People) -> APIRouter:
     _add_discovery(routes)
     _add_users(routes, people)
     _add_groups(routes, people)
+
+    @routes.post("/.search")
+    async def search(request: Request) -> Response:
+        """Users and groups."""
+        found = [_user(request, one) for one in await people.list()]
+        found += [_group(request, one) for one in await people.groups()]
+        return _list(request, ScimUser | ScimGroup, found, await request.json())
 
     @routes.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     async def nothing_here(request: Request, path: str) -> Response:
@@ -273,7 +279,7 @@ def _one(request: Request, resource: Any, context: Context, status: int = 200) -
     return JSONResponse(body, status_code=status, headers=headers, media_type=JSON)
 
 
-def _list(request: Request, kind: type[Resource[Any]], found: list[Any], wanted: Any = None) -> Response:
+def _list(request: Request, kind: Any, found: list[Any], wanted: Any = None) -> Response:
     """``wanted`` is the body of a search; else the query says it."""
     names = ("attributes", "excludedAttributes", "filter", "sortBy", "sortOrder", "startIndex", "count")
     asked = SearchRequest[kind].model_validate(
