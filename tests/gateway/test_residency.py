@@ -190,6 +190,8 @@ async def test_a_gateway_outside_serves_nothing_to_a_bound_key(database: Databas
     _, token = await house.keys.create("bound", attributes={"regions": ["eu"]})
     with pytest.raises(PermissionError_, match="this gateway stands"):
         await house.gateway.authenticate(f"Bearer {token}")
+    with pytest.raises(PermissionError_, match="this gateway stands"):  # As the console asks, which has sessions.
+        await house.ask(await house.keys.get("bound"), "m0", "hello", 1)
     _, token = await house.keys.create("free")
     assert await house.gateway.authenticate(f"Bearer {token}")
 

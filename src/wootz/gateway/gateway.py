@@ -263,6 +263,7 @@ class Gateway:
             if conversation := conversation_of(request):
                 journey.conversation = journey.tags[TAG] = conversation
             journey.tags.update(key.tags)
+            residency.check_here(key.standing, self.config.server.region)  # The console and batches come straight here.
             journey.regions = key.standing.regions
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
