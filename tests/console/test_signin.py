@@ -8,7 +8,8 @@ import pytest
 from console_house import Browser
 from sqlalchemy import text, update
 
-from wootz.console.sessions import COOKIE, SessionRow
+from wootz.console.sessions import COOKIE
+from wootz.gateway.identity.sessions import SessionRow
 
 
 async def test_a_key_opens_a_session_and_the_page_that_was_wanted(house, browser):

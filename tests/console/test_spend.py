@@ -120,11 +120,15 @@ async def test_a_request_shows_its_way_its_words_and_its_body(house, admin, user
         request_id="req-1", user=None, expires_at=datetime.now(UTC) + timedelta(days=1), request='{"q": 1}', answer="[]"
     )
     await house.ledger.write(whole(key_id=keys["boss"]), body)
-    page = (await admin.get("/requests/req-1")).text
+    assert 'data-testid="request-body"' not in (await admin.get("/requests/req-1")).text
+    page = (await admin.get("/requests/req-1?said=1")).text
     for text in ("2. farplain", "because plain", "attempt 1: nearplain", "featureplain", "{&#34;q&#34;: 1}"):
         assert text in page, text
     assert 'data-testid="request-body"' in page
-    assert (await user.get("/requests/req-1")).status_code == 404
+    assert [(one.actor, one.subject) for one in await house.gateway.audit.entries(action="body.read")] == [
+        (keys["boss"], "req-1")
+    ]
+    assert (await user.get("/requests/req-1?said=1")).status_code == 404
     await house.ledger.write(record("req-2"))
     assert 'data-testid="request-body"' not in (await admin.get("/requests/req-2")).text
 

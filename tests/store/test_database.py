@@ -25,9 +25,9 @@ NEWEST = max(file.name[:4] for file in (Path(migration.__file__).parent / "migra
 ROOMS_WITH_TABLES = (
     "wootz.telemetry.ledger",
     "wootz.telemetry.alerts.incidents",
-    "wootz.gateway.keys",
     "wootz.gateway.tasks",
-    "wootz.console.sessions",
+    "wootz.gateway.identity.oidc",
+    "wootz.gateway.identity.erasure",
     "wootz.store.audit",
     "wootz.store.lease",
 )

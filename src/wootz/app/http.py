@@ -25,12 +25,15 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wootz import __version__, console, gateway
+from wootz.app.alerting import watching
 from wootz.app.bounded_http import BoundedHttp
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
 from wootz.core.secrets import use_stores
 from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
+from wootz.gateway.identity import residency
+from wootz.gateway.identity.erasure import Erasures
 from wootz.gateway.routing import Route, open_routes
 from wootz.gateway.routing.sharing import Sharing
 from wootz.providers import EngineModel, open_models
@@ -38,6 +41,7 @@ from wootz.providers.retirements import warnings
 from wootz.store import Database
 from wootz.store.secrets import open_source
 from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry
+from wootz.telemetry.prompt_hash import PromptHasher
 
 try:
     from uvloop import new_event_loop
@@ -63,7 +67,10 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     ledger = Ledger(database, Spool(config.home / "unwritten"))
     prices, options = PriceBook.of(config), config.telemetry
     keep = KeepBodies(options.body_days, options.body_bytes) if options.store_bodies else None
-    telemetry = Telemetry(ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep)
+    telemetry = Telemetry(
+        ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep,
+        hash_prompt=PromptHasher.of(config),
+    )  # fmt: skip
     models: dict[str, LanguageModel] = {}
     front = Gateway(config, models, KeyStore(database) if accounts else None, telemetry)
 
@@ -82,13 +89,15 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             for words in warnings(config, datetime.now(UTC).date()):
                 log.warning(words)
             models.update(open_models(config, engine_sockets))
+            residency.guard_all(config, models)
             models.update(open_routes(config, models, prices))
             for model in models.values():
                 stack.push_async_callback(model.close)
             stack.push_async_callback(front.tasks.close)
             await front.tasks.resume()
             stack.push_async_callback(front.drift.close)
-            works = [_watch(models, telemetry), BodyStore(database).sweep_for_ever()]
+            erased = Erasures(database, front.caches)
+            works = [_watch(models, telemetry, erased), BodyStore(database).sweep_for_ever()]
             works.append(front.drift.watch(telemetry.metrics))
             if (sharing := Sharing.of(config, models)) is not None:
                 works.append(sharing.run())
@@ -128,12 +137,14 @@ class LoopbackNames:
         await app(scope, receive, send)
 
 
-async def _watch(models: Mapping[str, LanguageModel], telemetry: Telemetry) -> None:
-    """The engines count and the breakers switch; telemetry exports how they stand."""
+async def _watch(models: Mapping[str, LanguageModel], telemetry: Telemetry, erased: Erasures) -> None:
+    """The engines count and the breakers switch; telemetry exports how they stand. What another process erased is
+    forgotten here too."""
     engines = {
         name: model.client for name, model in models.items() if isinstance(model, EngineModel) and not model.parent
     }
     while True:
+        await erased.catch_up()
         for name, client in engines.items():
             try:
                 telemetry.set_engine_stats(name, await client.stats())

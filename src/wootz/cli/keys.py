@@ -35,11 +35,15 @@ app = typer.Typer(help="Create, list, rotate and revoke the keys that callers sh
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Whom it is for; shown in reports.")],
-    scope: Annotated[list[str] | None, typer.Option(help="inference (default) or admin; may be repeated.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="inference (default), admin or another role; repeat it.")
+    ] = None,
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated. \\[default: all]")] = None,
     team: Annotated[str | None, typer.Option(help="The team that it belongs to.")] = None,
     user: Annotated[str | None, typer.Option(help="The user that it belongs to.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="For example feature=support; may be repeated.")] = None,
+    region: Annotated[list[str] | None, typer.Option(help="Only there may it be computed; may be repeated.")] = None,
+    data_class: Annotated[str | None, typer.Option(help="Of the data that it sends, at most.")] = None,
     rpm: RequestsPerMinute = None,
     tpm: TokensPerMinute = None,
     daily_tokens: TokensPerDay = None,
@@ -60,17 +64,19 @@ def create(
       [bold]wootz keys create agent --team research --budget 5/daily --daily-tokens 2000000[/bold]
     """
     from wootz.gateway.accounts import split_tag
+    from wootz.gateway.identity.attributes import Attributes
     from wootz.telemetry import parse_period
 
     expires_at = datetime.now(UTC) + parse_period(expires) if expires else None
     limits = limits_of(rpm, tpm, daily_tokens, concurrent, budget, reset_hour, zone, steps, steps_usd)
     tags = dict(split_tag(text) for text in tag or ())
+    attributes = Attributes(regions=region or None, data_class=data_class).plain
 
     async def run() -> tuple[Key, str]:
         async with key_store(ctx) as store:
             return await store.create(
                 name, scopes=tuple(scope or ["inference"]), models=model, expires_at=expires_at,
-                team=team, user=user, tags=tags, **limits,
+                team=team, user=user, tags=tags, attributes=attributes, **limits,
             )  # fmt: skip
 
     _show_once(*asyncio.run(run()), as_json=as_json)

@@ -19,6 +19,7 @@ from wootz.cli import (
     accounts,
     alerts,
     arch,
+    audit,
     bench,
     cascade,
     chat,
@@ -30,6 +31,7 @@ from wootz.cli import (
     doctor,
     drift,
     evals,
+    identity,
     keys,
     limits,
     lr,
@@ -111,8 +113,13 @@ app.command("run")(run.run)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
-app.add_typer(accounts.commands("team", "Teams: limits over several keys together."), name="teams")
-app.add_typer(accounts.commands("user", "Users: limits over all the keys of one person."), name="users")
+app.add_typer(teams := accounts.commands("team", "Teams: limits over several keys together."), name="teams")
+app.add_typer(users := accounts.commands("user", "Users: limits over all the keys of one person."), name="users")
+identity.add_describe(teams, "team")
+identity.add_describe(users, "user")
+identity.add_user_commands(users)
+app.command("erase")(identity.erase)
+app.add_typer(audit.app, name="audit")
 app.add_typer(accounts.commands("tag", "Tags that keys carry, with limits of their own."), name="tags")
 app.add_typer(limits.app, name="limits")
 app.add_typer(migrate.app, name="migrate")

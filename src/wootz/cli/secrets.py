@@ -48,6 +48,7 @@ def set_(
         overlap=overlap_days * DAY, recovery=recovery_days * DAY, max_age=max_age_days * DAY,
     )  # fmt: skip
     stderr().print(f'Version {version} of {name} is current. In wootz.toml it is "store:{name}".', markup=False)
+    _tell_audit_log(ctx)
 
 
 @app.command("list")
@@ -124,11 +125,12 @@ def rotate(
     if to is not None:
         store.promote(name, to)
         stderr().print(f"Version {to} of {name} is current.", markup=False)
-        return
+        return _tell_audit_log(ctx)
     store.about(name)  # Said before a value is asked for.
     version = store.stage(name, _value()) if stage else store.rotate(name, _value())
     state = "pending" if stage else "current"
     stderr().print(f"Version {version} of {name} is {state}.", markup=False)
+    _tell_audit_log(ctx)
 
 
 @app.command()
@@ -176,6 +178,7 @@ def retire(
     stderr().print(f"Version {version} of {name} is {'previous again' if recover else 'retired'}.", markup=False)
     for gone, number in store.destroy_overdue():
         stderr().print(f"Version {number} of {gone} was destroyed: its recovery window is over.", markup=False)
+    _tell_audit_log(ctx)
 
 
 @app.command()
@@ -235,6 +238,36 @@ def _store(ctx: typer.Context) -> LocalStore:
     from wootz.store.secrets import open_local
 
     return open_local(load(ctx).config)
+
+
+def _tell_audit_log(ctx: typer.Context) -> None:
+    """Copy the store's own events, which it writes with each change, to the platform's log: those that are new there.
+
+    They are in another database, so not in one transaction: what is missing after a crash, or while the platform's
+    database was down, is copied the next time.
+    """
+    import asyncio
+
+    from wootz.app.preflight import open_database
+    from wootz.core.errors import WootzError
+    from wootz.store.audit import AuditLog
+
+    loaded, events = load(ctx), _store(ctx).events()
+
+    async def copy() -> None:
+        async with open_database(loaded.config) as database:
+            log = AuditLog(database)
+            known = await log.entries(action="secret.", limit=1)
+            first = known[0].detail["event"] if known else 0
+            for number, event in enumerate(events[first:], first + 1):
+                detail = {"event": number, "version": event.version, "at": event.at}
+                who = f"local:{event.who}"
+                await log.append(actor=who, action=f"secret.{event.action}", subject=event.name, detail=detail)
+
+    try:
+        asyncio.run(copy())
+    except WootzError as error:
+        stderr().print(f"The audit log was not told, and will be the next time: {error}", markup=False)
 
 
 def _value() -> str:

@@ -72,14 +72,19 @@ async def _one(
     ctx: typer.Context, request_id: str, body: bool
 ) -> tuple[RequestRecord, dict[str, str], StoredBody | None]:
     from wootz.app.preflight import open_database
+    from wootz.core.acting import actor
     from wootz.gateway import KeyStore
+    from wootz.store.audit import AuditLog
     from wootz.telemetry import Ledger
     from wootz.telemetry.bodies import BodyStore
 
     async with open_database(load(ctx).config) as database:
         record = await Ledger(database).get(request_id)
         names = {key.id: key.name for key in await KeyStore(database).list()}
-        return record, names, await BodyStore(database).get(request_id) if body else None
+        if not body:
+            return record, names, None
+        await AuditLog(database).append(actor=actor(), action="body.read", subject=request_id)
+        return record, names, await BodyStore(database).get(request_id)
 
 
 @app.command("latency")

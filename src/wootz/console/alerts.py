@@ -1,4 +1,4 @@
-"""The Alerts page: what is wrong, since when, what was done about it, and what to read. For admins only."""
+"""The Alerts page: what is wrong, since when, what was done about it, and what to read. For who may operate."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ LATELY = 30
 def add_routes(router: APIRouter, site: Site) -> None:
     incidents, rules = site.gateway.incidents, site.gateway.alert_rules
 
+    sees, acts = site.allowed("operate"), site.acting("operate")
+
     @router.get("/alerts")
-    async def show_alerts(request: Request, visitor: Visitor = Depends(site.admin)) -> Response:
+    async def show_alerts(request: Request, visitor: Visitor = Depends(sees)) -> Response:
         return site.page(
             "alerts.html",
             request,
@@ -34,7 +36,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
         )
 
     @router.get("/alerts/{incident_id}")
-    async def show_incident(request: Request, incident_id: str, visitor: Visitor = Depends(site.admin)) -> Response:
+    async def show_incident(request: Request, incident_id: str, visitor: Visitor = Depends(sees)) -> Response:
         incident = await incidents.get(incident_id)
         names = await site.key_names(visitor)
         return site.page(
@@ -50,17 +52,17 @@ def add_routes(router: APIRouter, site: Site) -> None:
         )
 
     @router.post("/alerts/silences/{silence_id}/end")
-    async def end_silence(silence_id: str, _: Visitor = Depends(site.acting_admin)) -> Response:
+    async def end_silence(silence_id: str, _: Visitor = Depends(acts)) -> Response:
         await incidents.end_silence(silence_id)
         return RedirectResponse("/alerts", status_code=303)
 
     @router.post("/alerts/{incident_id}/acknowledge")
-    async def acknowledge(incident_id: str, visitor: Visitor = Depends(site.acting_admin)) -> Response:
+    async def acknowledge(incident_id: str, visitor: Visitor = Depends(acts)) -> Response:
         await incidents.acknowledge(incident_id, by=_name(visitor))
         return RedirectResponse(f"/alerts/{incident_id}", status_code=303)
 
     @router.post("/alerts/{incident_id}/silence")
-    async def silence(request: Request, incident_id: str, visitor: Visitor = Depends(site.acting_admin)) -> Response:
+    async def silence(request: Request, incident_id: str, visitor: Visitor = Depends(acts)) -> Response:
         """Of this rule and this subject."""
         form, incident = await request.form(), await incidents.get(incident_id)
         hours = str(form.get("hours"))

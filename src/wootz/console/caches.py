@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from wootz.console.sessions import Visitor
 from wootz.console.site import Site
+from wootz.core.acting import actor
 from wootz.gateway.caches.routes import state_of
 
 STATUSES = {
@@ -24,11 +25,13 @@ def add_routes(router: APIRouter, site: Site) -> None:
     caches = site.gateway.caches
 
     @router.get("/caches")
-    async def show_caches(request: Request, visitor: Visitor = Depends(site.admin)) -> Response:
+    async def show_caches(request: Request, visitor: Visitor = Depends(site.allowed("operate"))) -> Response:
         return site.page("caches.html", request, visitor, state=await state_of(caches), statuses=STATUSES)
 
     @router.post("/caches/purge")
-    async def purge(request: Request, _: Visitor = Depends(site.acting_admin)) -> Response:
+    async def purge(request: Request, _: Visitor = Depends(site.acting("operate"))) -> Response:
         """Of one model, or all."""
-        await caches.purge(model=str((await request.form()).get("model") or "") or None)
+        model = str((await request.form()).get("model") or "") or None
+        await site.gateway.audit.append(actor=actor(), action="cache.purged", subject=model or "all models")
+        await caches.purge(model=model)
         return RedirectResponse("/caches", status_code=303)

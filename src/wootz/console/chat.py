@@ -20,10 +20,12 @@ from wootz.gateway.answers import answer_with
 
 def add_routes(router: APIRouter, site: Site) -> None:
     @router.get("/chat")
-    async def chat_page(request: Request, visitor: Visitor = Depends(site.visitor)) -> Response:
+    async def chat_page(request: Request, visitor: Visitor = Depends(site.allowed("inference"))) -> Response:
         return site.page("chat.html", request, visitor, models=await view_models(site.gateway, visitor.key))
 
     @router.post("/console/chat")
-    async def chat(request: Request, body: ChatRequest, visitor: Visitor = Depends(site.acting_visitor)) -> Response:
+    async def chat(
+        request: Request, body: ChatRequest, visitor: Visitor = Depends(site.acting("inference"))
+    ) -> Response:
         chunks = site.gateway.chat(visitor.key, body, request_id=request.state.request_id, route="/console/chat")
         return answer_with(chunks, collect_chat, stream=body.stream, include_usage=True)

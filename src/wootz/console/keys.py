@@ -18,6 +18,15 @@ from wootz.core import BadRequestError
 from wootz.gateway.limit_routes import states
 from wootz.gateway.limits import CountersUnavailable
 
+ROLE_WORDS = {
+    "viewer": "its team's requests",
+    "developer": "its team's requests, and inference",
+    "billing": "what everybody spends",
+    "operator": "engines, routes, caches, runs",
+    "auditor": "audit log, users, what was said",
+    "provisioner": "users and groups by SCIM",
+    "admin": "everything, keys too",
+}
 LIFETIMES = {"": "Never", "7": "In 7 days", "30": "In 30 days", "90": "In 90 days", "365": "In a year"}
 
 
@@ -37,6 +46,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
             keys=await keys.list(),
             models=list(site.gateway.models),
             lifetimes=LIFETIMES,
+            roles=ROLE_WORDS,
             now=datetime.now(UTC),
             limit_bars=await limit_bars(),
             **values,
@@ -50,11 +60,11 @@ def add_routes(router: APIRouter, site: Site) -> None:
             return None
 
     @router.get("/keys")
-    async def list_keys(request: Request, visitor: Visitor = Depends(site.admin)) -> Response:
+    async def list_keys(request: Request, visitor: Visitor = Depends(site.allowed("accounts"))) -> Response:
         return await page(request, visitor)
 
     @router.post("/keys")
-    async def create_key(request: Request, visitor: Visitor = Depends(site.acting_admin)) -> Response:
+    async def create_key(request: Request, visitor: Visitor = Depends(site.acting("accounts"))) -> Response:
         """Answers with the page itself and no redirect: the plaintext exists in this one response only."""
         form = await request.form()
         try:
@@ -64,7 +74,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
         return await page(request, visitor, created=created, plaintext=plaintext)
 
     @router.post("/keys/{key_id}/revoke")
-    async def revoke_key(key_id: str, visitor: Visitor = Depends(site.acting_admin)) -> Response:
+    async def revoke_key(key_id: str, visitor: Visitor = Depends(site.acting("accounts"))) -> Response:
         await keys.revoke(key_id)
         return RedirectResponse("/keys", status_code=303)
 

@@ -48,20 +48,20 @@ def add_routes(router: APIRouter, site: Site) -> None:
     controller = Controller(site.gateway.migrations.store)
 
     @router.get("/migrations")
-    async def show_migrations(request: Request, visitor: Visitor = Depends(site.admin)) -> Response:
+    async def show_migrations(request: Request, visitor: Visitor = Depends(site.allowed("operate"))) -> Response:
         found = await controller.store.list(MOST)
         shown = [await _shown(controller, one) for one in found]
         words = {"figure": figure, "worse": worse, "margin": margin, "labels": LABELS}
         return site.page("migrations.html", request, visitor, shown=shown, **words)
 
     @router.post("/migrations/{id}/advance")
-    async def advance(request: Request, id: str, visitor: Visitor = Depends(site.acting_admin)) -> Response:
+    async def advance(request: Request, id: str, visitor: Visitor = Depends(site.acting("operate"))) -> Response:
         force = bool((await request.form()).get("force"))
         await controller.advance(id, actor=_actor(visitor), force=force)
         return RedirectResponse("/migrations", status_code=303)
 
     @router.post("/migrations/{id}/rollback")
-    async def roll_back(id: str, visitor: Visitor = Depends(site.acting_admin)) -> Response:
+    async def roll_back(id: str, visitor: Visitor = Depends(site.acting("operate"))) -> Response:
         await controller.roll_back(id, actor=_actor(visitor), why="asked for on the console")
         return RedirectResponse("/migrations", status_code=303)
 

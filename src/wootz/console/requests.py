@@ -12,8 +12,10 @@ from starlette.responses import Response
 from wootz.console.sessions import Visitor
 from wootz.console.site import Site
 from wootz.console.tracks import tracks
-from wootz.core import NotFoundError
-from wootz.telemetry import BodyStore
+from wootz.core import NotFoundError, PermissionError_
+from wootz.core.acting import actor
+from wootz.telemetry import BodyStore, RequestRecord
+from wootz.telemetry.bodies import StoredBody
 from wootz.telemetry.explain import explain
 from wootz.telemetry.latency import budget
 
@@ -42,6 +44,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
             before=before or None,
             model=model or None,
             key_id=visitor.confined_to or key or None,
+            team_id=visitor.team,
             status=STATUSES.get(status),
             since=datetime.now(UTC) - period if period else None,
             search=q.strip() or None,
@@ -65,9 +68,11 @@ def add_routes(router: APIRouter, site: Site) -> None:
         )
 
     @router.get("/requests/{request_id}")
-    async def show_request(request: Request, request_id: str, visitor: Visitor = Depends(site.visitor)) -> Response:
+    async def show_request(
+        request: Request, request_id: str, said: bool = False, visitor: Visitor = Depends(site.visitor)
+    ) -> Response:
         record = await site.ledger.get(request_id)
-        if visitor.confined_to not in (None, record.key_id):
+        if visitor.confined_to not in (None, record.key_id) or visitor.team not in (None, record.team_id):
             raise NotFoundError(f'no request "{request_id}" in the ledger')
         names = await site.key_names(visitor)
         budgets = budget(site.gateway.config.telemetry.latency_budget)
@@ -79,5 +84,29 @@ def add_routes(router: APIRouter, site: Site) -> None:
             key_names=names,
             tracks=tracks(record),
             words=explain(record, site.gateway.telemetry.prices, budgets, names),
-            body=await BodyStore(site.ledger.database).get(request_id),
+            may_read=await may_read(site, visitor, record),
+            body=await read_body(site, visitor, record) if said else None,
+            said=said,
         )
+
+
+async def may_read(site: Site, visitor: Visitor, record: RequestRecord) -> bool:
+    """What was said: one's own, or with the permission for it and for data of that class."""
+    if visitor.key is None or visitor.key.id == record.key_id:
+        return True
+    if not visitor.may("bodies") or site.sessions is None:
+        return False
+    classes = site.gateway.config.identity.data_classes
+    try:
+        held = (await site.sessions.keys.get(record.key_id or "")).standing.rank(classes)
+    except NotFoundError:
+        held = len(classes) - 1
+    return not classes or visitor.key.standing.clearance(classes) >= held
+
+
+async def read_body(site: Site, visitor: Visitor, record: RequestRecord) -> StoredBody | None:
+    """Every reading leaves a row in the audit log, first. Raises `PermissionError_`."""
+    if not await may_read(site, visitor, record):
+        raise PermissionError_("what others asked and were answered is not yours to read")
+    await site.gateway.audit.append(actor=actor(), action="body.read", subject=record.request_id)
+    return await BodyStore(site.ledger.database).get(record.request_id)

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from wootz.console import alerts, caches, chat, keys, migrations, models, requests, runs, signin, spend
-from wootz.console.sessions import Sessions
+from wootz.console import alerts, audit, caches, chat, keys, migrations, models, requests, runs, signin, spend, users
+from wootz.console.sessions import Visitor
 from wootz.console.site import Site
 from wootz.core import AuthenticationError, NotFoundError, RateLimitError, WootzError
 from wootz.gateway import Gateway
+from wootz.gateway.identity.people import People
+from wootz.gateway.identity.sessions import Sessions
 from wootz.gateway.strict_json import StrictJSONRequest
 from wootz.store import Database
 from wootz.telemetry import Ledger
@@ -45,7 +47,9 @@ def install(app: FastAPI, gateway: Gateway, database: Database, ledger: Ledger) 
 
     Without accounts (``gateway.keys is None``) there is no signing in and no Keys page.
     """
-    site = Site(gateway, ledger, Sessions(database, gateway.keys) if gateway.keys else None)
+    sessions = Sessions(gateway.keys, gateway.config.identity) if gateway.keys else None
+    people = People(gateway.keys, gateway.config.identity) if gateway.keys else None
+    site = Site(gateway, ledger, sessions, people)
     app.include_router(_routes(site))
 
     @app.exception_handler(404)
@@ -58,8 +62,8 @@ def _routes(site: Site) -> APIRouter:
     router = APIRouter(include_in_schema=False, route_class=_page_route(site))
 
     @router.get("/")
-    async def home() -> Response:
-        return RedirectResponse("/chat", status_code=303)
+    async def home(visitor: Visitor = Depends(site.visitor)) -> Response:
+        return RedirectResponse("/chat" if visitor.may("inference") else "/requests", status_code=303)
 
     @router.get("/static/{name:path}")
     async def static(name: str) -> Response:
@@ -69,7 +73,7 @@ def _routes(site: Site) -> APIRouter:
         # Modules import each other by plain names, so a browser asks each time and mostly hears "not modified".
         return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
-    for page in (signin, chat, models, keys, requests, spend, caches, runs, migrations, alerts):
+    for page in (signin, chat, models, keys, users, requests, spend, caches, runs, migrations, alerts, audit):
         page.add_routes(router, site)
     return router
 

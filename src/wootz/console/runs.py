@@ -41,7 +41,7 @@ class Curves:
 def add_routes(router: APIRouter, site: Site) -> None:
     @router.get("/runs")
     async def show_runs(
-        request: Request, run: list[str] = Query(default=[]), visitor: Visitor = Depends(site.admin)
+        request: Request, run: list[str] = Query(default=[]), visitor: Visitor = Depends(site.allowed("operate"))
     ) -> Response:
         runs = _all(site.gateway.config.home)
         chosen = [each for each in runs if each.name in run][:MAX_SHOWN] or runs[:1]

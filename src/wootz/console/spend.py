@@ -51,7 +51,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
             "spend.html",
             request,
             visitor,
-            spending=await spending(site, PERIODS[since], by, visitor.confined_to),
+            spending=await spending(site, PERIODS[since], by, visitor.pays_for),
             names=await site.names(by, visitor),
             filters={"since": since, "by": by},
             periods=PERIODS,

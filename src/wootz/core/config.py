@@ -28,6 +28,7 @@ from wootz.core.sections import (
     DatabaseConfig,
     DriftConfig,
     EngineConfig,
+    IdentityConfig,
     LimitsConfig,
     MigrationsConfig,
     ModelConfig,
@@ -62,6 +63,7 @@ class Config(Section):
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
     batches: BatchesConfig = Field(default_factory=BatchesConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    identity: IdentityConfig = Field(default_factory=IdentityConfig)
     secrets: SecretsConfig = Field(default_factory=SecretsConfig)
     caches: CachesConfig = Field(default_factory=CachesConfig)
     migrations: MigrationsConfig = Field(default_factory=MigrationsConfig)

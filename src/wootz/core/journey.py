@@ -62,6 +62,8 @@ class Journey:
     """The id of the team that the key belongs to."""
     user: str = ""
     """The id of the user that the key belongs to; a request's own ``user`` field is only what the client says."""
+    regions: frozenset[str] | None = None
+    """Where alone it may be computed; None: anywhere."""
     tags: dict[str, str] = field(default_factory=dict)
     """What the spending is counted under, besides; those of the key, and what the request's ``metadata`` says."""
     conversation: str = ""

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from wootz.core import BadRequestError, NotFoundError
 from wootz.core.wire import new_id
+from wootz.gateway.identity.attributes import NO_ATTRIBUTES, Attributes
 from wootz.gateway.limits import Limits, Subject
 from wootz.store import Base, UtcDateTime
 
@@ -35,6 +36,7 @@ class Account:
     name: str
     limits: Limits
     created_at: datetime
+    attributes: Attributes = NO_ATTRIBUTES
 
     @property
     def subject(self) -> Subject:
@@ -50,10 +52,12 @@ class AccountRow(Base):
     name: Mapped[str]
     limits: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    attributes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     def to_account(self) -> Account:
         assert self.kind in KINDS
-        return Account(self.kind, self.id, self.name, Limits.parse(self.limits), self.created_at)
+        attributes = Attributes.parse(self.attributes)
+        return Account(self.kind, self.id, self.name, Limits.parse(self.limits), self.created_at, attributes)
 
 
 async def create_account(session: AsyncSession, kind: AccountKind, name: str, limits: Limits) -> Account:

@@ -15,14 +15,17 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from wootz.core import AuthenticationError
+from wootz.core.acting import actor
 from wootz.core.tool_wire import ModelRequest
 from wootz.gateway.direct import Direct, Handler, body_type_of, read_body
 from wootz.gateway.errors import ErrorBodyOf
 from wootz.gateway.gateway import Gateway
+from wootz.gateway.identity.roles import Permission
 from wootz.gateway.limits.conversations import HEADER, named
 from wootz.gateway.schemas import ErrorBody
 from wootz.gateway.strict_json import StrictJSONRequest
 
+MAX_AUDITED_BODY = 2000
 BEARER = HTTPBearer(scheme_name="key", description="A Wootz key: sk-wootz-…", auto_error=False)
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -62,13 +65,17 @@ def direct(routers: Iterable[APIRouter]) -> Direct:
 
 def router_with_key(
     gateway: Gateway,
-    scope: str,
+    scope: Permission,
     *,
+    audited: bool = False,
     error_body: ErrorBodyOf | None = None,
     key_header: str | None = None,
     **options: Any,
 ) -> APIRouter:
-    """``key_header`` is another place for the key beside ``Authorization``, such as Anthropic's ``x-api-key``."""
+    """``audited``: changes are written to the audit log before they are made, by method, path and body; for what does
+    not change the database, where the log would be written in the same transaction.
+
+    ``key_header`` is another place for the key beside ``Authorization``, such as Anthropic's ``x-api-key``."""
 
     async def authenticate(request: Request) -> None:
         request.state.error_body = error_body
@@ -80,7 +87,13 @@ def router_with_key(
 
             async def authenticate_then_handle(request: Request) -> Response:
                 await authenticate(request)
-                return await handle(StrictJSONRequest(request.scope, request.receive))
+                strict = StrictJSONRequest(request.scope, request.receive)
+                if audited and request.method != "GET":
+                    body = (await strict.body())[:MAX_AUDITED_BODY].decode(errors="replace")
+                    detail = {"query": request.url.query, "body": body}
+                    subject = f"{request.method} {request.url.path}"
+                    await gateway.audit.append(actor=actor(), action="admin.asked", subject=subject, detail=detail)
+                return await handle(strict)
 
             return authenticate_then_handle
 

@@ -29,6 +29,7 @@ from wootz.core import (
     UpstreamError,
     WootzError,
 )
+from wootz.core.acting import ACTOR
 from wootz.core.journey import UNDER_WAY
 from wootz.core.media import MediaRequest
 from wootz.core.tool_wire import ModelRequest
@@ -47,6 +48,9 @@ from wootz.core.wire import (
     Usage,
 )
 from wootz.gateway.caches import Caches
+from wootz.gateway.identity import residency
+from wootz.gateway.identity.attributes import may_use
+from wootz.gateway.identity.roles import Permission
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits.conversations import TAG, conversation_of
 from wootz.gateway.limits.limiter import Limiter
@@ -55,6 +59,7 @@ from wootz.gateway.own_use import OwnUse
 from wootz.gateway.routing import Route
 from wootz.gateway.routing.candidate import prompt_tokens
 from wootz.gateway.tasks import Tasks
+from wootz.store.audit import AuditLog
 from wootz.telemetry import Observation, Telemetry
 from wootz.telemetry.alerts import Incidents, load_rules
 from wootz.telemetry.drift import DriftSampler
@@ -87,6 +92,7 @@ class Gateway:
         """Where the surfaces keep what they keep."""
         self.limits = limits or Limiter.of(config, keys, telemetry)
         self.caches = Caches(config, models)
+        self.audit = AuditLog(self.database)
         self.tasks = Tasks(self, self.database)
         self.migrations = Migrations(self)
         self.drift = DriftSampler(config.drift, self.database, self._grader)
@@ -95,7 +101,7 @@ class Gateway:
 
     # --- who ------------------------------------------------------------------------------------------------------
 
-    async def authenticate(self, authorization: str | None, scope: str = "inference") -> Key | None:
+    async def authenticate(self, authorization: str | None, scope: Permission = "inference") -> Key | None:
         """The key of an ``Authorization`` header; None where there are no accounts.
 
         Raises `AuthenticationError` for a missing or bad key, `PermissionError_` for one without the scope.
@@ -107,16 +113,25 @@ class Gateway:
             raise AuthenticationError("no API key was given", hint="send the header Authorization: Bearer sk-wootz-…")
         key = await self.keys.authenticate(token.strip())
         if not key.may(scope):
-            raise PermissionError_(f'this API key lacks the scope "{scope}"', code="insufficient_scope")
+            raise PermissionError_(f'this API key lacks the permission "{scope}"', code="insufficient_scope")
+        if scope == "inference":
+            residency.check_here(key.standing, self.config.server.region)
+        ACTOR.set(key.id)
         return key
 
     def visible_models(self, key: Key | None) -> list[str]:
         """The names of the models that this key may use."""
-        return [name for name in self.models if key is None or key.may_use(name)]
+        return [name for name in self.models if self._may_use(key, name)]
+
+    def _may_use(self, key: Key | None, name: str) -> bool:
+        if key is None:
+            return True
+        team = (key.team.name, key.team.id) if key.team else ()
+        return key.may_use(name) and may_use(self.config, name, key.standing, team)
 
     def model(self, key: Key | None, name: str) -> LanguageModel:
         """Raises `NotFoundError`, in the same words for a model that is not there and one the key may not use."""
-        if name not in self.models or not (key is None or key.may_use(name)):
+        if name not in self.models or not self._may_use(key, name):
             raise NotFoundError(
                 f'the model "{name}" does not exist or you do not have access to it',
                 code="model_not_found",
@@ -137,7 +152,8 @@ class Gateway:
         return [name for name, is_ready in zip(models, ready, strict=True) if not is_ready and name not in replaced]
 
     def add_model(self, model: LanguageModel, *, price_of: str) -> None:
-        """A model more, at the price of one that is there."""
+        """A model more, at the price of one that is there, and in its region."""
+        residency.guard(model, residency.region_of(self.config, price_of))
         self.models[model.name] = model
         self.telemetry.prices.share(model.name, price_of)
 
@@ -251,6 +267,8 @@ class Gateway:
             if conversation := conversation_of(request):
                 journey.conversation = journey.tags[TAG] = conversation
             journey.tags.update(key.tags)
+            residency.check_here(key.standing, self.config.server.region)  # The console and batches come straight here.
+            journey.regions = key.standing.regions
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
         model = self.migrations.choose(request, self.model(key, request.model))

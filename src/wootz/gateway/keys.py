@@ -22,16 +22,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from wootz.core import AuthenticationError, BadRequestError, ConfigError, NotFoundError
+from wootz.core.acting import actor
 from wootz.core.wire import new_id
 from wootz.gateway import accounts
 from wootz.gateway.accounts import MAX_NAME_CHARS, Account, AccountKind, AccountRow
+from wootz.gateway.identity.attributes import NO_ATTRIBUTES, Attributes, Standing
+from wootz.gateway.identity.roles import ROLE_NAMES, Permission, permissions
 from wootz.gateway.key_cache import KeyCache
 from wootz.gateway.limits import NO_LIMITS, Limits, Subject
 from wootz.store import Base, Database, UtcDateTime
+from wootz.store.audit import AuditLog
 
 TOKEN_PREFIX = "sk-wootz-"
-SCOPES = ("inference", "admin")
-"""``admin`` implies the rest."""
+SCOPES = ROLE_NAMES
+"""A key's scopes are roles; ``admin`` implies the rest."""
 
 ADMIN_KEY_NAME = "admin"
 MASTER_KEY = "master"
@@ -62,6 +66,7 @@ class Key:
     """Those of its tags that have limits."""
     rotated_until: datetime | None = None
     """Until when the token before this one holds too."""
+    attributes: Attributes = NO_ATTRIBUTES
 
     @property
     def is_admin(self) -> bool:
@@ -82,8 +87,14 @@ class Key:
         others = [account for account in (self.team, self.user, *self.limited_tags) if account is not None]
         return [Subject("key", self.id, self.name, self.limits), *(account.subject for account in others)]
 
-    def may(self, scope: str) -> bool:
-        return scope in self.scopes or self.is_admin
+    @property
+    def standing(self) -> Standing:
+        """The attributes that hold for its requests: its own, its user's and its team's."""
+        accounts = [account for account in (self.team, self.user) if account is not None]
+        return Standing.of([self.attributes, *(account.attributes for account in accounts)])
+
+    def may(self, permission: Permission) -> bool:
+        return permission in permissions(self.scopes)
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -104,6 +115,7 @@ class KeyRow(Base):
     user_id: Mapped[str | None] = mapped_column(ForeignKey("accounts.id"), index=True)
     tags: Mapped[dict[str, str]] = mapped_column(JSON)
     limits: Mapped[dict[str, Any]] = mapped_column(JSON)
+    attributes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -119,6 +131,7 @@ class KeyStore:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.cache = KeyCache(self._find)
+        self.audit = AuditLog(database)
 
     # --- making and changing --------------------------------------------------------------------------------------
 
@@ -132,6 +145,7 @@ class KeyStore:
         team: str | None = None,
         user: str | None = None,
         tags: Mapping[str, str] | None = None,
+        attributes: Mapping[str, Any] | None = None,
         token: str | None = None,
         **limits: Any,
     ) -> tuple[Key, str]:
@@ -143,6 +157,7 @@ class KeyStore:
         """
         accounts.check_name(name, "a key's name")
         fields = _checked({"scopes": scopes, "models": models, "expires_at": expires_at, "tags": tags or {}})
+        fields["attributes"] = dict(attributes) if attributes else None
         fields["limits"] = Limits.parse(limits).plain
         token = _new_token() if token is None else _good_token(token)
         try:
@@ -157,6 +172,7 @@ class KeyStore:
                     **fields,
                 )
                 session.add(row)
+                await self._tell(session, "key.created", row.id, {"scopes": list(scopes), "models": row.models})
         except IntegrityError:
             raise BadRequestError(
                 f'a key named "{name}" exists already (revoked ones count)', code="name_taken", param="name"
@@ -174,6 +190,7 @@ class KeyStore:
             row = await _find_row(session, id_or_name)
             for column, value in (fields | await _memberships(session, membership)).items():
                 setattr(row, column, value)
+            await self._tell(session, "key.changed", row.id, {"fields": sorted(fields | membership)})
         self.cache.clear()
         return await self.get(row.id)
 
@@ -186,6 +203,7 @@ class KeyStore:
                 raise BadRequestError(f'key "{row.name}" can\'t be rotated: it is revoked, or set in the config')
             row.previous_hash, row.previous_expires_at = row.hash, datetime.now(UTC) + overlap
             row.hash, row.prefix = _hash(token), _prefix(token)
+            await self._tell(session, "key.rotated", row.id, {"overlap_seconds": overlap.total_seconds()})
         self.cache.clear()
         return await self.get(row.id), token
 
@@ -196,6 +214,7 @@ class KeyStore:
             if row.id == MASTER_KEY:
                 raise BadRequestError("the master key is set in the config", hint="change server.master_key")
             row.revoked_at = row.revoked_at or datetime.now(UTC)
+            await self._tell(session, "key.revoked", row.id)
         self.cache.clear()
         return await self.get(row.id)
 
@@ -220,8 +239,9 @@ class KeyStore:
         async with self.database.session() as session:
             row = await session.get(KeyRow, MASTER_KEY)
             if token is None:
-                if row is not None:
-                    row.revoked_at = row.revoked_at or datetime.now(UTC)
+                if row is not None and row.revoked_at is None:
+                    row.revoked_at = datetime.now(UTC)
+                    await self._tell(session, "key.revoked", MASTER_KEY)
                 return
             if row is None:
                 row = KeyRow(
@@ -229,13 +249,16 @@ class KeyStore:
                     created_at=datetime.now(UTC),
                 )  # fmt: skip
                 session.add(row)
-            row.hash, row.prefix, row.revoked_at = _hash(token), "(config)", None
+            if (row.hash, row.revoked_at) != (_hash(token), None):
+                row.hash, row.prefix, row.revoked_at = _hash(token), "(config)", None
+                await self._tell(session, "key.master_set", MASTER_KEY)
 
     # --- teams, users, tags ---------------------------------------------------------------------------------------
 
     async def create_account(self, kind: AccountKind, name: str, **limits: Any) -> Account:
         async with self.database.session() as session:
             account = await accounts.create_account(session, kind, name, Limits.parse(limits))
+            await self._tell(session, f"{kind}.created", account.id, account.limits.plain)
         self.cache.clear()  # A tag that keys carry already may have got its limits.
         return account
 
@@ -244,6 +267,7 @@ class KeyStore:
         async with self.database.session() as session:
             row = await accounts.find_account(session, kind, id_or_name)
             row.limits = Limits.parse(limits).plain
+            await self._tell(session, f"{kind}.limited", row.id, row.limits)
         self.cache.clear()
         return row.to_account()
 
@@ -253,14 +277,29 @@ class KeyStore:
             async with self.database.session() as session:
                 row = await accounts.find_account(session, kind, id_or_name)
                 await session.delete(row)
+                await self._tell(session, f"{kind}.deleted", row.id)
         except IntegrityError:
             raise BadRequestError(f'{kind} "{id_or_name}" has keys', code="account_in_use") from None
+        self.cache.clear()
+        return row.to_account()
+
+    async def describe_account(self, kind: AccountKind, id_or_name: str, attributes: Attributes) -> Account:
+        """These attributes instead of those it had."""
+        async with self.database.session() as session:
+            row = await accounts.find_account(session, kind, id_or_name)
+            row.attributes = attributes.plain or None
+            await self._tell(session, f"{kind}.described", row.id, attributes.plain)
         self.cache.clear()
         return row.to_account()
 
     async def list_accounts(self, kind: AccountKind) -> Sequence[Account]:
         async with self.database.session() as session:
             return await accounts.list_accounts(session, kind)
+
+    async def _tell(
+        self, session: AsyncSession, action: str, subject: str, detail: Mapping[str, Any] | None = None
+    ) -> None:
+        await self.audit.append(actor=actor(), action=action, subject=subject, detail=detail, session=session)
 
     # --- finding --------------------------------------------------------------------------------------------------
 
@@ -358,6 +397,7 @@ async def _to_keys(session: AsyncSession, rows: Sequence[KeyRow]) -> list[Key]:
             tags=row.tags,
             limited_tags=tuple(found[tag] for name, value in row.tags.items() if (tag := f"{name}={value}") in found),
             rotated_until=row.previous_expires_at,
+            attributes=Attributes.parse(row.attributes),
         )
         for row in rows
     ]
@@ -406,6 +446,8 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     expires_at = fields.get("expires_at")
     if expires_at is not None and (expires_at.tzinfo is None or not datetime.now(UTC) < expires_at < FAR_FUTURE):
         raise BadRequestError("the time of expiry must name its time zone and lie in the future", param="expires_at")
+    if (attributes := fields.get("attributes")) is not None:
+        fields = fields | {"attributes": dict(attributes)}
     if "tags" in fields:
         fields = fields | {"tags": dict(fields["tags"])}
         accounts.check_tags(fields["tags"])

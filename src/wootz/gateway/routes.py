@@ -24,6 +24,7 @@ from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.caches import routes as cache_routes
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, direct, router_with_key, set_out
 from wootz.gateway.gateway import Gateway
+from wootz.gateway.identity import routes as identity_routes
 from wootz.gateway.middleware import BodyLimit, RequestId
 from wootz.gateway.routing import admin as route_states
 from wootz.gateway.schemas import Health, ModelInfo, ModelList
@@ -49,18 +50,23 @@ def add_routes(app: FastAPI, gateway: Gateway) -> None:
 
 def _administration(gateway: Gateway) -> APIRouter:
     router = APIRouter()
-    adapters.add_routes(changes := router_with_key(gateway, "admin", tags=["adapters"]), gateway)
-    alert_routes.add_admin_routes(alerts := router_with_key(gateway, "admin", tags=["alerts"]), gateway)
+    adapters.add_routes(changes := router_with_key(gateway, "operate", audited=True, tags=["adapters"]), gateway)
+    alert_routes.add_admin_routes(alerts := router_with_key(gateway, "operate", tags=["alerts"]), gateway)
     router.include_router(alerts)
-    cache_routes.add_admin_routes(caches := router_with_key(gateway, "admin", tags=["caches"]), gateway)
+    cache_routes.add_admin_routes(caches := router_with_key(gateway, "operate", audited=True, tags=["caches"]), gateway)
     router.include_router(changes)
     router.include_router(caches)
     if gateway.keys is not None:
-        accounts = router_with_key(gateway, "admin", tags=["accounts"])
+        accounts = router_with_key(gateway, "accounts", tags=["accounts"])
         account_routes.add_routes(accounts, gateway.keys)
-        limit_routes.add_routes(accounts, gateway.keys, gateway.limits)
         router.include_router(accounts)
-        administration = router_with_key(gateway, "admin", tags=["engines"])
+        limit_routes.add_routes(
+            costs := router_with_key(gateway, "costs", tags=["accounts"]), gateway.keys, gateway.limits
+        )
+        router.include_router(costs)
+        for identity in identity_routes.routers(gateway):
+            router.include_router(identity)
+        administration = router_with_key(gateway, "operate", audited=True, tags=["engines"])
         engines.add_routes(administration, gateway)
         route_states.add_routes(administration, gateway)
         router.include_router(administration)

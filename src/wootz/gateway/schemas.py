@@ -9,6 +9,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from wootz.core import LanguageModel
 from wootz.gateway.accounts import MAX_NAME_CHARS, Account
+from wootz.gateway.identity.attributes import NO_ATTRIBUTES, Attributes
+from wootz.gateway.identity.roles import Role
 from wootz.gateway.keys import Key
 from wootz.gateway.limits import Limits
 
@@ -48,12 +50,13 @@ class Health(BaseModel):
 
 
 class KeyChange(Limits):
-    scopes: list[Literal["inference", "admin"]] = Field(default=["inference"], min_length=1)
+    scopes: list[Role] = Field(default=["inference"], min_length=1, description="Roles: what it may do.")
     models: list[str] | None = Field(default=None, min_length=1, description="Default: all.")
     expires_at: AwareDatetime | None = Field(default=None, strict=False, description="Default: never.")
     team: str | None = Field(default=None, description="Its name or id.")
     user: str | None = Field(default=None, description="Its name or id.")
     tags: dict[str, str] = Field(default={}, description="What its requests are counted under, besides.")
+    attributes: Attributes = Field(default=NO_ATTRIBUTES, description="Where, and up to which class of data.")
 
 
 class KeyRequest(KeyChange):
@@ -82,6 +85,7 @@ class KeyInfo(Limits):
     expires_at: datetime | None
     revoked_at: datetime | None
     rotated_until: datetime | None = Field(description="Until when the secret before this one holds too.")
+    attributes: Attributes = NO_ATTRIBUTES
 
     @classmethod
     def of(cls, key: Key) -> KeyInfo:
@@ -108,12 +112,13 @@ class AccountInfo(Limits):
     id: str
     name: str
     created_at: datetime
+    attributes: Attributes | None = None
 
     @classmethod
     def of(cls, account: Account) -> AccountInfo:
-        return cls(
-            **dict(account.limits), object=account.kind, id=account.id, name=account.name, created_at=account.created_at
-        )
+        fields = {name: getattr(account, name) for name in ("id", "name", "created_at")}
+        attributes = account.attributes if account.attributes != NO_ATTRIBUTES else None
+        return cls(**dict(account.limits), object=account.kind, attributes=attributes, **fields)
 
 
 class AccountList(BaseModel):

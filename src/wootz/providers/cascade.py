@@ -47,7 +47,7 @@ class Cascade(LanguageModel):
                 judged = await self._signal(model, request)
             except WootzError as error:
                 # A model that fails, or lacks something that was asked for, is as good as one that is not sure.
-                if not (error.retryable or isinstance(error, UnsupportedError)):
+                if not (error.retryable or isinstance(error, UnsupportedError) or error.code == "outside_region"):
                     raise
                 self._note(request, f'"{model.name}" failed ({error.code})')
                 continue

@@ -73,6 +73,8 @@ requests = Table(
     Column("duration", Double, nullable=False),
     Column("client_disconnected", Boolean, nullable=False),
     Column("user", String),
+    Column("prompt_hash", String),
+    Column("prompt_chars", Integer),
     Column("team_id", String),
     Column("tags", Typed(dict[str, str], dict)),
     Column("deployment", String),
@@ -175,6 +177,7 @@ class Ledger:
         before: str | None = None,
         model: str | None = None,
         key_id: str | None = None,
+        team_id: str | None = None,
         status: int | range | None = None,
         since: datetime | None = None,
         search: str | None = None,
@@ -199,6 +202,8 @@ class Ledger:
             query = query.where(c.model == model)
         if key_id is not None:
             query = query.where(c.key_id == key_id)
+        if team_id is not None:
+            query = query.where(c.team_id == team_id)
         if isinstance(status, range):
             query = query.where(c.status.between(status.start, status.stop - 1))
         elif status is not None:

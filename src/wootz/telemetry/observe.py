@@ -65,10 +65,12 @@ class Telemetry:
         service_name: str = "wootz",
         tracer_provider: TracerProvider | None = None,
         keep_bodies: KeepBodies | None = None,
+        hash_prompt: Callable[[BaseModel], tuple[str, int]] | None = None,
     ) -> None:
         self.ledger = ledger
         self.prices = prices if isinstance(prices, PriceBook) else PriceBook(prices)
         self.keep_bodies = keep_bodies
+        self.hash_prompt = hash_prompt
         self.metrics = Metrics()
         self._provider = otlp_provider(otlp_endpoint, service_name) if otlp_endpoint else tracer_provider
         self.tracer = tracer_of(self._provider)
@@ -90,6 +92,7 @@ class Telemetry:
     ) -> Observation:
         """Begin. ``provider`` is None when no model of that name is configured (see `model_label`); ``journey`` is the
         request's, ``metadata`` what the client says the request is for, ``body`` what is kept where bodies are."""
+        prompt_hash, prompt_chars = self.hash_prompt(body) if self.hash_prompt and body is not None else (None, None)
         begun = RequestRecord(
             request_id=request_id,
             started_at=datetime.now(UTC),
@@ -100,6 +103,8 @@ class Telemetry:
             stream=stream,
             status=0,
             user=user,
+            prompt_hash=prompt_hash,
+            prompt_chars=prompt_chars,
         )
         keep = self.keep_bodies
         kept = BodyCollector(body, keep.max_bytes, keep.days) if keep is not None and body is not None else None

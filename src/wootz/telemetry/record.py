@@ -103,6 +103,9 @@ class RequestRecord:
     client_disconnected: bool = False
     user: str | None = None
     """The key's user where it has one, else the request's own ``user`` field."""
+    prompt_hash: str | None = None
+    """Keyed, of all that the model was to read (`prompt_hash`)."""
+    prompt_chars: int | None = None
     team_id: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     """``feature``, ``prompt_version``, … : the key's, and of the request's ``metadata``."""

@@ -91,13 +91,15 @@ document.addEventListener("submit", (event) => {
 
 // --- shortcuts -----------------------------------------------------------------------------------------------
 
-const pages = { c: "/chat", m: "/models", k: "/keys", r: "/requests", s: "/spend", a: "/caches", u: "/runs", g: "/migrations", l: "/alerts" };
+const pages = Object.fromEntries(
+  [...document.querySelectorAll("nav a[data-letter]")].map((link) => [link.dataset.letter, link.getAttribute("href")]),
+);
 let afterG = false;
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input, textarea, select") || document.querySelector("dialog[open]");
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (afterG && pages[event.key] && document.querySelector(`nav [href="${pages[event.key]}"]`)) {
+  if (afterG && pages[event.key]) {
     location.assign(pages[event.key]);
   } else if (event.key === "/") {
     const field = document.querySelector("[data-slash]");

@@ -5,6 +5,7 @@ from wootz.core.sections.batches import BatchesConfig
 from wootz.core.sections.caches import CachesConfig, ExactCacheConfig, SemanticCacheConfig
 from wootz.core.sections.drift import DriftConfig
 from wootz.core.sections.engine import EngineConfig, SpeculationConfig
+from wootz.core.sections.identity import IdentityConfig, OidcConfig
 from wootz.core.sections.limits import LimitsConfig
 from wootz.core.sections.migrations import MigrationsConfig
 from wootz.core.sections.models import ModelConfig, PriceConfig, SamplingConfig
@@ -23,9 +24,11 @@ __all__ = [
     "DriftConfig",
     "EngineConfig",
     "ExactCacheConfig",
+    "IdentityConfig",
     "LimitsConfig",
     "MigrationsConfig",
     "ModelConfig",
+    "OidcConfig",
     "PriceConfig",
     "ProviderConfig",
     "ProviderKind",

@@ -73,6 +73,11 @@ class ModelConfig(Section):
         default_factory=dict, description="Folders in PEFT's format on a local model, by the names users call them."
     )
     timeout_seconds: float = Field(default=600.0, gt=0)
+    region: str | None = Field(default=None, description="Where it is computed. Default: its provider's, or server's.")
+    data_class: str | None = Field(
+        default=None, description="The highest class of data it is approved for, of identity.data_classes."
+    )
+    teams: list[str] = Field(default_factory=list, description="Only keys of these teams may use it. Default: all.")
 
     @model_validator(mode="after")
     def _is_local_or_remote(self) -> ModelConfig:

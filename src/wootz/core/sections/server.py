@@ -16,6 +16,9 @@ class ServerConfig(Section):
         default=None,
         description="A reference (env:NAME, file:PATH) to an administrator's key. Default: the first start makes one.",
     )
+    region: str | None = Field(
+        default=None, description="Where this gateway, its database and its local models stand, e.g. eu-central."
+    )
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="Larger request bodies are refused with 413.")
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     drain_seconds: float = Field(default=10.0, ge=0, description="How long running answers may go on after Ctrl-C.")

@@ -18,6 +18,9 @@ class TelemetryConfig(Section):
     price_file: Path | None = Field(
         default=None, description="Prices of your own, in the price book's format; they go before the book's."
     )
+    hash_key: str | None = Field(
+        default=None, description="A reference to the key of prompt hashes. Default: one of this home's own."
+    )
     store_bodies: bool = Field(
         default=False, description="Keep what was asked and answered, secrets and personal numbers blacked out."
     )

@@ -25,10 +25,13 @@ LAYOUT = 1
 
 
 def owner_of(key: Key | None, tenant: str) -> list[Any]:
-    """Whose an answer is: a tenant, and within it those of the same permissions and tags (by which routes choose)."""
+    """Whose an answer is: a tenant, and within it those of the same permissions, regions and tags (by which routes
+    choose)."""
     if key is None:
         return [tenant]
-    return [tenant, sorted(key.scopes), None if key.models is None else sorted(key.models), dict(key.tags)]
+    regions, classes = key.standing.regions, sorted(key.standing.data_classes)
+    bounds = [None if regions is None else sorted(regions), classes]
+    return [tenant, sorted(key.scopes), None if key.models is None else sorted(key.models), dict(key.tags), bounds]
 
 
 def fingerprint(config: Config) -> str:

@@ -99,7 +99,9 @@ class SemanticCache:
         try:
             if embedder is None:
                 raise NotFoundError(f'there is no model "{self.config.embedder}"')
-            answer = await embedder.embed(EmbeddingRequest(model=embedder.name, input=[text]))
+            asked = EmbeddingRequest(model=embedder.name, input=[text])
+            asked.journey.regions = request.journey.regions
+            answer = await embedder.embed(asked)
             vector_D = unit_vector(answer.data[0].embedding)
         except (WootzError, ValueError, IndexError) as error:
             request.journey.notes.append(f"caches: no vector of the question: {error}"[:300])

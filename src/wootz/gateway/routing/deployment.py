@@ -14,8 +14,11 @@ from wootz.gateway.routing.latency import Latency
 class Deployment:
     """``composed``: the model is a route or a cascade, whose own parts write their attempts on the journey."""
 
-    def __init__(self, model: LanguageModel, clock: Callable[[], float], *, composed: bool = False) -> None:
+    def __init__(
+        self, model: LanguageModel, clock: Callable[[], float], *, composed: bool = False, region: str | None = None
+    ) -> None:
         self.model = model
+        self.region = region
         self.composed = composed
         self.in_flight = 0
         self.breaker = Breaker(clock)

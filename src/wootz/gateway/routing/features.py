@@ -48,10 +48,13 @@ def unit(vector: Mapping[str, float]) -> dict[str, float]:
     return {term: value / norm for term, value in vector.items()}
 
 
-async def embedded(embedder: LanguageModel, prompts: list[str]) -> list[dict[str, float]]:
+async def embedded(
+    embedder: LanguageModel, prompts: list[str], regions: frozenset[str] | None = None
+) -> list[dict[str, float]]:
     """Each prompt's vector, its dimensions as terms."""
-    asked = [prompt[:READ_CHARS] for prompt in prompts]
-    answer = await embedder.embed(EmbeddingRequest(model=embedder.name, input=asked))
+    asked = EmbeddingRequest(model=embedder.name, input=[prompt[:READ_CHARS] for prompt in prompts])
+    asked.journey.regions = regions
+    answer = await embedder.embed(asked)
     vectors = [
         array("f", base64.b64decode(one.embedding)) if isinstance(one.embedding, str) else one.embedding
         for one in answer.data

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from wootz.core import Config, LanguageModel
 from wootz.core.sections import RouteConfig
 from wootz.core.sections.routes import CascadeConfig, in_order
+from wootz.gateway.identity.residency import region_of
 from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.policies.learned import look_of
 from wootz.gateway.routing.route import Route, Target
@@ -28,7 +29,7 @@ def open_routes(
 
     Raises `ConfigError` for a learned router that can't be read.
     """
-    deployments = {name: Deployment(model, clock) for name, model in models.items()}
+    deployments = {name: Deployment(model, clock, region=region_of(config, name)) for name, model in models.items()}
     routes: dict[str, LanguageModel] = {}
     for name in in_order(config.routes, models):
         route = config.routes[name]
@@ -50,7 +51,7 @@ def _route(name: str, config: Config, deployments: Mapping[str, Deployment], pri
         Target(
             deployment=deployments[target.model],
             weight=target.weight,
-            region=target.region or _region_of(config, target.model),
+            region=target.region or deployments[target.model].region,
             tags=target.tags,
             capacity=target.capacity,
             price=price_of(deployments[target.model].model),
@@ -60,12 +61,6 @@ def _route(name: str, config: Config, deployments: Mapping[str, Deployment], pri
     models = {model: deployment.model for model, deployment in deployments.items()}
     look = look_of(name, route.router, models) if route.router is not None else None
     return Route(name, route, targets, [deployments[fallback] for fallback in route.fallbacks], look=look)
-
-
-def _region_of(config: Config, name: str) -> str | None:
-    """That of the provider which computes the model."""
-    model = config.models.get(name)
-    return config.providers[model.provider].region if model is not None and model.provider is not None else None
 
 
 def _cascade(name: str, config: RouteConfig, cascade: CascadeConfig, deployments: Mapping[str, Deployment]) -> Cascade:

@@ -34,6 +34,7 @@ from wootz.core.wire import (
     RerankRequest,
     RerankResponse,
 )
+from wootz.gateway.identity.residency import check, inside
 from wootz.gateway.routing.backoff import jittered
 from wootz.gateway.routing.call import Ask, Call
 from wootz.gateway.routing.candidate import Candidate
@@ -208,10 +209,15 @@ class Route(LanguageModel):
 
     def _order(self, request: ModelRequest, *, first: bool) -> list[Deployment]:
         candidates = self._policy([target.candidate() for target in self.targets.values()], request)
+        ordered = [self.targets[one.name].deployment for one in candidates] + [*self.fallbacks]
+        allowed = [one for one in ordered if one.composed or inside(request.journey, one.region)]
+        if ordered and not allowed:
+            check(request.journey, ordered[0].name, ordered[0].region)
         if first and len(self.targets) > 1:
-            chosen = f'"{candidates[0].name}" first of {len(candidates)}'
-            request.journey.notes.append(f"route {self.name}: {self.config.policy} puts {chosen}")
-        return [self.targets[one.name].deployment for one in candidates] + [*self.fallbacks]
+            chosen = f'"{allowed[0].name}" first of {len(candidates)}'
+            outside = f", {len(ordered) - len(allowed)} are outside its regions" if len(allowed) < len(ordered) else ""
+            request.journey.notes.append(f"route {self.name}: {self.config.policy} puts {chosen}{outside}")
+        return allowed
 
     async def _wait(
         self, round: int, waiting: Sequence[Deployment], deadline: float | None, request: ModelRequest
@@ -247,4 +253,5 @@ def _admits(deployment: Deployment, *, repeated: bool) -> bool:
 
 def _passes_on(failure: WootzError) -> bool:
     """Whether another model may succeed where this one failed."""
-    return failure.retryable or isinstance(failure, UnsupportedError) or failure.code == "context_length_exceeded"
+    elsewhere = failure.code in ("context_length_exceeded", "outside_region")
+    return failure.retryable or isinstance(failure, UnsupportedError) or elsewhere

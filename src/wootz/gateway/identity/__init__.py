@@ -1,0 +1,1 @@
+"""Who somebody is and what that allows: roles, attributes, people and their groups, sign-in, SCIM, erasure."""

@@ -1,0 +1,185 @@
+"""Erasing a person: everything that is kept of them, in every store, by one call, with a report.
+
+Deleted: what they asked and were answered (stored bodies, kept responses, cached answers, files and batches with what
+is under way of them, tasks), their profile, groups and sessions. Ended: their keys. Emptied of them: ledger rows, which
+keep tokens, times and money, so that sums and limits stay right; and their account and keys, whose ids live on under
+names that say nothing. The audit log names people by those ids, so it needs no change and its chain still holds.
+
+All in one transaction, files first: whoever is interrupted runs it again. SQLite then gives its free pages back
+(`VACUUM`), so that deleted text is not left in the file. Other processes forget their cached answers, all of them,
+within a second: they are not told whose it was about (`Erasures`).
+
+What is out of reach, the report says: backups, PostgreSQL's write-ahead log, spans that were exported, and providers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Column, Integer, Table, delete, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from wootz.core import Config, WootzError
+from wootz.core.acting import actor
+from wootz.core.atomic import atomic_file
+from wootz.gateway.accounts import AccountRow
+from wootz.gateway.caches import Caches
+from wootz.gateway.identity.people import MemberRow, PersonRow
+from wootz.gateway.identity.sessions import SessionRow
+from wootz.gateway.keys import KeyRow
+from wootz.gateway.surfaces.batch_store import batches
+from wootz.gateway.surfaces.file_store import files
+from wootz.gateway.surfaces.response_store import responses
+from wootz.gateway.tasks import TaskRow
+from wootz.store import Base, Database, UtcDateTime
+from wootz.store.audit import AuditLog
+from wootz.telemetry import Spool
+from wootz.telemetry.bodies import bodies
+from wootz.telemetry.ledger import ERASED, requests
+
+log = logging.getLogger(__name__)
+
+OUT_OF_REACH = (
+    "backups and snapshots of the database and of this folder",
+    "PostgreSQL's write-ahead log and its replicas, until they are recycled",
+    "spans that were exported to an OpenTelemetry collector",
+    "what providers keep of the requests that they answered",
+)
+
+erasures = Table(
+    "erasures",
+    Base.metadata,
+    Column("id", Integer, primary_key=True),
+    Column("asked_at", UtcDateTime, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    user: str
+    """The account's id; empty where the name was only what requests said of themselves."""
+    counts: dict[str, int]
+    out_of_reach: Sequence[str] = OUT_OF_REACH
+
+
+class Eraser:
+    def __init__(self, database: Database, config: Config) -> None:
+        self._database, self._config = database, config
+
+    async def erase(self, user: str, caches: Caches) -> Report:
+        """``user`` is a user's name or id, or what requests gave as their ``user``. Erasing twice finds nothing."""
+        async with self._database.session() as sql:
+            if self._database.dialect == "sqlite":
+                await (await sql.connection()).exec_driver_sql("PRAGMA secure_delete = ON")
+            query = select(AccountRow).where(
+                AccountRow.kind == "user", or_(AccountRow.id == user, AccountRow.name == user)
+            )
+            account = await sql.scalar(query)
+            names = {user} | ({account.id, account.name} if account else set())
+            counts = await self._erase_rows(sql, names, account)
+            await sql.execute(insert(erasures).values(asked_at=datetime.now(UTC)))
+            await AuditLog(self._database).append(
+                actor=actor(),
+                action="person.erased",
+                subject=account.id if account else "a user who is no account",
+                detail={"counts": counts},
+                session=sql,
+            )
+        for name in names:
+            counts["cached_answers"] = counts.get("cached_answers", 0) + await caches.purge(user=name)
+        counts["records_waiting"] = await asyncio.to_thread(self._empty_spool, names)
+        await self._vacuum()
+        return Report(account.id if account else "", counts)
+
+    async def _erase_rows(self, sql: AsyncSession, names: set[str], account: AccountRow | None) -> dict[str, int]:
+        key_rows = (await sql.scalars(select(KeyRow).where(KeyRow.user_id == account.id))).all() if account else []
+        keys = [row.id for row in key_rows]
+        asked_here = or_(requests.c.user.in_(names), requests.c.key_id.in_(keys))
+        theirs = select(requests.c.request_id).where(asked_here)
+
+        async def gone(table: Any, condition: Any, id: Any) -> list[str]:
+            return list((await sql.scalars(delete(table).where(condition).returning(id))).all())
+
+        c = bodies.c
+        counts = {"bodies": len(await gone(bodies, or_(c.user.in_(names), c.request_id.in_(theirs)), c.request_id))}
+        mine = or_(responses.c.user.in_(names), responses.c.owner.in_(keys))
+        counts["responses"] = len(await gone(responses, mine, responses.c.id))
+        counts["tasks"] = len(await gone(TaskRow, TaskRow.key_id.in_(keys), TaskRow.id))
+        file_ids = await gone(files, files.c.owner.in_(keys), files.c.id)
+        batch_ids = await gone(batches, batches.c.owner.in_(keys), batches.c.id)
+        counts |= {"files": len(file_ids), "batches": len(batch_ids)}
+        await asyncio.to_thread(self._remove_files, file_ids, batch_ids)
+        forget = {"user": ERASED, "tags": {}, "prompt_hash": None, "prompt_chars": None}
+        emptied = update(requests).where(asked_here, requests.c.user.is_distinct_from(ERASED)).values(forget)
+        counts["records"] = len((await sql.execute(emptied.returning(requests.c.request_id))).all())
+        counts["sessions"] = len(await gone(SessionRow, SessionRow.key_id.in_(keys), SessionRow.id))
+        counts["keys"] = sum(row.revoked_at is None for row in key_rows)
+        for row in key_rows:
+            row.name, row.prefix, row.tags = f"{ERASED} {row.id}", "", {}
+            row.revoked_at = row.revoked_at or datetime.now(UTC)
+        if account is not None:
+            await gone(MemberRow, MemberRow.user_id == account.id, MemberRow.group_id)
+            counts["people"] = len(await gone(PersonRow, PersonRow.user_id == account.id, PersonRow.user_id))
+            account.name = f"{ERASED} {account.id}"
+        return counts
+
+    def _remove_files(self, file_ids: Sequence[str], batch_ids: Sequence[str]) -> None:
+        home = self._config.home
+        for id in file_ids:
+            (home / "files" / id).unlink(missing_ok=True)
+        for id in batch_ids:
+            shutil.rmtree(home / "batches" / id, ignore_errors=True)
+
+    def _empty_spool(self, names: set[str]) -> int:
+        """Of ledger rows that wait for the database."""
+        number = 0
+        for file, records in Spool(self._config.home / "unwritten").groups():
+            forgotten = [
+                replace(record, user=ERASED, tags={}, prompt_hash=None, prompt_chars=None)
+                if record.user in names
+                else record
+                for record in records
+            ]
+            if changed := sum(new is not old for new, old in zip(forgotten, records, strict=True)):
+                number += changed
+                _rewrite(file, forgotten)
+        return number
+
+    async def _vacuum(self) -> None:
+        """What was deleted is still in free pages, and in SQLite's log; a reader may delay that log's end."""
+        async with self._database.engine.connect() as connection:
+            connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.exec_driver_sql("VACUUM")
+            if self._database.dialect == "sqlite":
+                await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+class Erasures:
+    """By which a process learns that somebody was erased by another one, and forgets its cached answers."""
+
+    def __init__(self, database: Database, caches: Caches) -> None:
+        self._database, self._caches = database, caches
+        self._seen: int | None = None
+
+    async def catch_up(self) -> None:
+        try:
+            async with self._database.session() as sql:
+                newest = int(await sql.scalar(select(func.max(erasures.c.id))) or 0)
+        except WootzError:
+            return  # The next time, then.
+        if self._seen is not None and newest > self._seen:
+            await self._caches.purge()
+        self._seen = newest
+
+
+def _rewrite(file: Path, records: Sequence[Any]) -> None:
+    with atomic_file(file) as stream:
+        stream.writelines(msgspec.json.encode(record) + b"\n" for record in records)

@@ -1,0 +1,377 @@
+"""People and the groups they are in. A person is a user of the accounts whom somebody else vouches for: SCIM, which
+makes, changes and ends them, or an identity provider, through which they sign in.
+
+What a person may do follows from their groups (those that SCIM keeps, and those that the last sign-in claimed) by
+``[identity.groups]``, and from roles that were granted to them here. Any change of these takes effect in the same
+transaction (`_settle`): keys and sessions of somebody who is no longer active end, and a key of theirs loses the roles
+that they lost.
+
+In the console a person acts through a key that has no token anywhere, so that limits, attributes, the ledger and the
+audit log know them as they know every key.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from wootz.core import BadRequestError, NotFoundError
+from wootz.core.acting import actor
+from wootz.core.sections import IdentityConfig
+from wootz.core.wire import new_id
+from wootz.gateway import accounts
+from wootz.gateway.accounts import AccountRow
+from wootz.gateway.identity.roles import ROLE_NAMES, permissions, roles_of_groups
+from wootz.gateway.identity.sessions import end_sessions
+from wootz.gateway.keys import Key, KeyRow, KeyStore
+from wootz.gateway.limits import NO_LIMITS
+from wootz.store import Base, UtcDateTime
+
+CONSOLE_PREFIX = "(console)"
+
+
+class PersonRow(Base):
+    __tablename__ = "people"
+
+    user_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
+    subject: Mapped[str | None] = mapped_column(unique=True)
+    """Issuer and subject of the identity provider, which never change, as names and addresses do."""
+    external_id: Mapped[str | None]
+    active: Mapped[bool]
+    granted: Mapped[list[str]] = mapped_column(JSON)
+    """Roles that were given here, besides those of groups."""
+    claimed_groups: Mapped[list[str]] = mapped_column(JSON)
+    profile: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """The rest of what SCIM says of them, as it says it."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    changed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class GroupRow(Base):
+    __tablename__ = "groups"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    external_id: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    changed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class MemberRow(Base):
+    __tablename__ = "group_members"
+
+    group_id: Mapped[str] = mapped_column(ForeignKey("groups.id"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("people.user_id"), primary_key=True, index=True)
+
+
+@dataclass(frozen=True)
+class Person:
+    id: str
+    name: str
+    active: bool
+    groups: Mapping[str, str]
+    """By id, the names of those that SCIM keeps."""
+    claimed_groups: Sequence[str]
+    granted: Sequence[str]
+    roles: Sequence[str]
+    """All together; empty for one who is not active."""
+    external_id: str | None
+    profile: Mapping[str, Any]
+    created_at: datetime
+    changed_at: datetime
+
+
+@dataclass(frozen=True)
+class Group:
+    id: str
+    name: str
+    external_id: str | None
+    members: Mapping[str, str]
+    """Names by id."""
+    created_at: datetime
+    changed_at: datetime
+
+
+class People:
+    def __init__(
+        self, keys: KeyStore, config: IdentityConfig, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self.keys, self.config, self._clock = keys, config, clock
+
+    # --- people ---------------------------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        name: str,
+        *,
+        external_id: str | None = None,
+        active: bool = True,
+        profile: Mapping[str, Any] | None = None,
+    ) -> Person:
+        """A user of that name who is nobody's yet becomes this person; `BadRequestError` where it is another's."""
+        async with self.keys.database.session() as sql:
+            person = await self._create(sql, name)
+            person.external_id, person.active, person.profile = external_id, active, dict(profile or {})
+            await self._settle(sql, person)
+            await self._tell(sql, "user.provisioned", person.user_id, active=active)
+        return await self.get(person.user_id)
+
+    async def change(
+        self, user_id: str, *, name: str, external_id: str | None, active: bool, profile: Mapping[str, Any]
+    ) -> Person:
+        """All that SCIM says of a person. Raises `NotFoundError`, and `BadRequestError` for a name in use."""
+        async with self.keys.database.session() as sql:
+            person = await _person(sql, user_id)
+            account = await accounts.find_account(sql, "user", user_id)
+            if account.name != name:
+                accounts.check_name(name, "a user's name")
+                if await sql.scalar(select(AccountRow.id).where(AccountRow.kind == "user", AccountRow.name == name)):
+                    raise _taken(name)
+                account.name = name
+            ended = person.active and not active
+            person.external_id, person.active, person.profile = external_id, active, dict(profile)
+            counts = await self._settle(sql, person)
+            await self._tell(sql, "user.deactivated" if ended else "user.changed", user_id, active=active, **counts)
+        self.keys.cache.clear()
+        return await self.get(user_id)
+
+    async def remove(self, user_id: str) -> None:
+        """No longer a person: keys and sessions end. The account stays, as what it used is still reported."""
+        async with self.keys.database.session() as sql:
+            person = await _person(sql, user_id)
+            person.active = False
+            counts = await self._settle(sql, person)
+            await sql.execute(delete(MemberRow).where(MemberRow.user_id == user_id))
+            await sql.delete(person)
+            await self._tell(sql, "user.removed", user_id, **counts)
+        self.keys.cache.clear()
+
+    async def grant(self, id_or_name: str, roles: Collection[str]) -> Person:
+        """These roles, besides those of their groups, in the place of those that were granted before."""
+        if unknown := [role for role in roles if role not in ROLE_NAMES]:
+            raise BadRequestError(
+                f'"{unknown[0]}" is no role', hint=f"roles are {', '.join(ROLE_NAMES)}", param="roles"
+            )
+        async with self.keys.database.session() as sql:
+            account = await accounts.find_account(sql, "user", id_or_name)
+            person = await sql.get(PersonRow, account.id) or await self._create(sql, account.name)
+            person.granted = [role for role in ROLE_NAMES if role in roles]
+            counts = await self._settle(sql, person)
+            await self._tell(sql, "user.granted", person.user_id, roles=person.granted, **counts)
+        self.keys.cache.clear()
+        return await self.get(person.user_id)
+
+    async def get(self, user_id: str) -> Person:
+        """Raises `NotFoundError`."""
+        async with self.keys.database.session() as sql:
+            return (await self._persons(sql, [await _person(sql, user_id)]))[0]
+
+    async def list(self) -> list[Person]:
+        async with self.keys.database.session() as sql:
+            rows = await sql.scalars(select(PersonRow).order_by(PersonRow.created_at, PersonRow.user_id))
+            return await self._persons(sql, rows.all())
+
+    async def signed_in(self, subject: str, name: str, groups: Sequence[str]) -> tuple[Person, Key | None]:
+        """Whom the identity provider vouches for, and their key in the console; None for one without a single role.
+
+        Known by ``subject``; the first time by ``name``. Raises `BadRequestError` where that name is somebody else's.
+        """
+        async with self.keys.database.session() as sql:
+            person = await sql.scalar(select(PersonRow).where(PersonRow.subject == subject))
+            if person is None:
+                account = await sql.scalar(select(AccountRow).where(AccountRow.kind == "user", AccountRow.name == name))
+                person = await sql.get(PersonRow, account.id) if account is not None else None
+                if person is None:
+                    if self.config.oidc is not None and self.config.oidc.provisioned_only:
+                        raise NotFoundError("nobody has made you a user here", hint="ask an administrator")
+                    person = await self._create(sql, name)
+                    await self._tell(sql, "user.created", person.user_id, by="sign-in")
+                elif person.subject is not None:
+                    raise _taken(name)
+                person.subject = subject
+            person.claimed_groups = list(groups)
+            await self._settle(sql, person)
+            key = await sql.get(KeyRow, _console_id(person.user_id))
+            key_id = key.id if key is not None and key.revoked_at is None else None
+        self.keys.cache.clear()
+        return await self.get(person.user_id), await self.keys.get(key_id) if key_id else None
+
+    # --- groups ---------------------------------------------------------------------------------------------------
+
+    async def create_group(self, name: str, *, external_id: str | None, members: Collection[str]) -> Group:
+        now = self._clock()
+        row = GroupRow(id=new_id("group"), name=name, external_id=external_id, created_at=now, changed_at=now)
+        async with self.keys.database.session() as sql:
+            await self._check_group_name(sql, name)
+            sql.add(row)
+            await sql.flush()
+            await self._set_members(sql, row.id, members)
+            await self._tell(sql, "group.created", row.id, name=name, members=sorted(members))
+        self.keys.cache.clear()
+        return await self.group(row.id)
+
+    async def change_group(self, id: str, *, name: str, external_id: str | None, members: Collection[str]) -> Group:
+        async with self.keys.database.session() as sql:
+            row = await _group(sql, id)
+            if row.name != name:
+                await self._check_group_name(sql, name)
+            row.name, row.external_id, row.changed_at = name, external_id, self._clock()
+            await self._set_members(sql, id, members)
+            await self._tell(sql, "group.changed", id, name=name, members=sorted(members))
+        self.keys.cache.clear()
+        return await self.group(id)
+
+    async def remove_group(self, id: str) -> None:
+        async with self.keys.database.session() as sql:
+            row = await _group(sql, id)
+            await self._set_members(sql, id, ())
+            await sql.delete(row)
+            await self._tell(sql, "group.removed", id, name=row.name)
+        self.keys.cache.clear()
+
+    async def group(self, id: str) -> Group:
+        """Raises `NotFoundError`."""
+        async with self.keys.database.session() as sql:
+            return (await self._groups(sql, [await _group(sql, id)]))[0]
+
+    async def groups(self) -> list[Group]:
+        async with self.keys.database.session() as sql:
+            return await self._groups(sql, (await sql.scalars(select(GroupRow).order_by(GroupRow.created_at))).all())
+
+    # --- what follows ---------------------------------------------------------------------------------------------
+
+    async def _settle(self, sql: AsyncSession, person: PersonRow) -> dict[str, int]:
+        """Make keys and sessions what the person's state says; how many of them ended."""
+        person.changed_at = self._clock()
+        await sql.flush()
+        roles = (await self._persons(sql, [person]))[0].roles
+        console_id = _console_id(person.user_id)
+        console = await sql.get(KeyRow, console_id)
+        if console is None:
+            account = await accounts.find_account(sql, "user", person.user_id)
+            sql.add(console := _console_key(console_id, account, person.changed_at))
+            await sql.flush()
+        lost = set(console.scopes) - set(roles)
+        if "inference" in permissions(console.scopes) - permissions(roles):
+            lost.add("inference")
+        ended: list[str] = []
+        for key in await sql.scalars(select(KeyRow).where(KeyRow.user_id == person.user_id).with_for_update()):
+            key.scopes = list(roles) if key is console else [role for role in key.scopes if role not in lost]
+            if not (person.active and key.scopes):
+                key.revoked_at = key.revoked_at or person.changed_at
+                ended.append(key.id)
+            elif key is console:
+                key.revoked_at = None
+        await sql.flush()
+        return {"keys_ended": len(ended), "sessions_ended": await end_sessions(sql, ended)}
+
+    async def _set_members(self, sql: AsyncSession, group_id: str, members: Collection[str]) -> None:
+        query = select(MemberRow.user_id).where(MemberRow.group_id == group_id)
+        before, after = set((await sql.scalars(query)).all()), set(members)
+        people = {user_id: await _person(sql, user_id) for user_id in sorted(before ^ after)}
+        gone = delete(MemberRow).where(MemberRow.group_id == group_id, MemberRow.user_id.in_(before - after))
+        await sql.execute(gone)
+        sql.add_all([MemberRow(group_id=group_id, user_id=user_id) for user_id in after - before])
+        await sql.flush()
+        for person in people.values():
+            await self._settle(sql, person)
+
+    async def _create(self, sql: AsyncSession, name: str) -> PersonRow:
+        query = select(AccountRow).where(AccountRow.kind == "user", AccountRow.name == name)
+        account = await sql.scalar(query)
+        if account is not None and await sql.get(PersonRow, account.id) is not None:
+            raise _taken(name)
+        user_id = account.id if account else (await accounts.create_account(sql, "user", name, NO_LIMITS)).id
+        now = self._clock()
+        person = PersonRow(
+            user_id=user_id, active=True, granted=[], claimed_groups=[], profile={}, created_at=now, changed_at=now
+        )
+        sql.add(person)
+        await sql.flush()
+        return person
+
+    async def _persons(self, sql: AsyncSession, rows: Sequence[PersonRow]) -> list[Person]:
+        ids = [row.user_id for row in rows]
+        query = select(AccountRow.id, AccountRow.name).where(AccountRow.id.in_(ids))
+        names = dict((await sql.execute(query)).tuples().all())
+        groups: dict[str, dict[str, str]] = {id: {} for id in ids}
+        query = select(MemberRow.user_id, GroupRow.id, GroupRow.name).join(GroupRow, GroupRow.id == MemberRow.group_id)
+        for user_id, group_id, name in await sql.execute(query.where(MemberRow.user_id.in_(ids))):
+            groups[user_id][group_id] = name
+        return [
+            Person(
+                id=row.user_id,
+                name=names[row.user_id],
+                active=row.active,
+                groups=groups[row.user_id],
+                claimed_groups=row.claimed_groups,
+                granted=row.granted,
+                roles=self._roles(row, groups[row.user_id].values()) if row.active else [],
+                external_id=row.external_id,
+                profile=row.profile,
+                created_at=row.created_at,
+                changed_at=row.changed_at,
+            )
+            for row in rows
+        ]
+
+    def _roles(self, row: PersonRow, groups: Collection[str]) -> list[str]:
+        given = {*row.granted, *roles_of_groups({*groups, *row.claimed_groups}, self.config.groups)}
+        return [role for role in ROLE_NAMES if role in given]
+
+    async def _groups(self, sql: AsyncSession, rows: Sequence[GroupRow]) -> list[Group]:
+        members: dict[str, dict[str, str]] = {row.id: {} for row in rows}
+        query = select(MemberRow.group_id, AccountRow.id, AccountRow.name).join(
+            AccountRow, AccountRow.id == MemberRow.user_id
+        )
+        for group_id, user_id, name in await sql.execute(query.where(MemberRow.group_id.in_(list(members)))):
+            members[group_id][user_id] = name
+        return [
+            Group(row.id, row.name, row.external_id, members[row.id], row.created_at, row.changed_at) for row in rows
+        ]
+
+    async def _check_group_name(self, sql: AsyncSession, name: str) -> None:
+        accounts.check_name(name, "a group's name")
+        if await sql.scalar(select(GroupRow.id).where(GroupRow.name == name)) is not None:
+            raise BadRequestError(f'a group named "{name}" exists already', code="name_taken", param="displayName")
+
+    async def _tell(self, sql: AsyncSession, action: str, subject: str, **detail: Any) -> None:
+        await self.keys.audit.append(actor=actor(), action=action, subject=subject, detail=detail, session=sql)
+
+
+def _console_id(user_id: str) -> str:
+    return f"console-{user_id}"
+
+
+def _console_key(id: str, account: AccountRow, now: datetime) -> KeyRow:
+    """Its hash is of nothing that anybody knows, so only a session can stand for it."""
+    name = f"{account.name[:80]} in the console ({id[-6:]})"
+    return KeyRow(
+        id=id, name=name, hash=secrets.token_hex(32), prefix=CONSOLE_PREFIX, scopes=[], models=None,
+        user_id=account.id, tags={}, limits={}, created_at=now,
+    )  # fmt: skip
+
+
+async def _person(sql: AsyncSession, user_id: str) -> PersonRow:
+    row = await sql.get(PersonRow, user_id, with_for_update=True) if user_id.isprintable() else None
+    if row is None:
+        raise NotFoundError(f'there is no user "{user_id[:64]}"', code="user_not_found")
+    return row
+
+
+async def _group(sql: AsyncSession, id: str) -> GroupRow:
+    row = await sql.get(GroupRow, id, with_for_update=True) if id.isprintable() else None
+    if row is None:
+        raise NotFoundError(f'there is no group "{id[:64]}"', code="group_not_found")
+    return row
+
+
+def _taken(name: str) -> BadRequestError:
+    return BadRequestError(f'the name "{name}" is another user\'s', code="name_taken", param="userName")

@@ -1,0 +1,149 @@
+"""Erasing a person: their marker is planted in every store, and afterwards in no byte of any file."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, insert, select, text
+
+from wootz.core import Config
+from wootz.gateway import KeyStore
+from wootz.gateway.caches import Caches
+from wootz.gateway.identity.erasure import Eraser, Erasures
+from wootz.gateway.identity.people import People
+from wootz.gateway.identity.sessions import Sessions
+from wootz.gateway.surfaces.batch_store import batches
+from wootz.gateway.surfaces.file_store import files
+from wootz.gateway.surfaces.response_store import responses
+from wootz.gateway.tasks import TaskRow
+from wootz.store import Database
+from wootz.store.audit import AuditLog
+from wootz.telemetry import Ledger, RequestRecord, Spool
+from wootz.telemetry.bodies import StoredBody
+from wootz.telemetry.ledger import requests
+
+MARKER = "Xanthippe"
+NAME = f"{MARKER}@example.com"
+NOW = datetime.now(UTC)
+
+
+def record(request_id: str, **fields) -> RequestRecord:
+    plain = {"route": "/v1/chat/completions", "model": "m", "provider": "p", "stream": False, "status": 200}
+    return RequestRecord(
+        request_id=request_id, started_at=NOW, cost=Decimal("0.5"), **{**plain, "key_id": None, **fields}
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config.model_validate({"home": tmp_path, "caches": {"exact": {"enabled": True}}})
+
+
+async def planted(database: Database, config: Config, caches: Caches) -> None:
+    """The marker, wherever a person leaves one."""
+    keys = KeyStore(database)
+    people = People(keys, config.identity)
+    person = await people.create(NAME, external_id=f"{MARKER}-42", profile={"displayName": MARKER})
+    await people.grant(NAME, ["auditor"])
+    await people.create_group("readers", external_id=None, members=[person.id])
+    key, _ = await keys.create(f"{MARKER}'s laptop", user=NAME, tags={"machine": MARKER})
+    await Sessions(keys, config.identity).open(await keys.get(f"console-{person.id}"), "oidc")
+    other, _ = await keys.create("somebody else's")
+
+    ledger, spool = Ledger(database), Spool(config.home / "unwritten")
+    expires = NOW + timedelta(days=7)
+    for number, (user, key_id) in enumerate([(person.id, key.id), (NAME, other.id), (None, key.id)]):
+        said = StoredBody(request_id=f"r{number}", user=user, expires_at=expires, request=MARKER, answer=MARKER)
+        await ledger.write(record(f"r{number}", user=user, key_id=key_id, tags={"who": MARKER}, prompt_hash="ab"), said)
+    await ledger.write(record("others", user="ben", key_id=other.id, tags={"who": "ben"}, prompt_hash="cd"))
+    spool.add([record("waiting", user=NAME, tags={"who": MARKER}), record("waiting too", user="ben")])
+
+    (config.home / "files").mkdir()
+    (config.home / "batches" / "batch-1").mkdir(parents=True)
+    for file in ("files/file-1", "batches/batch-1/output.jsonl"):
+        (config.home / file).write_text(MARKER)
+    (config.home / "files" / "file-2").write_text("ben's")
+    file = {"created_at": 1, "filename": f"{MARKER}.jsonl", "purpose": "batch", "bytes": 9}
+    batch = {"id": "batch-1", "created_at": 1, "status": "in_progress", "claimed_until": 0, "batch": MARKER}
+    response = {"id": "resp-1", "created_at": 1, "input": MARKER, "response": MARKER, "user": NAME}
+    task = TaskRow(
+        id="task-1", key_id=key.id, request_id="r", route="/", model="m", upstream_id="u", status="SUCCEEDED",
+        output={"text": MARKER}, usage={}, urls=[f"http://x.test/{MARKER}"], submitted_at=NOW,
+    )  # fmt: skip
+    async with database.session() as sql:
+        await sql.execute(insert(files), [file | {"id": "file-1", "owner": key.id}])
+        await sql.execute(insert(files), [file | {"id": "file-2", "owner": other.id, "filename": "ben.jsonl"}])
+        await sql.execute(insert(batches), [batch | {"owner": key.id}])
+        await sql.execute(insert(responses), [response | {"owner": other.id}])
+        sql.add(task)
+    await caches.store.put(b"one", MARKER.encode(), 60, model="m", tenant="t", user=person.id)
+    await caches.store.put(b"two", MARKER.encode(), 60, model="m", tenant="t", user=NAME)
+    await caches.store.put(b"three", b"ben's", 60, model="m", tenant="t", user="ben")
+    await ledger.close()
+
+
+async def everything(database: Database, home: Path) -> bytes:
+    """All rows of all tables as text, and all bytes of all files."""
+    found = []
+    async with database.session() as sql:
+        if database.dialect == "sqlite":
+            query = "select name from sqlite_master where type = 'table'"
+        else:
+            query = "select tablename from pg_tables where schemaname = 'public'"
+        for table in (await sql.scalars(text(query))).all():
+            found.append(str((await sql.execute(text(f'select * from "{table}"'))).all()).encode())
+    await database.close()
+    return b"\n".join([*found, *_bytes_of(home)])
+
+
+def _bytes_of(folder: Path) -> list[bytes]:
+    return [file.name.encode() + b" " + file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+
+
+async def test_no_byte_of_a_person_is_left_and_all_sums_are(database: Database, config: Config) -> None:
+    caches = Caches(config, {})
+    await planted(database, config, caches)
+    report = await Eraser(database, config).erase(NAME, caches)
+    assert report.user.startswith("user")
+    assert report.counts == {
+        "bodies": 3, "responses": 1, "tasks": 1, "files": 1, "batches": 1, "records": 3, "sessions": 1, "keys": 2,
+        "people": 1, "cached_answers": 2, "records_waiting": 1,
+    }  # fmt: skip
+    async with database.session() as sql:
+        assert await sql.scalar(select(func.sum(requests.c.cost))) == Decimal(2)
+        assert (await sql.scalar(select(requests.c.user).where(requests.c.request_id == "others"))) == "ben"
+    assert (await caches.store.size()).entries == 1
+    assert (await AuditLog(database).verify()).holds
+    again = await Eraser(database, config).erase(NAME, caches)
+    assert sum(again.counts.values()) == 0
+    left = await everything(database, config.home)
+    assert MARKER.encode() not in left
+    assert b"ben.jsonl" in left
+    assert b"ben's" in left
+
+
+async def test_another_process_forgets_its_answers(database: Database, config: Config) -> None:
+    here, there = Caches(config, {}), Caches(config, {})
+    watching = Erasures(database, there)
+    await watching.catch_up()
+    await there.store.put(b"one", b"x", 60, model="m", tenant="t", user="ann")
+    await watching.catch_up()
+    assert (await there.store.size()).entries == 1
+    await Eraser(database, config).erase("ann", here)
+    await watching.catch_up()
+    assert (await there.store.size()).entries == 0
+
+
+async def test_the_keys_of_who_is_erased_are_refused(database: Database, config: Config) -> None:
+    keys = KeyStore(database)
+    await keys.create_account("user", "ann")
+    _, token = await keys.create("ann's", user="ann")
+    await Eraser(database, config).erase("ann", Caches(config, {}))
+    (key,) = await keys.list()
+    assert key.revoked_at is not None
+    assert "ann" not in key.name
+    assert token not in str(key)
+    await keys.create_account("user", "ann")  # The name is free again.
