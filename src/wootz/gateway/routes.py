@@ -20,6 +20,7 @@ from wootz.core.wire import (
     SamplingFields,
 )
 from wootz.gateway import account_routes, adapters, engines, errors, feedback, limit_routes, surfaces
+from wootz.gateway.admission import counts as admission_counts
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.caches import routes as cache_routes
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, direct, router_with_key, set_out
@@ -61,6 +62,7 @@ def _administration(gateway: Gateway) -> APIRouter:
         administration = router_with_key(gateway, "admin", tags=["engines"])
         engines.add_routes(administration, gateway)
         route_states.add_routes(administration, gateway)
+        admission_counts.add_routes(administration, gateway.admission.queues)
         router.include_router(administration)
     return router
 
