@@ -37,7 +37,7 @@ from wootz.providers import EngineModel, open_models
 from wootz.providers.retirements import warnings
 from wootz.store import Database
 from wootz.store.secrets import open_source
-from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry
+from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry, UnderWay
 
 try:
     from uvloop import new_event_loop
@@ -63,7 +63,10 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     ledger = Ledger(database, Spool(config.home / "unwritten"))
     prices, options = PriceBook.of(config), config.telemetry
     keep = KeepBodies(options.body_days, options.body_bytes) if options.store_bodies else None
-    telemetry = Telemetry(ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep)
+    under_way = UnderWay(config.home / "under_way")
+    telemetry = Telemetry(
+        ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep, under_way=under_way
+    )
     models: dict[str, LanguageModel] = {}
     front = Gateway(config, models, KeyStore(database) if accounts else None, telemetry)
 
@@ -75,6 +78,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             ledger.recover()
             stack.push_async_callback(front.limits.counters.close)
             stack.push_async_callback(telemetry.close)
+            await under_way.recover(ledger, front.limits.settle_for)
             if front.keys is not None:
                 master = config.server.master_key
                 await front.keys.set_master(master and resolve_secret(master, used_by="server.master_key"))
@@ -90,6 +94,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             stack.push_async_callback(front.drift.close)
             watching = front.drift.watch(telemetry.metrics)
             works = [_watch(models, telemetry), BodyStore(database).sweep_for_ever(), watching]
+            works.append(under_way.recover_for_ever(ledger, front.limits.settle_for))
             if (sharing := Sharing.of(config, models)) is not None:
                 works.append(sharing.run())
             for work in works:
