@@ -14,8 +14,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wootz import __version__, console, gateway
 from wootz.app.bounded_http import BoundedHttp
+from wootz.app.draining import KEEP_ALIVE_SECONDS, Server
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
 from wootz.core.secrets import use_stores
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 STATS_SECONDS = 1.0
 GARBAGE_THRESHOLD = 10_000
 """Containers that a young collection waits for; Python's 700 are a few requests."""
+READY_SECONDS = 20.0
 CUT_SECONDS = 3.0
 """What answers that were cut when draining get to write their records."""
 
@@ -104,6 +106,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             yield
 
     app = FastAPI(title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.gateway = front
     if not accounts:
         app.add_middleware(LoopbackNames)
     gateway.install(app, config)
@@ -150,16 +153,8 @@ async def _watch(models: Mapping[str, LanguageModel], telemetry: Telemetry) -> N
         await asyncio.sleep(STATS_SECONDS)
 
 
-class Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn's own handling would end the process before the lifespan is closed."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def serve(setup: HttpSetup) -> None:
-    """Serve until SIGTERM; then running answers get ``server.drain_seconds`` to end, and are cut after that."""
+    """Serve until SIGTERM, or until SIGUSR1 says that another process has taken over; see `wootz.app.draining`."""
     config = setup.config
     use_stores(lambda scheme: open_source(config, scheme))
     app = create_app(config, setup.engine_sockets, accounts=setup.accounts)
@@ -170,14 +165,18 @@ async def serve(setup: HttpSetup) -> None:
             lifespan="off",
             log_level=config.server.log_level,
             access_log=config.server.log_level in ("debug", "info"),
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(config.server.drain_seconds),
             server_header=False,
         )
-        server = Server(options)
+        if setup.ready is not None:
+            await _until_ready(app.state.gateway)
+        server = Server(options, app.state.gateway, notice=config.server.drain_notice_seconds, ready=setup.ready)
         _leave_what_lasts_alone()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.handle_exit, number, None)
+            loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(signal.SIGUSR1, server.hand_over)
         await server.serve(sockets=[socket.socket(fileno=setup.listener)])
         if cut := list(server.server_state.tasks):
             await asyncio.wait(cut, timeout=CUT_SECONDS)
@@ -189,6 +188,15 @@ def _leave_what_lasts_alone() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
+
+
+async def _until_ready(gateway: Gateway) -> None:
+    """Before a place is taken over, so that nobody is answered worse than by the one before. What the one before could
+    not ask either is not waited for long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(READY_SECONDS):
+            while await gateway.unready():  # noqa: ASYNC110 (other processes get ready; nothing here could tell us)
+                await asyncio.sleep(0.05)
 
 
 def main() -> None:

@@ -104,6 +104,7 @@ def globals_(
 
 app.command("up")(serve.up)
 app.command("serve")(serve.serve)
+app.command("reload")(serve.reload)
 app.command("chat")(chat.chat)
 app.command("pull")(models.pull)
 app.command("run")(run.run)

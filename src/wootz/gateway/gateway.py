@@ -85,6 +85,8 @@ class Gateway:
         self.started = int(time.time())
         self.database = telemetry.ledger.database
         """Where the surfaces keep what they keep."""
+        self.draining = False
+        """It is about to end: `/readyz` says so, and whoever can goes elsewhere."""
         self.limits = limits or Limiter.of(config, keys, telemetry)
         self.caches = Caches(config, models)
         self.admission = Admission(config, telemetry)

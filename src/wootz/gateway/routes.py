@@ -122,7 +122,10 @@ def _operations(gateway: Gateway) -> APIRouter:
 
     @router.get("/readyz", responses={503: {"model": Health, "description": "Some models do not answer yet."}})
     async def ready(response: Response) -> Health:
-        """Every model would work on a request sent now."""
+        """Every model would work on a request sent now, and this server stays."""
+        if gateway.draining:
+            response.status_code = 503
+            return Health(status="draining")
         unready = await gateway.unready()
         response.status_code = 503 if unready else 200
         return Health(status="loading" if unready else "ready", waiting_for=unready)
