@@ -417,7 +417,7 @@ async def rotate(made: Platform, *, seconds: float, rate: float, every: float = 
 async def kill(made: Platform, *, seconds: float, lines: int = 80, light: int = 10) -> dict:
     """All want more than there is, and get the same; then each replica in turn is killed and started again while
     people ask and a batch is under way. What is left must agree: clients, provider, ledger, counters, batch."""
-    made.provider.seconds = lambda text: 0.05 if text.startswith("line") else 0.3
+    made.provider.seconds = lambda text: 0.05 if text.startswith("line") else 1.0
     users = ["heavy", *(f"light{n}" for n in range(light))]
     async with Clients(made).open() as clients:
         for user in [*users, "batcher"]:
@@ -425,10 +425,11 @@ async def kill(made: Platform, *, seconds: float, lines: int = 80, light: int = 
         batch = await clients.batch("batcher", lines)
         until = time.monotonic() + seconds
         await asyncio.gather(
-            clients.closed_loop("heavy", until, at_once=30),
-            *(clients.closed_loop(user, until, at_once=3) for user in users[1:]),
+            clients.closed_loop("heavy", until, at_once=60),
+            *(clients.closed_loop(user, until, at_once=6) for user in users[1:]),
         )
         served = Counter(one.user for one in clients.answers if one.whole)
+        made.provider.seconds = lambda text: 0.05 if text.startswith("line") else 0.3
         crowded = await clients.batch_state("batcher", batch)
         answers_before = len(clients.answers)
 

@@ -164,6 +164,10 @@ class Observation:
         self._span = start_span(telemetry.tracer, begun)
         self._started = time.perf_counter()
 
+    @property
+    def request_id(self) -> str:
+        return self._begun.request_id
+
     def chunk(self, num_tokens: int = 1) -> None:
         """Content arrived (not the opening chunk with only a role): marks the first token and the time since."""
         now = self._last = time.perf_counter()

@@ -95,7 +95,8 @@ class Limiter:
         for meter in meters:
             if meter.amount > meter.limit:
                 raise _never(meter, usage)
-        id = new_id("hold")
+        # A batch line that a killed server had begun is asked again under the same id, and counted once.
+        id = f"hold-{observation.request_id}" if request.journey.lane == "batch" else new_id("hold")
 
         def used(record: RequestRecord) -> list[tuple[Meter, int]]:
             tokens, picodollars = record.prompt_tokens + record.completion_tokens, to_picodollars(record.cost)
