@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -93,6 +94,7 @@ class Provider:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        logging.getLogger("aiohttp.server").disabled = True  # Whoever is killed leaves it in the middle.
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._chat)
         runner = web.AppRunner(app, access_log=None)
@@ -251,6 +253,7 @@ class Answer:
     request_id: str = ""
     error: str = ""
     seconds: float = 0.0
+    ended: float = 0.0
 
 
 @dataclass
@@ -293,7 +296,7 @@ class Clients:
             except (aiohttp.ClientError, TimeoutError) as error:
                 answer.error = f"{type(error).__name__}: {error}"
                 break
-        answer.seconds = time.perf_counter() - began
+        answer.seconds, answer.ended = time.perf_counter() - began, time.monotonic()
         self.answers.append(answer)
         return answer
 
@@ -424,13 +427,22 @@ async def kill(made: Platform, *, seconds: float, lines: int = 80, light: int = 
             await clients.add_user(user, budget_usd="1000", budget_period="never", requests_per_minute=100_000)
         batch = await clients.batch("batcher", lines)
         until = time.monotonic() + seconds
-        await asyncio.gather(
+
+        async def watch_batch() -> int:
+            """How many lines were done while everybody waited."""
+            done = []
+            for at in (until - seconds * 0.7, until):
+                await asyncio.sleep(at - time.monotonic())
+                done.append((await clients.batch_state("batcher", batch))["request_counts"]["completed"])
+            return done[1] - done[0]
+
+        lines_in_the_crowd, *_ = await asyncio.gather(
+            watch_batch(),
             clients.closed_loop("heavy", until, at_once=60),
             *(clients.closed_loop(user, until, at_once=6) for user in users[1:]),
         )
-        served = Counter(one.user for one in clients.answers if one.whole)
+        served = Counter(one.user for one in clients.answers if one.whole and one.ended <= until)
         made.provider.seconds = lambda text: 0.05 if text.startswith("line") else 0.3
-        crowded = await clients.batch_state("batcher", batch)
         answers_before = len(clients.answers)
 
         done = asyncio.Event()
@@ -483,7 +495,7 @@ async def kill(made: Platform, *, seconds: float, lines: int = 80, light: int = 
         ],
         "records of killed requests": sum(record.error_code == "process_killed" for record in records),
         "fairness (Jain)": round(jain([float(served[user]) for user in users]), 4),
-        "batch lines done while it was crowded": crowded["request_counts"]["completed"],
+        "batch lines done while it was crowded": lines_in_the_crowd,
         "counters that differ from the ledger": {
             name: (used, str(by_name[name]))
             for name, (used, _) in budgets.items()
