@@ -1,9 +1,10 @@
-"""Two replicas that behave as one: keys rotate, one is killed, one is reloaded, all under load. Minutes; by hand longer."""
+"""Two replicas that behave as one while keys rotate, one is killed, one is reloaded. By hand as long as you like."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 from two_replicas import Clients, kill, platform, rotate
@@ -27,7 +28,7 @@ def test_a_providers_key_rotates_under_load_and_nobody_notices() -> None:
 
 def test_a_killed_replica_loses_no_record_and_no_count_and_no_line_of_a_batch() -> None:
     with platform() as made:
-        said = asyncio.run(kill(made, seconds=15))
+        said = asyncio.run(kill(made, seconds=20))
     assert said["other failures"] == []
     assert said["failures before the kills"] == 0
     assert said["answers without their record"] == []
@@ -37,7 +38,7 @@ def test_a_killed_replica_loses_no_record_and_no_count_and_no_line_of_a_batch() 
     assert said["counters compared"] == 12
     assert (said["lines in the output"], said["lines charged"], said["lines twice in the output"]) == (80, 80, 0)
     assert said["batch"]["completed"] == 80
-    assert said["batch lines done while it was crowded"] <= 2
+    assert said["batch lines done while it was crowded"] <= 8
 
 
 def test_a_reload_under_load_fails_no_request() -> None:
@@ -50,13 +51,14 @@ def test_a_reload_under_load_fails_no_request() -> None:
             await clients.add_user("ann")
             until = time.monotonic() + 14
             load = asyncio.create_task(clients.closed_loop("ann", until, at_once=6))
-            pids = [replica.http_pid()]
+            pids = replica.http_pids()
             for _ in range(2):
                 await asyncio.sleep(2)
                 await asyncio.to_thread(ask_to_reload, made.home, replica.port, seconds=60)
+                pids += replica.http_pids()
             await load
-            while len(pids) < 2 or pids[-1] == pids[0]:
-                pids.append(await asyncio.to_thread(_only_child, replica))
+            await asyncio.to_thread(_wait_for, lambda: len(replica.http_pids()) == 1)
+            assert len(set(pids)) == 3
             return clients.answers
 
     with platform(1) as made:
@@ -68,11 +70,8 @@ def test_a_reload_under_load_fails_no_request() -> None:
     assert [vars(one) for one in answers if not one.whole] == []
 
 
-def _only_child(replica) -> int:
+def _wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            return replica.http_pid()
-        except ValueError:  # The old one still drains.
-            time.sleep(0.2)
-    raise AssertionError(replica.output)
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
