@@ -13,6 +13,7 @@ from wootz.cli.common import AsJson, print_json, stdout, table
 
 if TYPE_CHECKING:
     from wootz.gateway.scaling import Machine, Policy, Result, Trace
+    from wootz.gateway.scaling.policy import PreWarm
     from wootz.models.planning.knobs import Knobs
 
 HOURS_A_MONTH = 730
@@ -61,6 +62,7 @@ def capacity(
 
     if down >= up:
         raise typer.BadParameter("must be under --up, or it would go up and down for ever", param_hint="--down")
+    warm = [_pre_warm(text) for text in prewarm or []]
     knobs, advice = None, None
     if model is not None:
         knobs, advice, cost = _engine(ctx, model, gpu, weights, prompt, output, itl)
@@ -85,7 +87,7 @@ def capacity(
         load = _trace(trace, rate)
         machine = Machine(places=places, service=service, load_delay=load_delay)
         policy = Policy(up=up, down=down, floor=floor)
-        runs = _simulate(load, machine, policy, wanted, prewarm or [])
+        runs = _simulate(load, machine, policy, wanted, warm)
         if plot is not None:
             from wootz.cli.plan_plot import draw
 
@@ -164,7 +166,7 @@ def _is_a_head(row: list[str]) -> bool:
     return not re.match(r"\s*-?[\d.]", row[0])
 
 
-def _simulate(load: Trace, machine: Machine, policy: Policy, fixed: int, prewarm: list[str]) -> dict[str, Result]:
+def _simulate(load: Trace, machine: Machine, policy: Policy, fixed: int, warm: list[PreWarm]) -> dict[str, Result]:
     from dataclasses import replace
 
     from wootz.gateway.scaling import simulate
@@ -173,12 +175,12 @@ def _simulate(load: Trace, machine: Machine, policy: Policy, fixed: int, prewarm
         f"{fixed} always": simulate(load, machine, fixed),
         "autoscaled": simulate(load, machine, policy),
     }
-    if prewarm:
-        runs["pre-warmed"] = simulate(load, machine, replace(policy, pre_warm=[_pre_warm(text) for text in prewarm]))
+    if warm:
+        runs["pre-warmed"] = simulate(load, machine, replace(policy, pre_warm=warm))
     return runs
 
 
-def _pre_warm(text: str) -> Any:
+def _pre_warm(text: str) -> PreWarm:
     from wootz.gateway.scaling.policy import PreWarm
 
     found = re.fullmatch(r"(\d\d):(\d\d)-(\d\d):(\d\d)=(\d+)", text)
