@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from wootz.core import NotFoundError, WootzError
+from wootz.core import ConfigError, NotFoundError, WootzError
 
 
 class Running(msgspec.Struct):
@@ -29,7 +29,13 @@ class PidFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.state = path, Running(os.getpid())
         self._file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # The port is ours, so nobody else's is the file.
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # On the same port of another address.
+            os.close(self._file)
+            raise ConfigError(
+                f"another `wootz up` with this home has the port {path.stem}", hint="choose another with --port"
+            ) from None
         self._write()
 
     def reloaded(self, failed: str = "") -> None:
