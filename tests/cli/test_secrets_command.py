@@ -24,7 +24,8 @@ def test_a_life_by_hand(tmp_path: Path) -> None:
     wootz("set", "openai", value=FIRST + "\n")
     wootz("rotate", "openai", value=SECOND)
     wootz("retire", "openai", "2", code=2)
-    wootz("retire", "openai", "1")
+    wootz("retire", "openai", "1", code=2)
+    wootz("retire", "openai", "1", "--force")
     assert [word in wootz("show", "openai") for word in ("retired", "current")] == [True, True]
     wootz("list", "--stale", "--older-than-days", "0", code=1)
     assert '"action": "retired"' in wootz("audit", "openai", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 import time
 from collections import Counter
@@ -260,6 +261,36 @@ async def test_a_killed_worker_leaves_each_line_answered_once(tmp_path: Path) ->
     assert set(ledger.values()) == {200}
     assert shown["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
     assert not journal.parent.exists()
+    await gateway.telemetry.close()
+    await gateway.database.close()
+
+
+async def test_a_worker_that_stood_still_writes_nothing_into_the_batch_of_who_took_over(tmp_path: Path) -> None:
+    """Its claim ran out while it was stopped; when it goes on, answers of its own are under way, and its journal has
+    become the user's output."""
+    gateway, batch = await prepare(tmp_path, num_lines=30)
+    script = Path(__file__).parent / "batch_worker_process.py"
+    process = await asyncio.create_subprocess_exec(sys.executable, str(script), str(tmp_path))
+    journal = tmp_path / "batches" / batch["id"] / "output.jsonl"
+    await until(lambda: asyncio.to_thread(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 5))
+    process.send_signal(signal.SIGSTOP)
+    worker = BatchWorker(gateway, lease=0.5, poll=0.05)
+    working = asyncio.create_task(worker.run())
+
+    async def is_completed() -> Any:
+        shown = await worker.batches.get(batch["owner"], batch["id"])
+        return shown if shown["status"] == "completed" else None
+
+    shown = await until(is_completed)
+    output = worker.files.path(await worker.files.get(batch["owner"], shown["output_file_id"]))
+    process.send_signal(signal.SIGCONT)
+    await asyncio.sleep(0.5)
+    process.kill()
+    await process.wait()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    lines = [json.loads(text)["custom_id"] for text in output.read_text().splitlines()]
+    assert Counter(lines) == Counter(f"line {n}" for n in range(30))
     await gateway.telemetry.close()
     await gateway.database.close()
 

@@ -95,13 +95,24 @@ def test_a_version_in_use_is_not_retired(store: LocalStore, clock: Clock) -> Non
     assert [one.uses for one in store.about("openai").versions] == [3, 5]
 
 
+def test_what_was_current_a_moment_ago_is_not_retired(store: LocalStore, clock: Clock) -> None:
+    """Servers have it in memory, and have not told of it yet."""
+    store.rotate("openai", "new-value")
+    with pytest.raises(ConfigError, match="was current a moment ago"):
+        store.retire("openai", 1, quiet=5)
+    clock.now += 6
+    store.retire("openai", 1, quiet=5)
+
+
 def test_what_is_retired_can_be_had_back_until_it_is_destroyed(store: LocalStore, clock: Clock) -> None:
     store.rotate("openai", "new-value")
+    clock.now += 60
     store.retire("openai", 1)
     clock.now += 6 * DAY
     assert store.destroy_overdue() == []
     store.recover("openai", 1)
     assert store.get("openai", 1).value == VALUE
+    clock.now += 60
     store.retire("openai", 1)
     clock.now += 8 * DAY
     assert store.destroy_overdue() == [("openai", 1)]

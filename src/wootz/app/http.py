@@ -14,8 +14,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from wootz import __version__, console, gateway
 from wootz.app.alerting import watching
 from wootz.app.bounded_http import BoundedHttp
+from wootz.app.draining import KEEP_ALIVE_SECONDS, Server
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
 from wootz.core.secrets import use_stores
@@ -40,7 +41,7 @@ from wootz.providers import EngineModel, open_models
 from wootz.providers.retirements import warnings
 from wootz.store import Database
 from wootz.store.secrets import open_source
-from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry
+from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry, UnderWay
 from wootz.telemetry.prompt_hash import PromptHasher
 
 try:
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 STATS_SECONDS = 1.0
 GARBAGE_THRESHOLD = 10_000
 """Containers that a young collection waits for; Python's 700 are a few requests."""
+READY_SECONDS = 20.0
 CUT_SECONDS = 3.0
 """What answers that were cut when draining get to write their records."""
 
@@ -67,9 +69,10 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     ledger = Ledger(database, Spool(config.home / "unwritten"))
     prices, options = PriceBook.of(config), config.telemetry
     keep = KeepBodies(options.body_days, options.body_bytes) if options.store_bodies else None
+    under_way = UnderWay(config.home / "under_way")
     telemetry = Telemetry(
         ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep,
-        hash_prompt=PromptHasher.of(config),
+        hash_prompt=PromptHasher.of(config), under_way=under_way,
     )  # fmt: skip
     models: dict[str, LanguageModel] = {}
     front = Gateway(config, models, KeyStore(database) if accounts else None, telemetry)
@@ -82,6 +85,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             ledger.recover()
             stack.push_async_callback(front.limits.counters.close)
             stack.push_async_callback(telemetry.close)
+            await under_way.recover(ledger, front.limits.settle_for)
             if front.keys is not None:
                 master = config.server.master_key
                 await front.keys.set_master(master and resolve_secret(master, used_by="server.master_key"))
@@ -99,6 +103,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             erased = Erasures(database, front.caches)
             works = [_watch(models, telemetry, erased), BodyStore(database).sweep_for_ever()]
             works.append(front.drift.watch(telemetry.metrics))
+            works.append(under_way.recover_for_ever(ledger, front.limits.settle_for))
             if (sharing := Sharing.of(config, models)) is not None:
                 works.append(sharing.run())
             for work in works:
@@ -109,6 +114,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             yield
 
     app = FastAPI(title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.gateway = front
     if not accounts:
         app.add_middleware(LoopbackNames)
     gateway.install(app, config)
@@ -157,16 +163,8 @@ async def _watch(models: Mapping[str, LanguageModel], telemetry: Telemetry, eras
         await asyncio.sleep(STATS_SECONDS)
 
 
-class Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn's own handling would end the process before the lifespan is closed."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def serve(setup: HttpSetup) -> None:
-    """Serve until SIGTERM; then running answers get ``server.drain_seconds`` to end, and are cut after that."""
+    """Serve until SIGTERM, or until SIGUSR1 says that another process has taken over; see `wootz.app.draining`."""
     config = setup.config
     use_stores(lambda scheme: open_source(config, scheme))
     app = create_app(config, setup.engine_sockets, accounts=setup.accounts)
@@ -177,14 +175,18 @@ async def serve(setup: HttpSetup) -> None:
             lifespan="off",
             log_level=config.server.log_level,
             access_log=config.server.log_level in ("debug", "info"),
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(config.server.drain_seconds),
             server_header=False,
         )
-        server = Server(options)
+        if setup.ready is not None:
+            await _until_ready(app.state.gateway)
+        server = Server(options, app.state.gateway, notice=config.server.drain_notice_seconds, ready=setup.ready)
         _leave_what_lasts_alone()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.handle_exit, number, None)
+            loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(signal.SIGUSR1, server.hand_over)
         await server.serve(sockets=[socket.socket(fileno=setup.listener)])
         if cut := list(server.server_state.tasks):
             await asyncio.wait(cut, timeout=CUT_SECONDS)
@@ -196,6 +198,15 @@ def _leave_what_lasts_alone() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
+
+
+async def _until_ready(gateway: Gateway) -> None:
+    """Before a place is taken over, so that nobody is answered worse than by the one before. What the one before could
+    not ask either is not waited for long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(READY_SECONDS):
+            while await gateway.unready():  # noqa: ASYNC110 (other processes get ready; nothing here could tell us)
+                await asyncio.sleep(0.05)
 
 
 def main() -> None:

@@ -18,3 +18,5 @@ class HttpSetup(BaseModel):
     accounts: bool
     listener: int
     """File descriptor of the listening socket."""
+    ready: int | None = None
+    """File descriptor to tell when it accepts, where it takes over from another process."""

@@ -4,7 +4,8 @@ Two kinds of children: one engine process per local model, and the HTTP process 
 on Unix sockets in a private folder. A child that dies after it once worked is started again; one that never got
 that far (a broken model file) ends the start, with the child's own last line as the reason. Ctrl-C lets the HTTP
 process finish running answers, then ends the engines; a second Ctrl-C ends everything at once. However the
-supervisor itself ends, no child outlives it (`wootz.core.leash`).
+supervisor itself ends, no child outlives it (`wootz.core.leash`). SIGHUP (`wootz reload`) replaces the HTTP process
+without a failed request: a new one, with the config as it is now, accepts on the same socket before the old one drains.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from wootz.app.pid_file import pid_file
 from wootz.app.preflight import Prepared, open_database
 from wootz.app.process import Child, Say, engine_process
-from wootz.app.setup import SETUP_VARIABLE, HttpSetup
+from wootz.app.reloading import Reloading, http_process
+from wootz.app.setup import HttpSetup
 from wootz.core import Config, UnavailableError, WootzError
 from wootz.engine.client import EngineClient
 from wootz.engine.protocol import Hello
@@ -58,11 +61,26 @@ class StartError(WootzError):
 
 
 def run(
-    config: Config, prepared: Prepared, *, say: Say, announce: Callable[[Ready], None], accounts: bool = True
+    config: Config,
+    prepared: Prepared,
+    *,
+    say: Say,
+    announce: Callable[[Ready], None],
+    accounts: bool = True,
+    read_config: Callable[[], Config] | None = None,
 ) -> None:
-    """Start the platform and stay until told to stop (SIGINT or SIGTERM). Raises `WootzError` when it can't."""
-    with prepared.listener, tempfile.TemporaryDirectory(prefix="wootz-", ignore_cleanup_errors=True) as folder:
-        asyncio.run(Supervisor(config, prepared, Path(folder), say=say, accounts=accounts).run(announce))
+    """Start the platform and stay until told to stop (SIGINT or SIGTERM). Raises `WootzError` when it can't.
+
+    ``read_config`` has the config as it is when the platform is reloaded.
+    """
+    with (
+        prepared.listener,
+        tempfile.TemporaryDirectory(prefix="wootz-", ignore_cleanup_errors=True) as folder,
+        pid_file(config.home, prepared.listener.getsockname()[1]) as file,
+    ):
+        supervisor = Supervisor(config, prepared, Path(folder), say=say, accounts=accounts)
+        supervisor.reloading = Reloading(supervisor, read_config or (lambda: config), file)
+        asyncio.run(supervisor.run(announce))
 
 
 class Supervisor:
@@ -87,13 +105,14 @@ class Supervisor:
             engine_process(_prompts_of(name), prepared.model_paths[name], path, config.engine_of(name))
             for name, path in prompts.items()
         ]
-        setup = HttpSetup(config=config, engine_sockets=sockets, accounts=accounts, listener=prepared.listener.fileno())
-        self.http = Child(
-            "http",
-            "wootz.app.http",
-            environ={SETUP_VARIABLE: setup.model_dump_json()},
-            inherit=[prepared.listener.fileno()],
+        self.setup = HttpSetup(
+            config=config, engine_sockets=sockets, accounts=accounts, listener=prepared.listener.fileno()
         )
+        self.http = http_process(self.setup)
+        self.leaving: set[Child] = set()
+        """HTTP processes whose place another one has taken, until they have drained."""
+        self.reloading: Reloading | None = None
+        self.keepers: list[asyncio.Task[None]] = []
         host, self.port = prepared.listener.getsockname()[:2]
         self.host = str({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host))
         self.stopping = asyncio.Event()
@@ -101,6 +120,8 @@ class Supervisor:
     async def run(self, announce: Callable[[Ready], None]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        if self.reloading is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reloading.ask)
         async with open_database(self.config) as database:
             self.signals = Signals(database)
             await self._run(KeyStore(database) if self.accounts else None, announce)
@@ -108,19 +129,19 @@ class Supervisor:
     async def _run(self, keys: KeyStore | None, announce: Callable[[Ready], None]) -> None:
         for client in self.clients.values():
             client.start()
-        keepers = [asyncio.create_task(self._keep(child, self._engine_is_ready)) for child in self.engines]
-        keepers.append(asyncio.create_task(self._keep(self.http, self._http_is_ready)))
+        self.keepers = [asyncio.create_task(self.keep(child, self._engine_is_ready)) for child in self.engines]
+        self.keepers.append(asyncio.create_task(self.keep(self.http, self._http_is_ready)))
         try:
-            await self._until(self._all_ready(), keepers)
+            await self._until(self._all_ready())
             if not self.stopping.is_set():
                 announce(await self._what_is_ready(keys))
-                await self._until(self.stopping.wait(), keepers)
+                await self._until(self.stopping.wait())
         finally:
-            await self._end(keepers)
+            await self._end()
 
     # --- keeping ----------------------------------------------------------------------------------------------
 
-    async def _keep(self, child: Child, is_ready: Callable[[Child], Awaitable[bool]]) -> None:
+    async def keep(self, child: Child, is_ready: Callable[[Child], Awaitable[bool]]) -> None:
         """Start the child, and start it again whenever it dies; raises `StartError` when that is hopeless."""
         failed_starts, delay = 0, FIRST_DELAY_SECONDS
         while not self.stopping.is_set():
@@ -128,7 +149,8 @@ class Supervisor:
             watch = asyncio.create_task(self._watch(child, is_ready))
             how = await child.wait()
             watch.cancel()
-            if self.stopping.is_set():
+            if self.stopping.is_set() or child in self.leaving:
+                self.leaving.discard(child)
                 return
             if child in self.engines:
                 await self._note_death(child)
@@ -189,29 +211,32 @@ class Supervisor:
 
     def _on_signal(self) -> None:
         if self.stopping.is_set():
-            for child in (self.http, *self.engines):
+            for child in (self.http, *self.leaving, *self.engines):
                 child.kill()
         else:
             self.say("stopping; once more to stop at once")
             self.stopping.set()
 
-    async def _until(self, goal: Awaitable[object], keepers: list[asyncio.Task[None]]) -> None:
+    async def _until(self, goal: Awaitable[object]) -> None:
         """Wait for the goal, or for the signal to stop; raise as soon as a child is given up."""
         waits = [asyncio.ensure_future(goal), asyncio.ensure_future(self.stopping.wait())]
         try:
-            done, _ = await asyncio.wait([*waits, *keepers], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            while not any(task.done() for task in waits):
+                done, _ = await asyncio.wait([*waits, *self.keepers], return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                self.keepers = [keeper for keeper in self.keepers if not keeper.done()]
         finally:
             for task in waits:
                 task.cancel()
 
-    async def _end(self, keepers: list[asyncio.Task[None]]) -> None:
-        """First the HTTP process, so that running answers can finish; then the engines."""
+    async def _end(self) -> None:
+        """First the HTTP processes, so that running answers can finish; then the engines."""
         self.stopping.set()
-        await self.http.stop(self.config.server.drain_seconds + END_SECONDS)
+        patience = self.config.server.drain_notice_seconds + self.config.server.drain_seconds + END_SECONDS
+        await asyncio.gather(*(child.stop(patience) for child in (self.http, *self.leaving)))
         await asyncio.gather(*(client.close() for client in self.clients.values()))
         await asyncio.gather(*(engine.stop(END_SECONDS) for engine in self.engines))
-        for keeper in keepers:
+        for keeper in self.keepers:
             keeper.cancel()
-        await asyncio.gather(*keepers, return_exceptions=True)
+        await asyncio.gather(*self.keepers, return_exceptions=True)

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from wootz.cli.arch import Context, Model, open_model
-from wootz.cli.common import AsJson, human_bytes, human_count, print_json, stdout, table
+from wootz.cli.common import PLAIN_HELP, AsJson, human_bytes, human_count, print_json, stdout, table
+from wootz.cli.plan_capacity import capacity
 
 if TYPE_CHECKING:
     from wootz.models import Decoder
     from wootz.models.planning.hardware import Device
     from wootz.models.planning.roofline import Workload
+
+
+class ModelByDefault(TyperGroup):
+    """`wootz plan MODEL` is `wootz plan model MODEL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["model", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=ModelByDefault, no_args_is_help=True, help="What it would take, before renting anything.", **PLAIN_HELP
+)
 
 
 def plan(
@@ -163,3 +179,7 @@ def _scaling(shape: Decoder, on: Device, works: list[Workload], *, as_json: bool
     stdout().print(
         "* the last doubling that saves a fifth of the step. Decoding, by roofline, nothing measured.", style="dim"
     )
+
+
+app.command("model")(plan)
+app.command("capacity")(capacity)

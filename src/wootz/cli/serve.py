@@ -10,6 +10,8 @@ import typer
 from wootz.cli.common import human_count, load, stderr
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wootz.app.supervisor import Ready
     from wootz.core import Config
 
@@ -29,7 +31,28 @@ def up(ctx: typer.Context, host: Host = None, port: Port = None) -> None:
       [bold]wootz up --port 9000[/bold]
       [bold]WOOTZ_HOME=/data/wootz wootz up --host 0.0.0.0[/bold]
     """
-    _run(load(ctx, **{"server.host": host, "server.port": port}).config, accounts=True)
+
+    def read() -> Config:
+        return load(ctx, **{"server.host": host, "server.port": port}).config
+
+    _run(read(), accounts=True, read_config=read)
+
+
+def reload(
+    ctx: typer.Context,
+    port: Port = None,
+    wait: Annotated[float, typer.Option(min=1, help="Longest wait for it, in seconds.")] = 60.0,
+) -> None:
+    """Have a running `wootz up` take on the config (and the code) as they are now, without a failed request.
+
+    A new HTTP process takes over the socket, the old one finishes its answers. Local models stay loaded; what concerns
+    them needs a restart.
+    """
+    from wootz.app.pid_file import ask_to_reload
+
+    config = load(ctx, **{"server.port": port}).config
+    ask_to_reload(config.home, config.server.port, seconds=wait)
+    stderr().print("[green]✓[/green] reloaded")
 
 
 def serve(
@@ -59,7 +82,7 @@ def serve(
     _run(single_model(config, model, name), accounts=False)
 
 
-def _run(config: Config, *, accounts: bool) -> None:
+def _run(config: Config, *, accounts: bool, read_config: Callable[[], Config] | None = None) -> None:
     from wootz.app.preflight import prepare
     from wootz.app.supervisor import run
 
@@ -75,7 +98,7 @@ def _run(config: Config, *, accounts: bool) -> None:
 
     prepared = prepare(config)
     with status:
-        run(config, prepared, say=say, announce=announce, accounts=accounts)
+        run(config, prepared, say=say, announce=announce, accounts=accounts, read_config=read_config)
 
 
 def _announce(config: Config, ready: Ready, *, accounts: bool) -> None:

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from wootz.core.errors import ConfigError
 from wootz.core.secrets import resolve_secret
 from wootz.core.sections import (
+    AdmissionConfig,
     AlertsConfig,
     BatchesConfig,
     CachesConfig,
@@ -60,6 +61,7 @@ class Config(Section):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     providers: dict[str, ProviderConfig] = Field(default_factory=dict)
+    admission: AdmissionConfig = Field(default_factory=AdmissionConfig)
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
     batches: BatchesConfig = Field(default_factory=BatchesConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
@@ -91,6 +93,13 @@ class Config(Section):
         for name, model in self.models.items():
             if model.provider is not None and model.provider not in self.providers:
                 raise ValueError(f"models.{name}.provider: there is no [providers.{model.provider}]")
+        return self
+
+    @model_validator(mode="after")
+    def _capacities_are_of_models(self) -> Config:
+        for name in self.admission.capacity:
+            if name not in self.routes and not any(name == one or name in m.adapters for one, m in self.models.items()):
+                raise ValueError(f'admission.capacity.{name}: there is no model or route "{name}"')
         return self
 
     @property

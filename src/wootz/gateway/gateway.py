@@ -3,7 +3,7 @@
 1. *observe*: the record begins, so what is refused from here on is recorded too
 2. *authorize*: the key may use this model, or the one that a migration puts in its place
 3. *hold*: what the answer may use up is reserved in every limit and budget; it is settled when the record is left
-4. *cached?*: an answer that was given before (`gateway/caches`), else
+4. *cached?*: an answer that was given before (`gateway/caches`), else a place at the model (`gateway/admission`)
 5. *answer*: the model's chunks go through as they come
 6. *record*: written, durably, before the caller gets the answer's last word
 
@@ -47,6 +47,7 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
+from wootz.gateway.admission import Admission
 from wootz.gateway.caches import Caches
 from wootz.gateway.identity import residency
 from wootz.gateway.identity.attributes import may_use
@@ -90,9 +91,12 @@ class Gateway:
         self.started = int(time.time())
         self.database = telemetry.ledger.database
         """Where the surfaces keep what they keep."""
+        self.draining = False
+        """It is about to end: `/readyz` says so, and whoever can goes elsewhere."""
         self.limits = limits or Limiter.of(config, keys, telemetry)
         self.caches = Caches(config, models)
         self.audit = AuditLog(self.database)
+        self.admission = Admission(config, telemetry)
         self.tasks = Tasks(self, self.database)
         self.migrations = Migrations(self)
         self.drift = DriftSampler(config.drift, self.database, self._grader)
@@ -186,7 +190,7 @@ class Gateway:
     ) -> EmbeddingResponse:
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
-            answer = await self.caches.texts.embed(key, request, model.embed)
+            answer = await self.caches.texts.embed(key, request, self.admission.once(key, model.embed))
             observation.usage(answer.usage)
             return answer
 
@@ -195,7 +199,7 @@ class Gateway:
     ) -> RerankResponse:
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
-            answer = await self.caches.texts.rerank(key, request, model, model.rerank)
+            answer = await self.caches.texts.rerank(key, request, model, self.admission.once(key, model.rerank))
             observation.usage(answer.usage)
             return answer
 
@@ -225,7 +229,8 @@ class Gateway:
         async with self._recorded(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
             try:
-                asking = self.migrations.watching(request, request_id, partial(ask, model))
+                asking = self.admission.ask(key, request, partial(ask, model))
+                asking = self.migrations.watching(request, request_id, asking)
                 asking = self.drift.sampling(request, request_id, asking)
                 answer = self.caches.chunks(key, request, request_id, chunk_type, asking)
                 async with aclosing(answer) as chunks:

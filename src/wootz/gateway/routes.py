@@ -20,6 +20,7 @@ from wootz.core.wire import (
     SamplingFields,
 )
 from wootz.gateway import account_routes, adapters, alert_routes, engines, errors, feedback, limit_routes, surfaces
+from wootz.gateway.admission import counts as admission_counts
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.caches import routes as cache_routes
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, direct, router_with_key, set_out
@@ -69,6 +70,7 @@ def _administration(gateway: Gateway) -> APIRouter:
         administration = router_with_key(gateway, "operate", audited=True, tags=["engines"])
         engines.add_routes(administration, gateway)
         route_states.add_routes(administration, gateway)
+        admission_counts.add_routes(administration, gateway.admission.queues)
         router.include_router(administration)
     return router
 
@@ -129,7 +131,10 @@ def _operations(gateway: Gateway) -> APIRouter:
 
     @router.get("/readyz", responses={503: {"model": Health, "description": "Some models do not answer yet."}})
     async def ready(response: Response) -> Health:
-        """Every model would work on a request sent now."""
+        """Every model would work on a request sent now, and this server stays."""
+        if gateway.draining:
+            response.status_code = 503
+            return Health(status="draining")
         unready = await gateway.unready()
         response.status_code = 503 if unready else 200
         return Health(status="loading" if unready else "ready", waiting_for=unready)

@@ -45,7 +45,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "ready", "loading"]
+    status: Literal["ok", "ready", "loading", "draining"]
     waiting_for: list[str] = Field(default=[], description="The models that do not answer yet.")
 
 

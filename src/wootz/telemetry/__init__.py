@@ -9,6 +9,7 @@ from wootz.telemetry.prices import Price
 from wootz.telemetry.record import AttemptRecord, RequestRecord, SpanRecord, Timeline
 from wootz.telemetry.report import GROUPS, ReportRow, parse_period
 from wootz.telemetry.spool import Spool
+from wootz.telemetry.under_way import UnderWay
 
 __all__ = [
     "CONTENT_TYPE",
@@ -27,5 +28,6 @@ __all__ = [
     "StoredBody",
     "Telemetry",
     "Timeline",
+    "UnderWay",
     "parse_period",
 ]

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from wootz.core import PriceConfig, WootzError
 from wootz.core.journey import Journey
+from wootz.core.media import MediaRequest
 from wootz.core.wire import Usage
 from wootz.engine.protocol import Stats
 from wootz.telemetry.bodies import BodyCollector
@@ -36,6 +37,7 @@ from wootz.telemetry.record import RequestRecord
 from wootz.telemetry.refusals import Ear
 from wootz.telemetry.signals import Signals
 from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
+from wootz.telemetry.under_way import Owed, UnderWay
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +68,11 @@ class Telemetry:
         tracer_provider: TracerProvider | None = None,
         keep_bodies: KeepBodies | None = None,
         hash_prompt: Callable[[BaseModel], tuple[str, int]] | None = None,
+        under_way: UnderWay | None = None,
     ) -> None:
+        """``under_way`` keeps what is being answered over a kill."""
         self.ledger = ledger
+        self.under_way = under_way
         self.prices = prices if isinstance(prices, PriceBook) else PriceBook(prices)
         self.keep_bodies = keep_bodies
         self.hash_prompt = hash_prompt
@@ -106,6 +111,9 @@ class Telemetry:
             prompt_hash=prompt_hash,
             prompt_chars=prompt_chars,
         )
+        again = isinstance(body, MediaRequest) or (journey is not None and journey.lane == "batch")
+        if self.under_way is not None and not again:  # Tasks and batch lines go on elsewhere, under the same id.
+            self.under_way.begin(begun)
         keep = self.keep_bodies
         kept = BodyCollector(body, keep.max_bytes, keep.days) if keep is not None and body is not None else None
         return Observation(self, begun, journey or Journey(), metadata, kept)
@@ -132,6 +140,8 @@ class Telemetry:
     async def close(self) -> None:
         """Wait for the ledger's last rows and send the last spans."""
         await self.ledger.close()
+        if self.under_way is not None:
+            self.under_way.close()
         if self._provider is not None:
             await asyncio.to_thread(self._provider.shutdown)
 
@@ -164,10 +174,16 @@ class Observation:
         self._ended: asyncio.Future[RequestRecord] | None = None
         self.settle: Callable[[RequestRecord], Awaitable[None]] | None = None
         """What is to be told of the record before it is kept: the limits, of what was used."""
+        self.owed: Callable[[RequestRecord], Owed] | None = None
+        """The same as data, for who settles it when this process is killed before it did."""
         self._in_flight = telemetry.metrics.child(telemetry.metrics.in_flight, model_label(begun))
         self._in_flight.inc()
         self._span = start_span(telemetry.tracer, begun)
         self._started = time.perf_counter()
+
+    @property
+    def request_id(self) -> str:
+        return self._begun.request_id
 
     def chunk(self, num_tokens: int = 1) -> None:
         """Content arrived (not the opening chunk with only a role): marks the first token and the time since."""
@@ -207,6 +223,9 @@ class Observation:
         return await asyncio.shield(self._ended)
 
     async def _keep(self, record: RequestRecord) -> RequestRecord:
+        under_way = self._telemetry.under_way
+        if under_way is not None:
+            under_way.ended(record, self.owed and self.owed(record))
         if self.settle is not None:
             try:
                 await self.settle(record)
@@ -218,6 +237,8 @@ class Observation:
             await self._telemetry.ledger.write(record, body)
         except Exception:
             self._telemetry.metrics.rows_lost.inc()  # The ledger has logged the record and the reason.
+        if under_way is not None:
+            under_way.kept(record.request_id)
         return record
 
     def _record(self, status: int, error: WootzError | None, client_disconnected: bool) -> RequestRecord:

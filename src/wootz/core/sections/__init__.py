@@ -1,5 +1,6 @@
 """The parts of the config tree, a file for each concern; `core/config.py` puts them together and reads them."""
 
+from wootz.core.sections.admission import AdmissionConfig
 from wootz.core.sections.alerts import AlertsConfig, WebhookConfig
 from wootz.core.sections.batches import BatchesConfig
 from wootz.core.sections.caches import CachesConfig, ExactCacheConfig, SemanticCacheConfig
@@ -17,6 +18,7 @@ from wootz.core.sections.server import DatabaseConfig, ServerConfig
 from wootz.core.sections.telemetry import TelemetryConfig
 
 __all__ = [
+    "AdmissionConfig",
     "AlertsConfig",
     "BatchesConfig",
     "CachesConfig",

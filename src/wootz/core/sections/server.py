@@ -22,6 +22,9 @@ class ServerConfig(Section):
     max_body_bytes: int = Field(default=8 * 2**20, ge=1024, description="Larger request bodies are refused with 413.")
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     drain_seconds: float = Field(default=10.0, ge=0, description="How long running answers may go on after Ctrl-C.")
+    drain_notice_seconds: float = Field(
+        default=0.0, ge=0, description="How long it goes on while /readyz says 503 already; load balancers need it."
+    )
 
 
 class DatabaseConfig(Section):

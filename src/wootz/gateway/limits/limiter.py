@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
+from typing import Any
 
 from wootz.core import BadRequestError, Config, LanguageModel, RateLimitError, resolve_secret
 from wootz.core.media import MediaRequest
@@ -46,6 +47,9 @@ WORDS = {
 
 ALL_FREE_AGAIN = "1m1s"
 """As OpenAI writes it: after that long without a request, a minute's limit is whole again."""
+
+LATEST_SECONDS = 500.0
+"""Counters remember for a little longer what was settled; what is settled after that could count twice."""
 
 
 class Limiter:
@@ -91,11 +95,18 @@ class Limiter:
         for meter in meters:
             if meter.amount > meter.limit:
                 raise _never(meter, usage)
-        id = new_id("hold")
+        # A batch line that a killed server had begun is asked again under the same id, and counted once.
+        id = f"hold-{observation.request_id}" if request.journey.lane == "batch" else new_id("hold")
+
+        def used(record: RequestRecord) -> list[tuple[Meter, int]]:
+            tokens, picodollars = record.prompt_tokens + record.completion_tokens, to_picodollars(record.cost)
+            return [(meter, meter.used(tokens, picodollars)) for meter in meters]
 
         async def settle(record: RequestRecord) -> None:
-            tokens, picodollars = record.prompt_tokens + record.completion_tokens, to_picodollars(record.cost)
-            await self.counters.settle(id, [(meter, meter.used(tokens, picodollars)) for meter in meters])
+            await self.counters.settle(id, used(record))
+
+        def owed(record: RequestRecord) -> list[Any]:
+            return [id, self._wall(), [part for meter, amount in used(record) for part in meter.settlement(amount)]]
 
         try:
             verdict = await self.counters.reserve(id, meters, self._seed)
@@ -109,8 +120,17 @@ class Limiter:
             if refused_by.subject.kind == "conversation":
                 self._telemetry.metrics.capped_conversations.labels(refused_by.limit_name).inc()
             raise _refusal(refused_by, verdict.retry_after)
-        observation.settle = settle
+        observation.settle, observation.owed = settle, owed
         request.journey.answer_headers.update(_headers(meters, verdict.left))
+
+    async def settle_for(self, owed: Sequence[Any]) -> None:
+        """For a process that was killed before it settled what it wrote down as ``owed``.
+
+        Raises `CountersUnavailable`.
+        """
+        id, ended, settlement = owed
+        if (ago := max(0.0, self._wall() - ended)) < LATEST_SECONDS:
+            await self.counters.settle_late(id, ago, settlement)
 
     async def uses(self, subjects: Iterable[Subject]) -> list[Use]:
         """How much of each of their limits is used and held now."""

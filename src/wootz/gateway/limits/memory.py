@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from wootz.gateway.limits.meters import WINDOW_SECONDS, Meter, Seed, Verdict
 
@@ -52,6 +53,9 @@ class MemoryCounters:
                 now = self._periods[meter.name]
                 if now is not place and now.start == place.start:
                     now.total += amount  # It was begun anew meanwhile, from a ledger without this request.
+
+    async def settle_late(self, id: str, ago: float, settlement: list[Any]) -> None:
+        """What the killed process had counted is gone with it; this one begins with the ledger's sums."""
 
     async def read(self, meters: Sequence[Meter]) -> list[tuple[int, int] | None]:
         return [self._read(meter) for meter in meters]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from wootz.core import UnavailableError
 from wootz.gateway.limits.periods import period_at
@@ -55,6 +55,10 @@ class Meter:
     def is_money(self) -> bool:
         return self.limit_name in ("budget_exceeded", "conversation_budget")
 
+    def settlement(self, used: int) -> list[str | int]:
+        """As data, for `Counters.settle_late`."""
+        return [self.kind, self.name, used, self.start]
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -94,6 +98,11 @@ class Counters(Protocol):
 
     async def settle(self, id: str, used: Sequence[tuple[Meter, int]]) -> None:
         """Put what was used in the place of what was held. Only the first call counts; it never raises."""
+        ...
+
+    async def settle_late(self, id: str, ago: float, settlement: list[Any]) -> None:
+        """Settle, for a process that is gone, what ended ``ago`` seconds ago; ``settlement`` has the `Meter.settlement`
+        of each. What only that process counted is gone with it. Raises `CountersUnavailable`."""
         ...
 
     async def read(self, meters: Sequence[Meter]) -> list[tuple[int, int] | None]:

@@ -85,11 +85,14 @@ class RedisCounters:
 
     async def settle(self, id: str, used: Sequence[tuple[Meter, int]]) -> None:
         self._held.pop(id, None)
-        arguments = [part for meter, amount in used for part in (meter.kind, meter.name, amount, meter.start)]
+        arguments = [part for meter, amount in used for part in meter.settlement(amount)]
         try:
             await self._run("settle", id, 0, *arguments)
         except CountersUnavailable:
             self._unsettled[id] = (time.monotonic(), arguments)
+
+    async def settle_late(self, id: str, ago: float, settlement: list[Any]) -> None:
+        await self._run("settle", id, f"{ago:.3f}", *settlement)
 
     async def read(self, meters: Sequence[Meter]) -> list[tuple[int, int] | None]:
         arguments = [part for meter in meters for part in (meter.kind, meter.name, meter.start)]

@@ -1,7 +1,8 @@
 """One batch, from its input file to its output: each line answered once, also over a killed server.
 
 What is done is written to a journal, a line as it ends; it is the output file to be. Whoever takes the batch up again
-reads the journal, drops a last line that was cut, and goes on with what is missing. A line's request id is made of
+reads the journal, drops a last line that was cut, and goes on with what is missing. Whoever stood still for longer than
+a claim lasts writes no more. A line's request id is made of
 the batch's id and its number, and the ledger keeps one row of an id: a line that was answered in the very moment of
 the end, and is asked again, is recorded and charged once.
 """
@@ -43,9 +44,13 @@ class Lost(Exception):
 
 
 class BatchRun:
-    def __init__(self, worker: BatchWorker, owner: str, batch: Batch) -> None:
+    """``until`` is how long the claim lasts, by `time.monotonic`."""
+
+    def __init__(self, worker: BatchWorker, owner: str, batch: Batch, *, until: float) -> None:
         self.worker, self.gateway = worker, worker.gateway
         self.owner, self.batch = owner, batch
+        self._mine_until = until
+        self._going: asyncio.Task[Any] | None = None
         self.stop = asyncio.Event()
         """Begin no more lines: it is cancelled."""
         self._saving = asyncio.Lock()
@@ -56,7 +61,8 @@ class BatchRun:
 
     async def go(self) -> None:
         """To the end, or until cancelled; then the claim is given back."""
-        renewing = asyncio.create_task(self._renew(asyncio.current_task()))
+        self._going = asyncio.current_task()
+        renewing = asyncio.create_task(self._renew(self._going))
         try:
             if self.batch["status"] == "cancelling":
                 self._wants_to_stop()
@@ -107,8 +113,15 @@ class BatchRun:
             if self.stop.is_set() or self._expired:
                 return
             answered = await self._answer(line)
+            if time.monotonic() >= self._mine_until:
+                return self._give_up()
             if answered is not None:
                 self._write(line, answered, None)
+
+    def _give_up(self) -> None:
+        """This process stood still for longer than its claim lasted, and somebody else may be writing."""
+        if self._going is not None:
+            self._going.cancel()
 
     async def _answer(self, line: Line) -> dict[str, Any] | None:
         """OpenAI's ``response``; None when it is to stop before there is one."""
@@ -207,9 +220,11 @@ class BatchRun:
             self.batch["status"] = status = status or self.batch["status"]
             self.batch[f"{status}_at"] = self.batch.get(f"{status}_at") or int(time.time())
             seconds = self.worker.lease if seconds is None else seconds
+            until = time.monotonic() + seconds
             now = await self.worker.batches.save(self.worker.id, self.batch, seconds)
         if now is None:
             raise Lost
+        self._mine_until = until
         if now == "cancelling":
             self._wants_to_stop()
 

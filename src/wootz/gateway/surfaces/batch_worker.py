@@ -51,8 +51,11 @@ class BatchWorker:
                     if time.monotonic() > swept + SWEEP_SECONDS:
                         swept = time.monotonic()
                         await self.files.sweep()
-                    while len(runs) < MAX_BATCHES and (claimed := await self.batches.claim(self.id, self.lease)):
-                        runs.add(task := group.create_task(self._run(BatchRun(self, *claimed))))
+                    while len(runs) < MAX_BATCHES:
+                        until = time.monotonic() + self.lease
+                        if (claimed := await self.batches.claim(self.id, self.lease)) is None:
+                            break
+                        runs.add(task := group.create_task(self._run(BatchRun(self, *claimed, until=until))))
                         task.add_done_callback(runs.discard)
                 except WootzError as error:
                     log.warning("batches wait: %s", error)

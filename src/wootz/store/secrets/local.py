@@ -36,6 +36,9 @@ RECOVERY_SECONDS = 7 * DAY
 MAX_AGE_SECONDS = 90 * DAY
 QUIET_SECONDS = 3600.0
 """A version used this short a time ago is still in use. Far longer than a server needs to write its uses down."""
+SETTLING_SECONDS = 10.0
+"""After a rotation servers go on with the version before until they read again, every two seconds, and write down what
+they used with the same delay: until then nothing here says that it is not in use."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
@@ -236,8 +239,8 @@ class LocalStore:
             self._promote(db, name, version)
 
     def retire(self, name: str, version: int, *, quiet: float = QUIET_SECONDS, force: bool = False) -> None:
-        """No longer valid. Refused for the current version, and while it was used in the last ``quiet`` seconds
-        unless ``force`` (it has leaked)."""
+        """No longer valid. Refused for the current version, and while it was used in the last ``quiet`` seconds or was
+        current a moment ago, unless ``force`` (it has leaked)."""
         with self._connect() as db:
             row = self._row(db, name, version)
             if row["state"] == "current":
@@ -253,6 +256,12 @@ class LocalStore:
                 raise ConfigError(
                     f'version {version} of "{name}" is in use: {last["used_by"]} used it {max(ago, 0):.0f} s ago',
                     hint=f"retire it when it was quiet for {quiet:.0f} s (wootz secrets audit {name}), or --force",
+                )
+            since = row["previous_since"]
+            if since is not None and not force and self._clock() - since < min(quiet, SETTLING_SECONDS):
+                raise ConfigError(
+                    f'version {version} of "{name}" was current a moment ago; servers may still send it',
+                    hint=f"retire it in {SETTLING_SECONDS:.0f} s, or --force",
                 )
             self._move(db, name, version, "retired", "retired_at")
 

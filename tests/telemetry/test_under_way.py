@@ -1,0 +1,134 @@
+"""A request that was accepted leaves a record, whenever its server is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wootz.core.wire import ChatRequest
+from wootz.store import Database
+from wootz.telemetry import Ledger, RequestRecord, Telemetry, UnderWay
+from wootz.telemetry import under_way as module
+from wootz.telemetry.under_way import KILLED
+
+ASKED = ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+
+
+def record(id: str, **fields: Any) -> RequestRecord:
+    now = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
+    return RequestRecord(
+        request_id=id, started_at=now, route="/v1/x", key_id="k", model="m", provider="p", stream=False,
+        **{"status": 0, **fields},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "under_way"
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.glob("*.jsonl"))
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_under_way import record
+from wootz.telemetry import UnderWay
+under_way = UnderWay(Path({folder!r}))
+for id in ("begun", "ended", "kept"):
+    under_way.begin(record(id))
+for id in ("ended", "kept"):
+    under_way.ended(record(id, status=200, prompt_tokens=7), ["hold", 5.0, ["period", "n", 3, 0]])
+under_way.kept("kept")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_what_a_killed_process_had_under_way_is_recorded_once(database: Database, folder: Path) -> None:
+    source = DIES.format(tests=str(Path(__file__).parent), folder=str(folder))
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", source, env=environ)
+    assert await process.wait() == -signal.SIGKILL
+    ledger, owed = Ledger(database), list[Any]()
+
+    async def settle(one: Any) -> None:
+        owed.append(one)
+
+    assert await UnderWay(folder).recover(ledger, settle) == 2
+    assert await UnderWay(folder).recover(ledger, settle) == 0
+    begun, ended = await ledger.get("begun"), await ledger.get("ended")
+    assert (begun.status, begun.error_code, begun.prompt_tokens) == (500, KILLED, 0)
+    assert ended == record("ended", status=200, prompt_tokens=7)
+    assert owed == [["hold", 5.0, ["period", "n", 3, 0]]]
+    assert len(await ledger.list()) == 2
+    assert not files(folder)
+
+
+async def test_a_living_process_is_left_alone(database: Database, folder: Path) -> None:
+    ledger, living = Ledger(database), UnderWay(folder)
+    living.begin(record("a"))
+    assert await UnderWay(folder).recover(ledger, None) == 0
+    living.ended(record("a", status=200), None)
+    living.kept("a")
+    living.close()
+    assert not files(folder)
+
+
+async def test_a_line_that_was_cut_loses_no_other(database: Database, folder: Path) -> None:
+    dead = UnderWay(folder)
+    dead.begin(record("a"))
+    (file,) = files(folder)
+    content = file.read_bytes()
+    (folder / "dead.jsonl").write_bytes(content + content.replace(b'"a"', b'"b"')[:-9])
+    assert await UnderWay(folder).recover(Ledger(database), None) == 1
+    dead.kept("a")
+    dead.close()
+
+
+async def test_the_file_stays_small_and_keeps_what_is_under_way(folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "LONGEST_BYTES", 2000)
+    under_way = UnderWay(folder)
+    under_way.begin(record("long"))
+    for number in range(100):
+        under_way.begin(record(f"r{number}"))
+        under_way.kept(f"r{number}")
+    (file,) = files(folder)
+    assert file.stat().st_size < 4000
+    assert b'"long"' in file.read_bytes()
+    under_way.kept("long")
+    under_way.close()
+
+
+async def test_an_observed_request_is_under_way_until_its_row_is_there(database: Database, folder: Path) -> None:
+    ledger = Ledger(database)
+    telemetry = Telemetry(ledger, {}, under_way=UnderWay(folder))
+    fields: dict[str, Any] = {"route": "/v1/x", "key_id": None, "model": "m", "provider": "p", "stream": False}
+    one = telemetry.observe(request_id="one", body=ASKED, **fields)
+    line = telemetry.observe(request_id="line", body=(batch := ASKED.model_copy()), journey=batch.journey, **fields)
+    batch.journey.lane = "batch"
+    telemetry.observe(request_id="second line", journey=batch.journey, body=batch, **fields)
+    (file,) = files(folder)
+    assert b'"one"' in file.read_bytes()
+    assert b"second line" not in file.read_bytes()
+    for observation in (one, line):
+        await observation.end()
+    await telemetry.close()
+    assert not files(folder)
+    assert (await ledger.get("one")).cost == Decimal(0)
+
+
+def test_a_disk_that_takes_nothing_stops_nobody(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder.touch()
+    UnderWay(folder).begin(record("a"))
+    assert "can't be written" in caplog.text
