@@ -60,7 +60,10 @@ def breaches(tree: Tree) -> list[str]:
     for replica in replicas:
         if replica.get("user") != "10001:10001" or not replica.get("read_only") or replica.get("cap_drop") != ["ALL"]:
             said.append("a gateway may do more than it needs")
-        if float(replica["stop_grace_period"][:-1]) < float(replica["environment"]["WOOTZ_SERVER__DRAIN_SECONDS"]) + 13:
+        notice, drain = (
+            float(replica["environment"][f"WOOTZ_SERVER__{name}"]) for name in ("DRAIN_NOTICE_SECONDS", "DRAIN_SECONDS")
+        )
+        if float(replica["stop_grace_period"][:-1]) < notice + drain + 13:
             said.append("a gateway is killed while it drains")
     if len({str(replica["volumes"]) for replica in replicas}) < len(replicas):
         said.append("two gateways share a home")

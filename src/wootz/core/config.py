@@ -107,6 +107,11 @@ class Config(Section):
         return self.home / "models"
 
     @property
+    def files_folder(self) -> Path:
+        """What files and batches lie in."""
+        return self.batches.folder or self.home
+
+    @property
     def database_url(self) -> str:
         """The async SQLAlchemy URL, its reference resolved."""
         if self.database.url is None:

@@ -50,6 +50,9 @@ lifecycle:
 - {name: secrets, mountPath: /run/secrets/wootz, readOnly: true}
 - {name: home, mountPath: /var/lib/wootz}
 - {name: tmp, mountPath: /tmp}
+{{- if .Values.filesClaim }}
+- {name: files, mountPath: /var/lib/wootz-files}
+{{- end }}
 {{- if .Values.vault.enabled }}
 - {name: identity, mountPath: /run/secrets/identity, readOnly: true}
 {{- end }}
@@ -63,6 +66,10 @@ lifecycle:
   emptyDir: {sizeLimit: 2Gi}
 - name: tmp
   emptyDir: {sizeLimit: 1Gi}
+{{- with .Values.filesClaim }}
+- name: files
+  persistentVolumeClaim: {claimName: {{ . }}}
+{{- end }}
 {{- if .Values.vault.enabled }}
 - name: identity
   projected:

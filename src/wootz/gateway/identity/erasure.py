@@ -132,7 +132,7 @@ class Eraser:
         return counts
 
     def _remove_files(self, file_ids: Sequence[str], batch_ids: Sequence[str]) -> None:
-        home = self._config.home
+        home = self._config.files_folder
         for id in file_ids:
             (home / "files" / id).unlink(missing_ok=True)
         for id in batch_ids:

@@ -37,7 +37,7 @@ class BatchWorker:
         self.batches = BatchStore(gateway.database)
         self.files = file_store(gateway)
         self.responses = Responses(gateway)
-        self.folder = gateway.config.home / "batches"
+        self.folder = gateway.config.files_folder / "batches"
         self.places = asyncio.Semaphore(gateway.config.batches.concurrency)
         """First come, first served, so that a long batch does not keep a short one waiting."""
 
@@ -82,4 +82,4 @@ async def working(gateway: Gateway) -> AsyncIterator[None]:
 
 
 def file_store(gateway: Gateway) -> FileStore:
-    return FileStore(gateway.database, gateway.config.home / "files", gateway.config.batches.max_stored_bytes)
+    return FileStore(gateway.database, gateway.config.files_folder / "files", gateway.config.batches.max_stored_bytes)
