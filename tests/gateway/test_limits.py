@@ -120,7 +120,9 @@ class Model:
         return any(one.settled_late for one in self.taken.values())
 
     def admits(self, meters: list[Meter], now: float) -> bool:
-        return all(self.total(i, meter, now) + meter.amount <= meter.limit for i, meter in enumerate(meters))
+        """What costs nothing goes in, whatever was overspent."""
+        fits = (self.total(i, meter, now) + meter.amount <= meter.limit for i, meter in enumerate(meters))
+        return all(fit or not meter.amount for fit, meter in zip(fits, meters, strict=True))
 
 
 Step = tuple[str, float, int, int, int]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import date, timedelta
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from wootz.cli import app
 from wootz.core import Config
 from wootz.providers.retirements import Retirement, affected, calendar, drills, table, warnings
 
@@ -98,18 +94,3 @@ def test_lines_of_the_calendar_are_folded() -> None:
     assert all(len(line.encode()) <= 75 for line in text.split("\r\n"))
     assert "\n" not in text.replace("\r\n", "")
     assert "é\\,\\;" * 60 in re.sub("\r\n ", "", text)
-
-
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WOOTZ_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "wootz.toml").write_text('[models.gpt-4]\nbase_url = "https://api.openai.com/v1"\n')
-    run = CliRunner().invoke
-    shown = run(app, ["models", "deprecations"])
-    assert "2026-10-23" in shown.output
-    assert "gone" in shown.output
-    assert run(app, ["models", "deprecations", "--within", "30"]).exit_code == 1
-    assert json.loads(run(app, ["models", "deprecations", "--json"]).output)["models"][0]["model"] == "gpt-4"
-    assert run(app, ["models", "deprecations", "--ics"]).output.startswith("BEGIN:VCALENDAR")
-    assert "gemini-2.5-pro" in run(app, ["models", "deprecations", "--all"]).output

@@ -247,14 +247,16 @@ async def _of_signals(session: AsyncSession, rule: Rule, since: datetime, until:
     kind, s = rule.measure.removeprefix("signal:"), signals.c
     how = SIGNALS[kind]
     total = {"max": func.max, "min": func.min}.get(how, func.sum)(s.value)
+    group = _signal_group(rule.by)
     query = select(
-        _signal_group(rule.by).label("subject"),
+        group.label("subject"),
         total.label("total"),
         func.count().label("number"),
         func.sum(s.value * s.value).label("squares"),
     )
     where = and_(s.kind == kind, s.at >= since, s.at < until)
-    return await _stats(session, query.where(where).group_by("subject"), how)
+    # By the expression: a column of the table is called "subject" too, and PostgreSQL takes that one.
+    return await _stats(session, query.where(where).group_by(group), how)
 
 
 async def _of_attempts(session: AsyncSession, rule: Rule, since: datetime, until: datetime) -> dict[str, Stat]:
