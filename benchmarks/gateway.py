@@ -21,6 +21,9 @@ On in both: a key, a limit of requests per minute, Prometheus metrics, and a rec
 a row in SQLite that is durable before the answer ends. LiteLLM's own needs PostgreSQL through an engine that is
 downloaded from outside of the package registry, so here it appends a line to a file, which is less work, and its key is
 the master key, which saves it the look-up.
+
+For whole answers LiteLLM asks the upstream for whole ones; Wootz asks for a stream and folds it, unless the account
+says otherwise. "wootz" is measured as it comes, "wootz-whole" with ``ask_whole = true``, as LiteLLM does it.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +195,12 @@ async def latencies(
 # --- the gateways --------------------------------------------------------------------------------------------------
 
 
-def wootz(folder: Path, upstreams: dict[str, int], port: int) -> list[str]:
+def wootz(folder: Path, upstreams: dict[str, int], port: int, *, ask_whole: bool = False) -> list[str]:
     config = f"[server]\nport = {port}\n"
     for name, upstream in upstreams.items():
-        config += f'[models.{name}]\nbase_url = "http://127.0.0.1:{upstream}/v1"\n'
-        config += 'price = {input = "0.15", output = "0.60"}\n'
+        config += f'[providers.{name}]\nbase_url = "http://127.0.0.1:{upstream}/v1"\n'
+        config += f"ask_whole = {json.dumps(ask_whole)}\n"
+        config += f'[models.{name}]\nprovider = "{name}"\nprice = {{input = "0.15", output = "0.60"}}\n'
     (folder / "wootz.toml").write_text(config)
     return [str(Path(sys.executable).parent / "wootz"), "--home", str(folder), "up"]
 
@@ -297,12 +302,14 @@ def measure(name: str, upstreams: dict[str, int], options: argparse.Namespace) -
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as text:
         folder, port, KEY = Path(text), free_port(), "sk-wootz-benchmark"
-        command = (wootz if name == "wootz" else litellm)(folder, upstreams, port)
-        if name == "wootz":
+        ours = name.startswith("wootz")
+        make = partial(wootz, ask_whole=name == "wootz-whole") if ours else litellm
+        command = make(folder, upstreams, port)
+        if ours:
             KEY = wootz_key(folder)
         env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "PYTHONPATH": str(folder)}
         with running(command, folder, **env) as process:
-            health = "/readyz" if name == "wootz" else "/health/liveliness"
+            health = "/readyz" if ours else "/health/liveliness"
             wait_until_up(f"http://127.0.0.1:{port}{health}", process, folder)
             for stream in (False, True):
                 uvloop.run(rate(port, max(options.requests // 10, 20), options.concurrency, stream=stream))
@@ -339,7 +346,7 @@ def main() -> None:
     parser.add_argument("--latency-requests", type=int, default=300)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--chunks", type=int, default=50, help="of each streamed answer")
-    parser.add_argument("--systems", default="wootz,litellm")
+    parser.add_argument("--systems", default="wootz,wootz-whole,litellm")
     parser.add_argument("--paced-requests", type=int, default=10, help="streams of a chunk each 10 ms")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--upstream", type=int, help=argparse.SUPPRESS)

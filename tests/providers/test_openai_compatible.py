@@ -350,3 +350,79 @@ def test_what_cannot_work_refuses_to_start(
         open_models(Config(home=tmp_path, models={"far": far}), {})
     assert str(refusal.value).startswith(message)
     assert "clé" not in str(refusal.value)
+
+
+# --- asked whole -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def whole(far_end_server: Server, far_end: FarEnd) -> AsyncGenerator[OpenAICompatibleModel, None]:
+    model = OpenAICompatibleModel(
+        Endpoint("ours", f"{far_end_server.url}/v1", SECRET, upstream_model="theirs", ask_whole=True)
+    )
+    yield model
+    await model.close()
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("said", [{"content": "Hello"}, {"content": None, "tool_calls": [CALL, CALL | {"id": "2"}]}])
+async def test_a_whole_answer_is_that_of_a_stream(
+    whole: OpenAICompatibleModel, model: OpenAICompatibleModel, far_end: FarEnd, said: dict[str, Any]
+) -> None:
+    calls = [{"index": index, **call} for index, call in enumerate(said.get("tool_calls", ()))]
+    delta = {"role": "assistant", "reasoning_content": "hm", **said, **({"tool_calls": calls} if calls else {})}
+    finish = "tool_calls" if calls else "stop"
+    beginning = event() | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}]}
+    far_end.answer = [beginning, event(finish_reason=finish), USAGE_EVENT, "[DONE]"]
+    streamed = await collect_chat(model.chat(ask()))
+    message = {"role": "assistant", "reasoning_content": "hm", **said}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    answer = event() | {"object": "chat.completion", "choices": [choice], "usage": USAGE}
+    far_end.answer = JSONResponse(answer)
+    assert await collect_chat(whole.chat(ask())) == streamed
+    assert "stream" not in far_end.body
+    assert "stream_options" not in far_end.body
+
+
+async def test_a_caller_who_streams_is_streamed_to_and_so_is_thinking(
+    whole: OpenAICompatibleModel, far_end: FarEnd
+) -> None:
+    for fields in ({"stream": True}, {"enable_thinking": True}):
+        far_end.answer = HAPPY
+        await chunks_of(whole, **fields)
+        assert far_end.body["stream"] is True
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (event() | {"choices": []}, "upstream_cut_off"),
+        (
+            event() | {"choices": [{"index": 0, "message": {"content": "Hel"}, "finish_reason": None}]},
+            "upstream_cut_off",
+        ),
+        (event() | {"choices": ["odd"]}, "upstream_malformed"),
+        (["no object"], "upstream_malformed"),
+        ({"error": {"message": "no"}}, None),
+    ],
+)
+async def test_a_whole_answer_that_is_none(
+    whole: OpenAICompatibleModel, far_end: FarEnd, answer: Any, code: str | None
+) -> None:
+    far_end.answer = JSONResponse(answer)
+    with pytest.raises(UpstreamError) as caught:
+        await collect_chat(whole.chat(ask()))
+    assert code is None or caught.value.code == code
+
+
+async def test_a_completion_asked_whole(whole: OpenAICompatibleModel, far_end: FarEnd) -> None:
+    choice = {"index": 0, "text": "Hello", "finish_reason": "length", "logprobs": None}
+    far_end.answer = JSONResponse(
+        {"id": "x", "object": "text_completion", "created": 1, "model": "theirs", "choices": [choice], "usage": USAGE}
+    )
+    answer = await collect_completion(whole.complete(CompletionRequest(model="ours", prompt="hi")))
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("Hello", "length")
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 5

@@ -92,6 +92,8 @@ async def test_models_of_one_account(tmp_path: Path, keys: None) -> None:
         ('[providers.p]\nkind = "carrier-pigeon"', "carrier-pigeon"),
         ('[providers.p]\napi_key = "sk-live-123"', "not the key itself"),
         ("[providers.p]\ntotal_seconds = 0", "greater than 0"),
+        ("[providers.p]\nask_whole = true\nfirst_token_seconds = 9", "no first token is seen"),
+        ('[providers.p]\nask_whole = true\nkind = "gemini"', "gemini has its own"),
         ("[providers.p]\nurl = 'x'", "Extra inputs"),
     ],
 )

@@ -37,6 +37,8 @@ class Endpoint:
     """Sent with every request, for what an account needs (a workspace, a beta)."""
     prompt_cache: bool = True
     """Whether it is told which beginning of a prompt to keep (`providers/prompt_cache.py`)."""
+    ask_whole: bool = False
+    """Whether it is asked for whole answers where the caller wants one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "upstream_model", self.upstream_model or self.name)

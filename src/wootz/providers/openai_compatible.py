@@ -2,7 +2,9 @@
 Ollama, another Wootz. How they differ is data, in `dialects.py`.
 
 The request goes on as the user wrote it (fields we do not know included), under the endpoint's own name for the
-model. We always stream: a whole answer is a folded stream, so a client that goes away stops the remote work either way.
+model. We stream, also where the caller wants a whole answer, and fold: so a slow first token is seen, and it is known
+what an answer that is given up had written, and cost. An account may say that it asks for whole answers instead
+(``ask_whole``), which takes less of this machine's time.
 
 Endpoints differ in the stream's last words: usage may come with the last content, with every chunk, alone, or never.
 Here it always comes once, alone and last, as `LanguageModel` promises. An endpoint that never says its usage is
@@ -81,7 +83,14 @@ class OpenAICompatibleModel(LanguageModel):
             check(self.capabilities, request, region=self.endpoint.region)
             request = prepare_for(request, self.endpoint)
         body = adapt_request(request.model_dump(exclude_unset=True), self._dialect)
-        body |= {"model": self.endpoint.upstream_model, "stream": True}
+        body |= {"model": self.endpoint.upstream_model}
+        if (
+            self.endpoint.ask_whole and not request.stream and not body.get("enable_thinking")
+        ):  # DashScope's: streams only
+            async for chunk in self._whole(path, body, chunk_type):
+                yield chunk
+            return
+        body["stream"] = True
         body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
         joiner = Joiner(whole=not request.stream)
         last: Chunk | None = None
@@ -116,7 +125,27 @@ class OpenAICompatibleModel(LanguageModel):
             yield last.model_copy(update={"choices": [], "usage": usage or Usage()})
             await read_to_the_end(batches)
 
-    def _read(self, data: str) -> dict[str, Any]:
+    async def _whole(self, path: str, body: dict[str, Any], chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
+        """As a stream of one event, and the usage."""
+        body = {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
+        try:
+            answer = self._read(await self._http.json(path, body))
+            for choice in answer.get("choices") or ():
+                if "message" in choice:
+                    choice["delta"] = delta = choice.pop("message")
+                    for index, call in enumerate(delta.get("tool_calls") or ()):
+                        call["index"] = index
+            if answer.get("object") == "chat.completion":
+                answer["object"] = "chat.completion.chunk"
+            chunk, usage = self._chunk(answer, chunk_type)
+        except (ValueError, TypeError, AttributeError):
+            raise self._malformed() from None
+        if not chunk.choices or not all(choice.finish_reason for choice in chunk.choices):
+            raise UpstreamError(f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off")
+        yield chunk
+        yield chunk.model_copy(update={"choices": [], "usage": usage or Usage()})
+
+    def _read(self, data: str | bytes) -> dict[str, Any]:
         event = from_json(data, allow_inf_nan=False)
         if not isinstance(event, dict):
             raise ValueError("an event that is no JSON object")

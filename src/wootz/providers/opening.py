@@ -93,6 +93,7 @@ def endpoint_of(config: Config, name: str) -> Endpoint:
         timeouts=timeouts,
         headers={name: _header(name, value, f"{where}.headers.{name}") for name, value in account.headers.items()},
         prompt_cache=account.prompt_cache,
+        ask_whole=account.ask_whole,
     )
 
 

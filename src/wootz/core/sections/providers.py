@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from wootz.core.secrets import SECRET_SCHEMES
 from wootz.core.sections.section import Section
@@ -38,3 +38,16 @@ class ProviderConfig(Section):
     prompt_cache: bool = Field(
         default=True, description="Tell it which beginning of a prompt to keep, where it has to be told."
     )
+    ask_whole: bool = Field(
+        default=False,
+        description="Of OpenAI's protocol: ask for a whole answer where the caller wants one, not for a stream that is "
+        "put together. Saves CPU; what an answer that is given up had written by then is not known.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_answers_have_no_first_token(self) -> ProviderConfig:
+        if self.ask_whole and self.first_token_seconds is not None:
+            raise ValueError("of an answer that is asked whole no first token is seen: use total_seconds")
+        if self.ask_whole and self.kind in ("anthropic", "gemini", "dashscope"):
+            raise ValueError(f"ask_whole is of OpenAI's protocol, and {self.kind} has its own")
+        return self
