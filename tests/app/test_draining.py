@@ -100,6 +100,7 @@ async def test_who_hands_over_does_not_wait_for_ever_for_an_idle_connection(monk
         await asyncio.wait_for(old.task, 20)
 
 
+@pytest.mark.slow
 def test_a_platform_that_is_stopped_says_so_at_readyz_first(start) -> None:
     far = {"WOOTZ_MODELS__FAR__BASE_URL": "http://127.0.0.1:9/v1"}
     platform = start(WOOTZ_SERVER__DRAIN_NOTICE_SECONDS="3", **far).wait_until_ready()

@@ -10,6 +10,7 @@ import pytest
 from tiny_encoder import write_tiny_encoder
 
 
+@pytest.mark.slow
 def test_an_encoder_is_served(start, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     write_tiny_encoder(folder)

@@ -16,6 +16,7 @@ MASTER, AGENT, SCHEDULER = (f"{name}-{'k7Qm2xV9' * 5}" for name in ("master", "a
 QUESTION = "a question that nobody else may read"
 
 
+@pytest.mark.slow
 def test_one_provider_one_model_and_limits(start, tmp_path: Path) -> None:
     home = tmp_path / "home"
     (tmp_path / "wootz.toml").write_text((EXAMPLES / "rate-limit-only.toml").read_text())

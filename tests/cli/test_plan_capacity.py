@@ -35,6 +35,7 @@ def test_replicas_waits_and_cost() -> None:
     assert "4 replicas" in wootz("plan", "capacity", "--rate", "6", "--places", "16")
 
 
+@pytest.mark.slow
 def test_an_engines_knobs_come_of_the_model_and_the_device() -> None:
     fast, slow = (plan("--model", "llama-3-8b", "--gpu", "h100", "--itl", itl)["engine"] for itl in ("0.015", "0.05"))
     assert fast["max_num_seqs"] < slow["max_num_seqs"]

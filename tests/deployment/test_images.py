@@ -145,6 +145,7 @@ def run_as_the_image_does(binaries: Path, tmp_path: Path, target: str) -> None:
     assert started.returncode == 0, out
 
 
+@pytest.mark.slow
 def test_the_gateways_entry_starts_and_its_health_check_passes(tmp_path: Path) -> None:
     run_as_the_image_does(Path(sys.executable).parent, tmp_path, "gateway")
 

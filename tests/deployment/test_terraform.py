@@ -271,6 +271,7 @@ def test_it_is_formatted(terraform: Terraform) -> None:
     assert terraform.say("fmt", "-check", "-recursive", str(TERRAFORM)) == ""
 
 
+@pytest.mark.slow
 def test_prod_is_two_private_replicas_in_two_zones_and_no_secret_is_in_its_plan(terraform: Terraform) -> None:
     resources = planned(terraform.plan("prod"))
     service, scaling = resources["aws_ecs_service.this"], resources["aws_appautoscaling_target.this"]

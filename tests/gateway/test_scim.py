@@ -47,6 +47,7 @@ OURS = ("did not remove attribute 'active'", "unexpected value for 'members'")
 value), and a member's ``display`` is the name that the person has here."""
 
 
+@pytest.mark.slow
 def test_a_checker_that_we_did_not_write_finds_nothing_wrong(server: GatewayServer, token: str) -> None:
     http = httpx2.Client(base_url=f"{server.url}/scim/v2", headers={"Authorization": f"Bearer {token}"}, timeout=60)
     results = check_server(SyncSCIMClient(http))

@@ -224,6 +224,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_processes_queue_up_too(database: Database) -> None:
     url = database.url.render_as_string(hide_password=False)
     commands = [(sys.executable, "-c", WRITE, url, f"process-{number}") for number in range(3)]

@@ -160,6 +160,7 @@ def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> N
         RunFolder.create(tmp_path / "run", Recipe.of(raw | {"seed": 1}, "test").model_dump(mode="json"))
 
 
+@pytest.mark.slow
 def test_going_on_with_other_text_forgets_less_with_some_of_the_old(tmp_path: Path) -> None:
     old = _write_text(tmp_path / "old.jsonl", ["iron", "steel", "water", "fire", "smith", "blade"])
     new = _write_text(tmp_path / "new.jsonl", ["flour", "salt", "yeast", "oven", "baker", "loaf"])
