@@ -50,7 +50,7 @@ def install(app: FastAPI, gateway: Gateway, database: Database, ledger: Ledger) 
     sessions = Sessions(gateway.keys, gateway.config.identity) if gateway.keys else None
     people = People(gateway.keys, gateway.config.identity) if gateway.keys else None
     site = Site(gateway, ledger, sessions, people)
-    app.include_router(_routes(site))
+    app.router.routes.extend(_routes(site).routes)
 
     @app.exception_handler(404)
     async def nothing_here(request: Request, _: Exception) -> Response:

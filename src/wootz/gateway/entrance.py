@@ -28,18 +28,20 @@ from wootz.gateway.strict_json import StrictJSONRequest
 MAX_AUDITED_BODY = 2000
 BEARER = HTTPBearer(scheme_name="key", description="A Wootz key: sk-wootz-…", auto_error=False)
 
+_ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}}
+"""By its name: FastAPI would analyse the model again for each of them and each route. "default" brings it in."""
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "The request can never succeed as it is written."},
-    401: {"model": ErrorBody, "description": "No key, or an unknown, revoked or expired one."},
-    403: {"model": ErrorBody, "description": "The key lacks the scope."},
-    404: {"model": ErrorBody, "description": "It does not exist, or this key may not see it."},
-    413: {"model": ErrorBody, "description": "The body is larger than server.max_body_bytes."},
+    400: _ERROR | {"description": "The request can never succeed as it is written."},
+    401: _ERROR | {"description": "No key, or an unknown, revoked or expired one."},
+    403: _ERROR | {"description": "The key lacks the scope."},
+    404: _ERROR | {"description": "It does not exist, or this key may not see it."},
+    413: _ERROR | {"description": "The body is larger than server.max_body_bytes."},
     "default": {"model": ErrorBody, "description": "Any other failure."},
 }
 ANSWER_ERRORS: dict[int | str, dict[str, Any]] = {
-    429: {"model": ErrorBody, "description": "A rate limit is used up; the header retry-after says for how long."},
-    502: {"model": ErrorBody, "description": "A remote endpoint failed."},
-    503: {"model": ErrorBody, "description": "The model is loading or restarting; the same request may succeed later."},
+    429: _ERROR | {"description": "A rate limit is used up; the header retry-after says for how long."},
+    502: _ERROR | {"description": "A remote endpoint failed."},
+    503: _ERROR | {"description": "The model is loading or restarting; the same request may succeed later."},
 }
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {

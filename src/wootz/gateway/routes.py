@@ -5,6 +5,8 @@ Other protocols are in `wootz.gateway.surfaces`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from wootz.core import Config, collect_chat, collect_completion
@@ -45,34 +47,30 @@ def add_routes(app: FastAPI, gateway: Gateway) -> None:
     """All that the gateway serves, what is asked of models first."""
     answering = [_inference(gateway), *surfaces.routers(gateway)]
     app.router.routes.insert(0, direct(answering))
-    for router in (*answering, _operations(gateway), _administration(gateway)):
-        app.include_router(router)
+    for router in (*answering, _operations(gateway), *_administration(gateway)):
+        app.router.routes.extend(router.routes)  # As they are: to include a router would be to analyse its routes anew.
 
 
-def _administration(gateway: Gateway) -> APIRouter:
-    router = APIRouter()
-    adapters.add_routes(changes := router_with_key(gateway, "operate", audited=True, tags=["adapters"]), gateway)
+def _administration(gateway: Gateway) -> Iterator[APIRouter]:
     alert_routes.add_admin_routes(alerts := router_with_key(gateway, "operate", tags=["alerts"]), gateway)
-    router.include_router(alerts)
+    yield alerts
+    adapters.add_routes(changes := router_with_key(gateway, "operate", audited=True, tags=["adapters"]), gateway)
+    yield changes
     cache_routes.add_admin_routes(caches := router_with_key(gateway, "operate", audited=True, tags=["caches"]), gateway)
-    router.include_router(changes)
-    router.include_router(caches)
-    if gateway.keys is not None:
-        accounts = router_with_key(gateway, "accounts", tags=["accounts"])
-        account_routes.add_routes(accounts, gateway.keys)
-        router.include_router(accounts)
-        limit_routes.add_routes(
-            costs := router_with_key(gateway, "costs", tags=["accounts"]), gateway.keys, gateway.limits
-        )
-        router.include_router(costs)
-        for identity in identity_routes.routers(gateway):
-            router.include_router(identity)
-        administration = router_with_key(gateway, "operate", audited=True, tags=["engines"])
-        engines.add_routes(administration, gateway)
-        route_states.add_routes(administration, gateway)
-        admission_counts.add_routes(administration, gateway.admission.queues)
-        router.include_router(administration)
-    return router
+    yield caches
+    if gateway.keys is None:
+        return
+    account_routes.add_routes(accounts := router_with_key(gateway, "accounts", tags=["accounts"]), gateway.keys)
+    yield accounts
+    costs = router_with_key(gateway, "costs", tags=["accounts"])
+    limit_routes.add_routes(costs, gateway.keys, gateway.limits)
+    yield costs
+    yield from identity_routes.routers(gateway)
+    administration = router_with_key(gateway, "operate", audited=True, tags=["engines"])
+    engines.add_routes(administration, gateway)
+    route_states.add_routes(administration, gateway)
+    admission_counts.add_routes(administration, gateway.admission.queues)
+    yield administration
 
 
 def _inference(gateway: Gateway) -> APIRouter:
