@@ -68,6 +68,7 @@ def test_a_killed_supervisor_takes_its_children_along(start, tiny):
     assert gone(children)
 
 
+@pytest.mark.slow
 def test_running_answers_may_finish_while_stopping(start, tiny):
     platform = start(**tiny).wait_until_ready()
     with streaming(platform, max_tokens=600) as lines:
@@ -142,6 +143,7 @@ def test_truncated_weights(start, tmp_path, tiny_model_folder):
     assert "model.safetensors" in fails_with(start(WOOTZ_MODELS__TINY__PATH=str(folder)), 2)
 
 
+@pytest.mark.slow
 def test_a_model_that_the_engine_cannot_load(start, tmp_path, tiny_model_folder):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_folder, folder)

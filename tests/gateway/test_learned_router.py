@@ -152,6 +152,7 @@ def test_a_bad_preference_is_named_by_its_line(tmp_path: Path, line: str) -> Non
         read_preferences(file)
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path: Path) -> None:
     run = CliRunner().invoke
     file, router, picture = tmp_path / "prefs.jsonl", tmp_path / "router.json", tmp_path / "curve.png"

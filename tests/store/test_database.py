@@ -70,6 +70,7 @@ async def test_migrating_again_changes_nothing(database: Database) -> None:
         assert (await session.execute(text("select count(*) from alembic_version"))).scalar() == 1
 
 
+@pytest.mark.slow
 async def test_many_processes_may_migrate_at_once(database_url: str) -> None:
     processes = [python(MIGRATE, database_url) for _ in range(4)]
     for process in processes:

