@@ -37,7 +37,7 @@ $(BIN)/python:
 
 $(VENV)/.up: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing Wootz into $(VENV) (once)…"
-	$(PIP) -e '.[engine,bench]'
+	$(PIP) -e '.[engine,bench,train]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python

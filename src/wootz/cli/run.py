@@ -63,6 +63,7 @@ def carry_out(ctx: typer.Context, recipe: Recipe, out: Path, chaos: str = "") ->
     from wootz.training.making import make
     from wootz.training.processes import joined, start_all, started_by_torchrun
     from wootz.training.runs import RunFolder
+    from wootz.training.stages.pretrain import device_of
     from wootz.training.trainer import rank
 
     if recipe.mesh.devices > 1 and not started_by_torchrun():
@@ -74,6 +75,7 @@ def carry_out(ctx: typer.Context, recipe: Recipe, out: Path, chaos: str = "") ->
     home = load(ctx).config.home
     extra = [Chaos.parse(chaos)] if chaos else []
     with joined(recipe.mesh), live:
+        device_of(recipe)  # Whether it is here, before hours of preparing text for it.
         run = RunFolder.create(out, recipe.model_dump(mode="json")) if rank() == 0 else RunFolder(out)
         reports = make(
             recipe, run, home, bar=lambda stage: progress_bar(stage, quiet=stage == "pretrain"),

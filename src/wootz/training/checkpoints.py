@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import (
@@ -44,6 +44,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from wootz.core.atomic import sync
 from wootz.core.errors import ConfigError
+from wootz.training.parallel.state import held
 from wootz.training.trainer import Callback, Step, Trainer, rank, world_size
 
 MANIFEST = "manifest.json"
@@ -72,7 +73,7 @@ class Checkpoints(Callback):
     def save(self, trainer: Trainer) -> None:
         """Returns as soon as the state is copied; waits first for the save before, if it is not done."""
         self.wait(trainer.report)
-        tensors, own = _copied(_held(_tensors(trainer))), json.dumps(trainer.state_dict() | _numbers(trainer))
+        tensors, own = _copied(held(_tensors(trainer))), json.dumps(trainer.state_dict() | _numbers(trainer))
         self._writing = self._writer.submit(self._write, trainer.step, tensors, own)
 
     def wait(self, report: Callable[[str], None]) -> None:
@@ -144,10 +145,10 @@ class Checkpoints(Callback):
         own = folder / f"rank_{rank()}.json"
         state = json.loads((own if own.exists() else folder / "rank_0.json").read_text())
         tensors = _tensors(trainer)
-        held = _held(tensors)
+        own_part = held(tensors)
         with warnings.catch_warnings(action="ignore"):
-            load_sharded(held, storage_reader=FileSystemReader(folder), no_dist=world_size() == 1)
-        _put_back(held, tensors)
+            load_sharded(own_part, storage_reader=FileSystemReader(folder), no_dist=world_size() == 1)
+        _put_back(own_part, tensors)
         groups = [group | {"params": names} for group, names in zip(state["groups"], _names(trainer), strict=True)]
         set_model_state_dict(trainer.model, tensors["model"])
         optimizer_state: Any = {"state": tensors["optimizer"], "param_groups": groups}
@@ -208,14 +209,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Only the model's weights of a checkpoint, into ``model``: to evaluate, to export, to go on with other data."""
-    tensors = {"model": get_model_state_dict(model)}
-    with warnings.catch_warnings(action="ignore"):
-        load_sharded(tensors, storage_reader=FileSystemReader(checkpoint), no_dist=world_size() == 1)
-    set_model_state_dict(model, tensors["model"])
-
-
 def _tensors(trainer: Trainer) -> dict[str, Any]:
     """What is sharded: weights, and the optimiser's tensors, by the names of the weights. The optimiser makes those
     that it has not yet."""
@@ -233,16 +226,9 @@ def _names(trainer: Trainer) -> list[list[str]]:
     return [group["params"] for group in groups]
 
 
-def _held(state: Any) -> Any:
-    """Without tensors of nothing, such as the embedding of a pipeline's later stages; the same tensors otherwise."""
-    if not isinstance(state, dict):
-        return state
-    return {n: _held(value) for n, value in state.items() if not (isinstance(value, Tensor) and not value.numel())}
-
-
-def _put_back(held: dict[str, Any], state: dict[str, Any]) -> None:
+def _put_back(loaded: dict[str, Any], state: dict[str, Any]) -> None:
     """What was loaded that is no tensor, which is filled in place: a count of steps, a rate that was found."""
-    for name, value in held.items():
+    for name, value in loaded.items():
         if isinstance(value, dict):
             _put_back(value, state[name])
         else:

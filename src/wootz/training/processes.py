@@ -55,7 +55,10 @@ def start_all(mesh: MeshSection, arguments: Sequence[str]) -> None:
 
 @contextmanager
 def joined(mesh: MeshSection) -> Iterator[None]:
-    """In the block, this process is one of the mesh's. Nothing happens for a mesh of one."""
+    """In the block, this process is one of the mesh's. Nothing happens for a mesh of one. Raises `ConfigError` if
+    torchrun started another number of them."""
+    if mesh.devices != (started := int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1):
+        raise ConfigError(f"the mesh has {mesh.devices} devices, and {started} processes were started for it")
     if mesh.devices == 1:
         yield
         return

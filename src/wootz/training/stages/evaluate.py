@@ -68,9 +68,10 @@ def evaluate_model(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) 
         report["before"] = {"bits_per_byte": held_out.overall(bits), "sources": bits}
     train = open_stores(run.data / "tokens").values()
     train_N = np.concatenate([store.span(0, store.num_tokens) for store in train])
+    held_out_N, starts = held_out.tokens_N, held_out.starts
     for name, order in (("unigram", 1), ("five_gram", 5)):
-        nats = NGrams(train_N, tokenizer.vocab_size, order).nats(held_out.tokens_N)
-        nats[held_out.starts] = 0.0  # the mark before a document's first word is given, here as there
+        nats = NGrams(train_N, tokenizer.vocab_size, order).nats(held_out_N)
+        nats[starts] = 0.0  # the mark before a document's first word is given, here as there
         report[f"{name}_bits_per_byte"] = float(nats.sum()) / num_bytes / math.log(2)
     report["samples"] = [
         {"prompt": prompt, "text": sample(model, tokenizer, prompt, seed=recipe.seed)}

@@ -117,7 +117,7 @@ def build(
     def glance(trainer: Trainer) -> dict[str, Any]:
         with evaluation_mode(optimizer):
             bits = bits_per_byte(model, held_out, most_documents=GLANCE, multiple=layout.tensor)
-        return {"bits_per_byte": held_out.overall(bits), **(bits if len(bits) > 1 else {})}
+        return {"bits_per_byte": held_out.overall(bits), "sources": bits}
 
     def say(trainer: Trainer) -> dict[str, Any]:
         with evaluation_mode(optimizer):
