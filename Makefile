@@ -35,12 +35,12 @@ KERNELS := $(wildcard src/wootz/kernels/*.cpp src/wootz/kernels/*.h) src/wootz/k
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.up: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
+$(VENV)/.up: Makefile pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing Wootz into $(VENV) (once)…"
 	$(PIP) -e '.[engine,bench,train]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
+$(VENV)/.dev: Makefile pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing Wootz and its development tools into $(VENV) (once)…"
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.up

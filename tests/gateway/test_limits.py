@@ -274,3 +274,16 @@ async def test_a_clock_that_goes_ahead_and_comes_back_costs_nobody_a_budget(worl
     assert (await take(world, "d", window(10, 1))).refused_by is not None
     world.set(START + DAY)
     assert (await take(world, "e", budget(10, 1, START + DAY), seed=ledger)).refused_by is not None
+
+
+async def test_an_old_periods_request_settles_after_the_periods_were_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wootz.gateway.limits.memory.SWEEP_AT", 1)
+    world = World.in_memory()
+    meters = [budget(100, 5, world.now), at_once(6)]
+    await world.counters.reserve("old", meters, nothing)
+    world.set(world.now + DAY)
+    await world.counters.reserve("new", [budget(100, 0, world.now)], nothing)  # Another day of the same budget,
+    await world.counters.settle("new", [(budget(100, 0, world.now), 0)])
+    await world.counters.reserve("other", [budget(100, 1, world.now, name="other")], nothing)  # and it is swept.
+    await world.counters.settle("old", [(meters[0], 5), (meters[1], 0)])
+    assert await world.counters.read([at_once(6)]) == [(0, 0)]

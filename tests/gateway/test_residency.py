@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wootz.core import Config, LanguageModel, NotFoundError, PermissionError_, UpstreamError, WootzError
+from wootz.core.sections import MigrationsConfig
 from wootz.core.wire import (
     ChatChunk,
     ChatRequest,
@@ -29,6 +30,7 @@ from wootz.core.wire import (
 from wootz.gateway import Gateway, Key, KeyStore
 from wootz.gateway.identity import residency
 from wootz.gateway.identity.attributes import Attributes, Standing, may_use
+from wootz.gateway.migration import Plan
 from wootz.gateway.routing import open_routes
 from wootz.store import Database
 from wootz.telemetry import Ledger, PriceBook, Telemetry
@@ -77,9 +79,16 @@ class House:
     """A gateway in Europe over leaves with these regions and behaviours."""
 
     def __init__(
-        self, database: Database, regions: dict[str, str | None], behaviours: dict[str, str], sections: dict[str, Any]
+        self,
+        database: Database,
+        regions: dict[str, str | None],
+        behaviours: dict[str, str],
+        sections: dict[str, Any],
+        secret: tuple[str, ...] = (),
     ):
         models = {name: {"base_url": f"http://{name}.test/v1", "region": region} for name, region in regions.items()}
+        for name in secret:  # These are approved for that class of data.
+            models[name]["data_class"] = "secret"
         self.config = Config.model_validate(
             {"models": models, "server": {"region": "eu"}, **sections, "caches": sections.get("caches", {})}
         )
@@ -264,3 +273,36 @@ async def test_models_of_other_teams_are_not_there(database: Database) -> None:
     assert house.gateway.visible_models(outside) == ["m1"]
     with pytest.raises(NotFoundError):
         await house.ask(outside, "m0", "hello", 1)
+
+
+async def test_a_route_passes_over_models_that_are_not_approved_for_the_data(database: Database) -> None:
+    sections = {
+        "identity": {"data_classes": ["public", "secret"]},
+        "routes": {"chat": {"targets": ["m0", "m1"], "policy": "order", "retries": 0}},
+    }
+    house = House(database, {"m0": "eu", "m1": "eu"}, {}, sections, secret=("m1",))
+    secret, _ = await house.keys.create("secret", attributes={"data_class": "secret"})
+    public, _ = await house.keys.create("public", attributes={"data_class": "public"})
+    assert await house.ask(secret, "chat", "hi", 0) == "m1 says 3"
+    assert house.leaves["m0"].asked == []
+    assert await house.ask(public, "chat", "hi", 1) == "m0 says 3"
+    with pytest.raises(NotFoundError):
+        await house.ask(secret, "m0", "hi", 2)
+
+
+async def test_a_migration_stays_in_bounds_and_leaves_none_without_an_answer(database: Database) -> None:
+    sections: dict[str, Any] = {"identity": {"data_classes": ["public", "secret"]}}
+    house = House(database, {"m0": "eu", "m1": "eu", "m2": "us"}, {}, sections, secret=("m0", "m2"))
+    migrations = house.gateway.migrations
+    european, _ = await house.keys.create("eu", attributes={"regions": ["eu"], "data_class": "public"})
+    secret, _ = await house.keys.create("secret", attributes={"data_class": "secret"})
+    for new, answers in (("m1", {"eu": "m1", "secret": "m0"}), ("m2", {"eu": "m0", "secret": "m2"})):
+        migration = await migrations.store.start(alias="m0", new=new, plan=Plan.of(MigrationsConfig()), actor="ann")
+        for stage in ("canary", "ramp-5", "ramp-25", "ramp-50", "full"):
+            migration = await migrations.store.move(migration, stage, actor="ann", why="test")
+            assert migration is not None
+        await migrations.reload()
+        for number, key in enumerate((european, secret)):
+            said = await house.ask(key, "m0", f"{new} {number}", number)
+            assert said == f"{answers[key.name]} says 3"
+        await migrations.store.move(migration, "rolled-back", actor="ann", why="test")

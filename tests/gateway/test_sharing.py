@@ -102,6 +102,33 @@ async def test_whoever_comes_later_is_told_too_and_another_house_is_not(redis: R
     assert (late.deployment.breaker.state, other.deployment.breaker.state) == ("open", "closed")
 
 
+async def test_what_was_long_ago_when_redis_came_back_is_told_as_it_stands_then(redis: RedisServer) -> None:
+    one, two = House(redis, 100.0), House(redis, 5000.0)
+    one.first.script = [RateLimitError("slow down", retry_after=30)]
+    await one.ask()
+    redis.kill()
+    with pytest.raises(Exception, match=r"."):
+        await one.sharing.exchange()
+    one.now += 29
+    redis.start()
+    for house in (one, two):
+        await house.sharing.exchange()
+    assert two.deployment.available_in <= 1
+
+
+async def test_what_a_process_that_is_gone_had_measured_is_forgotten(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = House(redis, 100.0), House(redis, 5000.0)
+    one.deployment.latency.measure_first_token(0.2)
+    await one.sharing.exchange()
+    await two.sharing.exchange()
+    assert [field for field in redis.client.hkeys(one.sharing._hash) if field.startswith("latency:")]
+    monkeypatch.setattr("wootz.gateway.routing.sharing.FORGET_SECONDS", 0.0)
+    await two.sharing.exchange()
+    assert redis.client.hkeys(one.sharing._hash) == []
+
+
 async def test_retry_after_and_latencies_are_everybodys(redis: RedisServer) -> None:
     one, two = House(redis, 100.0), House(redis, 5000.0)
     one.first.script = [RateLimitError("slow down", retry_after=30)]

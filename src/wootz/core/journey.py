@@ -32,6 +32,18 @@ class Span:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """``regions``: where alone it may be computed; None: anywhere. ``barred``: models that it may not reach, by name:
+    they are not approved for its class of data, or are for other teams."""
+
+    regions: frozenset[str] | None = None
+    barred: frozenset[str] = frozenset()
+
+
+ANYWHERE = Bounds()
+
+
 @dataclass(slots=True, kw_only=True)
 class Attempt:
     """One call to one model behind a name, also one that failed; failed attempts may have cost something too."""
@@ -62,8 +74,8 @@ class Journey:
     """The id of the team that the key belongs to."""
     user: str = ""
     """The id of the user that the key belongs to; a request's own ``user`` field is only what the client says."""
-    regions: frozenset[str] | None = None
-    """Where alone it may be computed; None: anywhere."""
+    bounds: Bounds = ANYWHERE
+    """Where it may go."""
     tags: dict[str, str] = field(default_factory=dict)
     """What the spending is counted under, besides; those of the key, and what the request's ``metadata`` says."""
     conversation: str = ""

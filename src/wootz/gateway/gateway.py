@@ -30,7 +30,7 @@ from wootz.core import (
     WootzError,
 )
 from wootz.core.acting import ACTOR
-from wootz.core.journey import UNDER_WAY
+from wootz.core.journey import UNDER_WAY, Bounds
 from wootz.core.media import MediaRequest
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
@@ -50,7 +50,7 @@ from wootz.core.wire import (
 from wootz.gateway.admission import Admission
 from wootz.gateway.caches import Caches
 from wootz.gateway.identity import residency
-from wootz.gateway.identity.attributes import may_use
+from wootz.gateway.identity.attributes import barred, may_use
 from wootz.gateway.identity.roles import Permission
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits.conversations import TAG, conversation_of
@@ -95,6 +95,7 @@ class Gateway:
         """It is about to end: `/readyz` says so, and whoever can goes elsewhere."""
         self.limits = limits or Limiter.of(config, keys, telemetry)
         self.caches = Caches(config, models)
+        self._has_restrictions = bool(config.identity.data_classes) or any(one.teams for one in config.models.values())
         self.audit = AuditLog(self.database)
         self.admission = Admission(config, telemetry)
         self.tasks = Tasks(self, self.database)
@@ -130,8 +131,10 @@ class Gateway:
     def _may_use(self, key: Key | None, name: str) -> bool:
         if key is None:
             return True
-        team = (key.team.name, key.team.id) if key.team else ()
-        return key.may_use(name) and may_use(self.config, name, key.standing, team)
+        return key.may_use(name) and may_use(self.config, name, key.standing, _team_of(key))
+
+    def _barred(self, key: Key) -> frozenset[str]:
+        return barred(self.config, key.standing, _team_of(key)) if self._has_restrictions else frozenset()
 
     def model(self, key: Key | None, name: str) -> LanguageModel:
         """Raises `NotFoundError`, in the same words for a model that is not there and one the key may not use."""
@@ -273,7 +276,7 @@ class Gateway:
                 journey.conversation = journey.tags[TAG] = conversation
             journey.tags.update(key.tags)
             residency.check_here(key.standing, self.config.server.region)  # The console and batches come straight here.
-            journey.regions = key.standing.regions
+            journey.bounds = Bounds(key.standing.regions, self._barred(key))
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
         model = self.migrations.choose(request, self.model(key, request.model))
@@ -313,6 +316,10 @@ class Gateway:
             error = WootzError(f"the server failed; its log tells more under {request_id}")
             await observation.end(error=error)
             raise error from None
+
+
+def _team_of(key: Key) -> tuple[str, ...]:
+    return (key.team.name, key.team.id) if key.team else ()
 
 
 def _has_content(choice: ChunkChoice | CompletionChoice) -> bool:

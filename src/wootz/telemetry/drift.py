@@ -24,6 +24,7 @@ from sqlalchemy import Column, Double, Index, String, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from wootz.core import WootzError
+from wootz.core.journey import ANYWHERE
 from wootz.core.sections import DriftConfig
 from wootz.core.wire import ChatChunk, ChatRequest, Completion, SamplingFields
 from wootz.store import Base, Database, UtcDateTime
@@ -85,7 +86,7 @@ class DriftSampler:
         """Answers that were chosen but not graded, as too many were under way."""
 
     def wants(self, request: SamplingFields, request_id: str) -> bool:
-        bound = request.journey.regions is not None  # A judge may be anywhere.
+        bound = request.journey.bounds != ANYWHERE  # A judge may be anywhere.
         if (
             not self._config.share
             or not isinstance(request, ChatRequest)

@@ -20,7 +20,7 @@ from wootz.core.wire import ChatRequest, SamplingFields
 from wootz.gateway.keys import Key
 
 DELIVERY = {"stream", "user", "safety_identifier", "priority"}
-LAYOUT = 1
+LAYOUT = 2
 """Raise it when the layout of keys or of kept answers changes: what other versions left in Redis is then not found."""
 
 
@@ -51,14 +51,26 @@ def semantic_partition(owner: list[Any], models: str, request: ChatRequest) -> b
     return _digest("semantic", owner, models, body)
 
 
-def text_key(
-    kind: str, owner: list[Any], models: str, request: ModelRequest, text: str | list[int], company: Sequence[str]
-) -> bytes:
-    """Of one text of a batch: all of the request but the other texts, or with them where they matter (``company``)."""
+def text_keys(
+    kind: str,
+    owner: list[Any],
+    models: str,
+    request: ModelRequest,
+    texts: Sequence[str | list[int]],
+    company: Sequence[str],
+) -> list[bytes]:
+    """Of each text of a batch: all of the request but the other texts, or with them where they matter (``company``).
+    What they share is digested once."""
     body = request.model_dump(
         exclude_unset=True, exclude=DELIVERY | {"input", "documents", "top_n", "return_documents"}
     )
-    return _digest(kind, owner, models, {**body, "text": text, "company": company})
+    shared = hashlib.sha256(_digest(kind, owner, models, {**body, "company": company}))
+    keys = []
+    for text in texts:
+        key = shared.copy()
+        key.update(msgspec.json.encode(text))
+        keys.append(key.digest())
+    return keys
 
 
 def _body(request: SamplingFields) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class SemanticCache:
             if embedder is None:
                 raise NotFoundError(f'there is no model "{self.config.embedder}"')
             asked = EmbeddingRequest(model=embedder.name, input=[text])
-            asked.journey.regions = request.journey.regions
+            asked.journey.bounds = request.journey.bounds
             answer = await embedder.embed(asked)
             vector_D = unit_vector(answer.data[0].embedding)
         except (WootzError, ValueError, IndexError) as error:

@@ -30,7 +30,7 @@ from wootz.core.wire import (
     Usage,
     new_id,
 )
-from wootz.gateway.caches.keys import owner_of, text_key, user_of
+from wootz.gateway.caches.keys import owner_of, text_keys, user_of
 from wootz.gateway.caches.store import Store
 from wootz.gateway.keys import Key
 
@@ -126,7 +126,7 @@ class TextCache:
         """What each text has, by its place; what is not kept is computed, and then is."""
         journey, epoch = request.journey, self._epoch()
         owner = owner_of(key, journey.tenant)
-        keys = [text_key(kind, owner, self._models, request, text, company) for text in texts]
+        keys = text_keys(kind, owner, self._models, request, texts, company)
         found, age = ({}, 0.0) if control.no_cache else await self._look_up(keys, control)
         if len({one.model for one in found.values()}) > 1:
             found = {}

@@ -74,7 +74,8 @@ class Standing:
 def may_use(config: Config, name: str, standing: Standing, team: Collection[str]) -> bool:
     """Whether a model takes such data from such a team, by its config; of a route, whether any of its models does.
 
-    ``team`` is the team's name and id. Regions are another matter: they hold for every single call (`residency`).
+    ``team`` is the team's name and id. Regions are another matter: they hold for every single call (`residency`), as
+    does what is `barred`.
     """
     if (route := config.routes.get(name)) is not None:
         return any(may_use(config, member, standing, team) for member in route.members)
@@ -84,6 +85,12 @@ def may_use(config: Config, name: str, standing: Standing, team: Collection[str]
     if model.teams and not set(model.teams) & set(team):
         return False
     return not (classes := config.identity.data_classes) or standing.rank(classes) <= approved_for(model, classes)
+
+
+def barred(config: Config, standing: Standing, team: Collection[str]) -> frozenset[str]:
+    """The models that `may_use` refuses, adapters included: for every single call, as a route may have some of both."""
+    names = (name for model, one in config.models.items() for name in (model, *one.adapters))
+    return frozenset(name for name in names if not may_use(config, name, standing, team))
 
 
 def approved_for(model: ModelConfig, classes: Sequence[str]) -> int:

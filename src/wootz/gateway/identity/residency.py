@@ -1,10 +1,12 @@
-"""Residency: what a key bound to regions sends is computed there and nowhere else.
+"""Where a request may go: what a key bound to regions sends is computed there and nowhere else, and no model sees data
+that it is not approved for.
 
 Three things hold together, so that no way round one of them leads out:
 
 - *the gateway*: serves such a key only where ``server.region`` says that it stands inside. What it keeps (bodies,
   answers, files) is then inside too, as long as its database and Redis are where the gateway is.
-- *routes*: pass over targets and fallbacks outside (`inside`), so that an answer comes from within if it can.
+- *routes*: pass over targets and fallbacks that it may not reach (`may_reach`), so that an answer comes from within if
+  it can.
 - *every single model* refuses a request that may not go there (`guard`), whoever sends it: a route, a hedge, a
   cascade's judge, a cache's embedder. A model without a region is nowhere, so outside.
 
@@ -56,8 +58,9 @@ def _guarded(ask: Callable[..., Any], name: str, region: str | None) -> Callable
     return guarded
 
 
-def inside(journey: Journey, region: str | None) -> bool:
-    return journey.regions is None or region in journey.regions
+def may_reach(journey: Journey, name: str, region: str | None) -> bool:
+    bounds = journey.bounds
+    return name not in bounds.barred and (bounds.regions is None or region in bounds.regions)
 
 
 def check_here(standing: Standing, here: str | None) -> None:
@@ -68,10 +71,13 @@ def check_here(standing: Standing, here: str | None) -> None:
 
 
 def check(journey: Journey, name: str, region: str | None) -> None:
-    """Raises `PermissionError_` for a model outside."""
-    if journey.regions is not None and region not in journey.regions:
-        where = f"is computed in {region}" if region else "has no region"
-        raise _outside(f'model "{name}" {where}', journey.regions)
+    """Raises `PermissionError_` for a model that it may not reach."""
+    if may_reach(journey, name, region):
+        return
+    if name in journey.bounds.barred:
+        raise PermissionError_(f'this key\'s requests may not go to model "{name}"', code="barred_model")
+    where = f"is computed in {region}" if region else "has no region"
+    raise _outside(f'model "{name}" {where}', journey.bounds.regions or frozenset())
 
 
 def _outside(what: str, regions: frozenset[str]) -> PermissionError_:

@@ -50,8 +50,8 @@ class MemoryCounters:
             elif place is not None:
                 place.held -= meter.amount
                 place.total += amount - meter.amount
-                now = self._periods[meter.name]
-                if now is not place and now.start == place.start:
+                now = self._periods.get(meter.name)
+                if now is not None and now is not place and now.start == place.start:
                     now.total += amount  # It was begun anew meanwhile, from a ledger without this request.
 
     async def settle_late(self, id: str, ago: float, settlement: list[Any]) -> None:

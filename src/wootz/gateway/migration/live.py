@@ -22,8 +22,9 @@ from wootz.core import LanguageModel, WootzError
 from wootz.core.sections import RouteConfig
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import ChatChunk, Completion, SamplingFields
+from wootz.gateway.identity.residency import region_of
 from wootz.gateway.migration.controller import Controller
-from wootz.gateway.migration.members import NewModel, OldModel
+from wootz.gateway.migration.members import Member, NewModel, OldModel
 from wootz.gateway.migration.plan import DECOMMISSIONED
 from wootz.gateway.migration.shadow import Shadows
 from wootz.gateway.migration.store import Migration, MigrationStore
@@ -71,6 +72,8 @@ class Migrations:
         if live is None or not isinstance(request, SamplingFields) or request.journey.lane == "shadow":
             return model
         migration, journey = live.migration, request.journey
+        if migration.new in journey.bounds.barred:
+            return live.old or model
         is_mine = migration.share == 1 or (migration.share > 0 and self._place(migration, request) < migration.share)
         to_new = live.route if is_mine else None
         if migration.is_open:
@@ -141,11 +144,14 @@ class Migrations:
         config = RouteConfig.model_validate(
             {"targets": [migration.new], "fallbacks": [one.name for one in fallback], "retries": 0}
         )
-        clock = time.monotonic
-        target = Target(deployment=Deployment(NewModel(new), clock, composed=isinstance(new, Route | Cascade)))
-        others = [Deployment(one, clock, composed=isinstance(old, Route | Cascade)) for one in fallback]
-        route = Route(migration.alias, config, [target], others)
+        target = Target(deployment=self._deployment(NewModel(new)))
+        route = Route(migration.alias, config, [target], [self._deployment(one) for one in fallback])
         return Live(migration, None if migration.old == migration.alias else old, route)
+
+    def _deployment(self, member: Member) -> Deployment:
+        composed = isinstance(member.model, Route | Cascade)
+        region = region_of(self.gateway.config, member.name)
+        return Deployment(member, time.monotonic, composed=composed, region=region)
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from wootz.core import BadRequestError, LanguageModel, UnavailableError, UnsupportedError, WootzError
@@ -29,13 +30,8 @@ class Member(LanguageModel):
     async def ready(self) -> bool:
         return await self.model.ready()
 
-    async def _answer(self, request: Any, ask: Any) -> AsyncGenerator[Any, None]:
-        chunks = ask(request)
-        try:
-            async for chunk in chunks:
-                yield chunk
-        finally:
-            await chunks.aclose()
+    def _answer(self, request: Any, ask: Any) -> AsyncGenerator[Any, None]:
+        raise NotImplementedError
 
 
 class NewModel(Member):
@@ -44,8 +40,9 @@ class NewModel(Member):
 
     async def _answer(self, request: Any, ask: Any) -> AsyncGenerator[Any, None]:
         try:
-            async for chunk in super()._answer(request, ask):
-                yield chunk
+            async with aclosing(ask(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         except BadRequestError as error:
             raise UnsupportedError(error.message, code=error.code, param=error.param, hint=error.hint) from error
         except WootzError:
@@ -61,5 +58,6 @@ class OldModel(Member):
     async def _answer(self, request: Any, ask: Any) -> AsyncGenerator[Any, None]:
         if ARM in request.journey.tags:
             request.journey.tags[ARM] = "fallback"
-        async for chunk in super()._answer(request, ask):
-            yield chunk
+        async with aclosing(ask(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk

@@ -90,5 +90,5 @@ def _copy(migration: Migration, request: SamplingFields) -> Any:
     for name in LEFT_OUT:
         (copy.__pydantic_extra__ or {}).pop(name, None)
     tags = {MIGRATION: migration.id, ARM: "shadow"}
-    copy._journey = Journey(lane="shadow", tags=tags, cache_control="no-store", regions=request.journey.regions)
+    copy._journey = Journey(lane="shadow", tags=tags, cache_control="no-store", bounds=request.journey.bounds)
     return copy

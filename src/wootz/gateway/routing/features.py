@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from wootz.core import LanguageModel
+from wootz.core.journey import ANYWHERE, Bounds
 from wootz.core.wire import EmbeddingRequest
 
 READ_CHARS = 4000
@@ -48,12 +49,10 @@ def unit(vector: Mapping[str, float]) -> dict[str, float]:
     return {term: value / norm for term, value in vector.items()}
 
 
-async def embedded(
-    embedder: LanguageModel, prompts: list[str], regions: frozenset[str] | None = None
-) -> list[dict[str, float]]:
+async def embedded(embedder: LanguageModel, prompts: list[str], bounds: Bounds = ANYWHERE) -> list[dict[str, float]]:
     """Each prompt's vector, its dimensions as terms."""
     asked = EmbeddingRequest(model=embedder.name, input=[prompt[:READ_CHARS] for prompt in prompts])
-    asked.journey.regions = regions
+    asked.journey.bounds = bounds
     answer = await embedder.embed(asked)
     vectors = [
         array("f", base64.b64decode(one.embedding)) if isinstance(one.embedding, str) else one.embedding

@@ -34,7 +34,7 @@ from wootz.core.wire import (
     RerankRequest,
     RerankResponse,
 )
-from wootz.gateway.identity.residency import check, inside
+from wootz.gateway.identity.residency import check, may_reach
 from wootz.gateway.routing.backoff import jittered
 from wootz.gateway.routing.call import Ask, Call
 from wootz.gateway.routing.candidate import Candidate
@@ -210,12 +210,12 @@ class Route(LanguageModel):
     def _order(self, request: ModelRequest, *, first: bool) -> list[Deployment]:
         candidates = self._policy([target.candidate() for target in self.targets.values()], request)
         ordered = [self.targets[one.name].deployment for one in candidates] + [*self.fallbacks]
-        allowed = [one for one in ordered if one.composed or inside(request.journey, one.region)]
+        allowed = [one for one in ordered if one.composed or may_reach(request.journey, one.name, one.region)]
         if ordered and not allowed:
             check(request.journey, ordered[0].name, ordered[0].region)
         if first and len(self.targets) > 1:
             chosen = f'"{allowed[0].name}" first of {len(candidates)}'
-            outside = f", {len(ordered) - len(allowed)} are outside its regions" if len(allowed) < len(ordered) else ""
+            outside = f", {len(ordered) - len(allowed)} are out of its bounds" if len(allowed) < len(ordered) else ""
             request.journey.notes.append(f"route {self.name}: {self.config.policy} puts {chosen}{outside}")
         return allowed
 

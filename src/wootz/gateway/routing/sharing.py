@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 SECONDS = 0.25
 TIMEOUT_SECONDS = 1.0
 RETRY_SECONDS = 1.0
+FORGET_SECONDS = 60.0
 KEEP_SECONDS = 3600
 """A hash that nobody writes to for so long is forgotten: a config that is no more."""
 
@@ -67,7 +68,8 @@ class Sharing:
         self._deployments = {one.name: one for one in deployments}
         self._told = {name: self._turns(one) for name, one in self._deployments.items()}
         self._heard: dict[bytes, bytes] = {}
-        self._unsent: News = {}
+        self._untold: set[str] = set()
+        """What changed and was not told yet, as ``kind:deployment``: how it stands is read when it is told."""
 
     @classmethod
     def of(cls, config: Config, models: Mapping[str, LanguageModel]) -> Sharing | None:
@@ -99,8 +101,10 @@ class Sharing:
             await self._redis.aclose()
 
     async def exchange(self) -> None:
-        """Read what others told, then tell what is new. Raises what Redis raises."""
-        self._unsent |= self._news()
+        """Read what others told, then tell what is new. Raises what Redis raises; what was measured before it did is
+        then told to nobody."""
+        self._note_turns()
+        measured = self._measured()
         async with self._redis.pipeline(transaction=True) as both:
             both.time()
             both.hgetall(self._hash)
@@ -110,27 +114,43 @@ class Sharing:
             if self._heard.get(field) != said:
                 self._heard[field] = said
                 self._hear(field.decode(), msgspec.json.decode(said), now)
-        if self._unsent:
-            out = {field: msgspec.json.encode([self._me, now, *said]) for field, said in self._unsent.items()}
+        gone = [field for field in told if self._is_of_the_dead(field, now)]
+        news = {field: self._state(field) for field in self._untold} | measured
+        if news or gone:
             async with self._redis.pipeline(transaction=True) as both:
-                both.hset(self._hash, mapping=out)  # type: ignore[arg-type]
+                if gone:
+                    both.hdel(self._hash, *gone)  # type: ignore[arg-type]
+                if news:
+                    out = {field: msgspec.json.encode([self._me, now, *said]) for field, said in news.items()}
+                    both.hset(self._hash, mapping=out)  # type: ignore[arg-type]
                 both.expire(self._hash, KEEP_SECONDS)
                 await both.execute()
-            self._unsent = {}
+            self._untold = set()
+            for field in gone:
+                del self._heard[field]
 
-    def _news(self) -> News:
-        news: News = {}
+    def _is_of_the_dead(self, field: bytes, now: float) -> bool:
+        """Measured by a process that has told nothing since, and is probably no more."""
+        return field.startswith(b"latency:") and now - msgspec.json.decode(self._heard[field])[1] > FORGET_SECONDS
+
+    def _note_turns(self) -> None:
         for name, deployment in self._deployments.items():
-            turns, rests = self._turns(deployment)
-            if turns != self._told[name][0]:
-                news[f"breaker:{name}"] = [deployment.breaker.pause, deployment.breaker.opens_in]
-            if rests != self._told[name][1]:
-                news[f"rest:{name}"] = list(deployment.rest)
-            self._told[name] = (turns, rests)
-            first, inter = deployment.latency.news()
-            if first is not None or inter is not None:
-                news[f"latency:{self._me}:{name}"] = [first, inter]
-        return news
+            turns = self._turns(deployment)
+            for kind, now, before in zip(("breaker", "rest"), turns, self._told[name], strict=True):
+                if now != before:
+                    self._untold.add(f"{kind}:{name}")
+            self._told[name] = turns
+
+    def _state(self, field: str) -> list[Any]:
+        kind, _, name = field.partition(":")
+        deployment = self._deployments[name]
+        if kind == "breaker":
+            return [deployment.breaker.pause, deployment.breaker.opens_in]
+        return list(deployment.rest)
+
+    def _measured(self) -> News:
+        means = {f"latency:{self._me}:{name}": [*one.latency.news()] for name, one in self._deployments.items()}
+        return {field: both for field, both in means.items() if both != [None, None]}
 
     def _hear(self, field: str, said: list[Any], now: float) -> None:
         teller, at, *values = said
@@ -140,7 +160,7 @@ class Sharing:
             name = name.partition(":")[2]
         if teller == self._me or (deployment := self._deployments.get(name)) is None:
             return
-        if kind == "breaker" and f"breaker:{name}" not in self._unsent:
+        if kind == "breaker" and field not in self._untold:
             deployment.breaker.adopt(values[0], values[1] - age)
         elif kind == "rest":
             deployment.adopt_rest(values[0] - age, over_limit=values[1])

@@ -89,7 +89,7 @@ def look_of(route: str, path: Path, models: Mapping[str, LanguageModel]) -> Look
             return
         try:
             async with asyncio.timeout(PATIENCE):
-                (features,) = await embedded(models[router.embedder], [text or " "], journey.regions)
+                (features,) = await embedded(models[router.embedder], [text or " "], journey.bounds)
         except (WootzError, TimeoutError, ValueError) as error:
             why = str(error) or "it took too long"
             journey.notes.append(f"route {route}: no score, the embedder failed: {why}"[:300])
