@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sqlite3
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,21 @@ async def test_a_killed_worker_leaves_each_line_answered_once(tmp_path: Path) ->
     await gateway.database.close()
 
 
+async def stop_between_transactions(process: asyncio.subprocess.Process, database: Path) -> None:
+    """SQLite has one lock for who writes: a process that is stopped while it holds it stops everybody."""
+    with closing(sqlite3.connect(database, timeout=0.1, isolation_level=None)) as connection:
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+                await asyncio.sleep(0.01)
+            else:
+                connection.execute("ROLLBACK")
+                return
+
+
 async def test_a_worker_that_stood_still_writes_nothing_into_the_batch_of_who_took_over(tmp_path: Path) -> None:
     """Its claim ran out while it was stopped; when it goes on, answers of its own are under way, and its journal has
     become the user's output."""
@@ -273,7 +290,7 @@ async def test_a_worker_that_stood_still_writes_nothing_into_the_batch_of_who_to
     process = await asyncio.create_subprocess_exec(sys.executable, str(script), str(tmp_path))
     journal = tmp_path / "batches" / batch["id"] / "output.jsonl"
     await until(lambda: asyncio.to_thread(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 5))
-    process.send_signal(signal.SIGSTOP)
+    await stop_between_transactions(process, tmp_path / "wootz.db")
     worker = BatchWorker(gateway, lease=0.5, poll=0.05)
     working = asyncio.create_task(worker.run())
 

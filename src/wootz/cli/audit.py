@@ -46,7 +46,7 @@ def list_(
         return
     rows = table("row", "when", "who", "what", "whom", "details", right=("row",))
     for entry in entries:
-        details = ", ".join(f"{name} {value}" for name, value in entry.detail.items())
+        details = ", ".join(f"{name} {json.dumps(value)}" for name, value in entry.detail.items())
         rows.add_row(
             str(entry.sequence), f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.actor, entry.action, entry.subject, details
         )
@@ -87,7 +87,7 @@ def verify(
         )
     elif verdict.holds:
         through = f", and lead through all {len(kept)} kept heads" if kept else ""
-        stderr().print(f"[green]✓[/green] {verdict.head.sequence:,} rows follow each other{through}")
+        stderr().print(f"[green]✓[/green] rows 1 to {verdict.head.sequence:,} follow each other{through}")
     else:
         stderr().print(f"[red]broken[/red]: {verdict.problem}. Up to row {verdict.head.sequence:,} it holds.")
     if not verdict.holds:
