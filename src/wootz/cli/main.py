@@ -57,6 +57,7 @@ from wootz.cli import (
     trace,
 )
 from wootz.cli.common import PLAIN_HELP
+from wootz.cli.lazily import Lazily
 
 
 class OneLineErrors(TyperGroup):
@@ -74,9 +75,23 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(error.exit_code) from None
 
 
+class Root(OneLineErrors):
+    """Has all that is registered with `commands`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = Lazily(  # pyright: ignore[reportAttributeAccessIssue]
+            commands,
+            pretty_exceptions_short=app.pretty_exceptions_short,
+            suggest_commands=app.suggest_commands,
+            rich_markup_mode=app.rich_markup_mode,
+        )
+
+
+commands = typer.Typer()
 app = typer.Typer(
     name="wootz",
-    cls=OneLineErrors,
+    cls=Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     **PLAIN_HELP,
@@ -105,53 +120,53 @@ def globals_(
     ctx.obj = home
 
 
-app.command("up")(serve.up)
-app.command("serve")(serve.serve)
-app.command("reload")(serve.reload)
-app.command("chat")(chat.chat)
-app.command("pull")(models.pull)
-app.command("run")(run.run)
-app.add_typer(runs.app, name="runs")
-app.add_typer(models.app, name="models")
-app.add_typer(keys.app, name="keys")
-app.add_typer(teams := accounts.commands("team", "Teams: limits over several keys together."), name="teams")
-app.add_typer(users := accounts.commands("user", "Users: limits over all the keys of one person."), name="users")
+commands.command("up")(serve.up)
+commands.command("serve")(serve.serve)
+commands.command("reload")(serve.reload)
+commands.command("chat")(chat.chat)
+commands.command("pull")(models.pull)
+commands.command("run")(run.run)
+commands.add_typer(runs.app, name="runs")
+commands.add_typer(models.app, name="models")
+commands.add_typer(keys.app, name="keys")
+commands.add_typer(teams := accounts.commands("team", "Teams: limits over several keys together."), name="teams")
+commands.add_typer(users := accounts.commands("user", "Users: limits over all the keys of one person."), name="users")
 identity.add_describe(teams, "team")
 identity.add_describe(users, "user")
 identity.add_user_commands(users)
-app.command("erase")(identity.erase)
-app.add_typer(audit.app, name="audit")
-app.add_typer(accounts.commands("tag", "Tags that keys carry, with limits of their own."), name="tags")
-app.add_typer(limits.app, name="limits")
-app.add_typer(migrate.app, name="migrate")
-app.command("drift")(drift.drift)
-app.command("provision")(provision.provision)
-app.add_typer(cost.app, name="cost")
+commands.command("erase")(identity.erase)
+commands.add_typer(audit.app, name="audit")
+commands.add_typer(accounts.commands("tag", "Tags that keys carry, with limits of their own."), name="tags")
+commands.add_typer(limits.app, name="limits")
+commands.add_typer(migrate.app, name="migrate")
+commands.command("drift")(drift.drift)
+commands.command("provision")(provision.provision)
+commands.add_typer(cost.app, name="cost")
 cost_plans.add_commands(cost.app)
-app.add_typer(secrets.app, name="secrets")
-app.add_typer(trace.app, name="trace")
-app.add_typer(alerts.app, name="alerts")
-app.add_typer(config.app, name="config")
-app.add_typer(arch.app, name="arch")
-app.add_typer(tokenizer.app, name="tokenizer")
-app.add_typer(data.app, name="data")
-app.add_typer(mix.app, name="mix")
-app.command("convert")(convert.convert)
-app.command("quantize")(quantize.quantize)
-app.add_typer(evals.app, name="eval")
-app.add_typer(rope.app, name="rope")
-app.add_typer(plan.app, name="plan")
-app.add_typer(mup.app, name="mup")
-app.add_typer(scaling.app, name="scaling")
-app.command("doctor")(doctor.doctor)
-app.add_typer(bench.app, name="bench")
-app.add_typer(spec.app, name="spec")
-app.add_typer(router.app, name="router")
-app.add_typer(cascade.app, name="cascade")
-app.add_typer(semcache.app, name="semcache")
-app.add_typer(prompts.app, name="prompts")
-app.add_typer(optim.app, name="optim")
-app.add_typer(lr.app, name="lr")
+commands.add_typer(secrets.app, name="secrets")
+commands.add_typer(trace.app, name="trace")
+commands.add_typer(alerts.app, name="alerts")
+commands.add_typer(config.app, name="config")
+commands.add_typer(arch.app, name="arch")
+commands.add_typer(tokenizer.app, name="tokenizer")
+commands.add_typer(data.app, name="data")
+commands.add_typer(mix.app, name="mix")
+commands.command("convert")(convert.convert)
+commands.command("quantize")(quantize.quantize)
+commands.add_typer(evals.app, name="eval")
+commands.add_typer(rope.app, name="rope")
+commands.add_typer(plan.app, name="plan")
+commands.add_typer(mup.app, name="mup")
+commands.add_typer(scaling.app, name="scaling")
+commands.command("doctor")(doctor.doctor)
+commands.add_typer(bench.app, name="bench")
+commands.add_typer(spec.app, name="spec")
+commands.add_typer(router.app, name="router")
+commands.add_typer(cascade.app, name="cascade")
+commands.add_typer(semcache.app, name="semcache")
+commands.add_typer(prompts.app, name="prompts")
+commands.add_typer(optim.app, name="optim")
+commands.add_typer(lr.app, name="lr")
 
 
 def main() -> None:
