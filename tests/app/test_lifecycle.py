@@ -104,6 +104,7 @@ def streaming(platform, **fields) -> Iterator[Iterator[str]]:
         yield lines
 
 
+@pytest.mark.slow
 def test_port_in_use(start, tiny):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -172,6 +173,7 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk(start, small_disk, smollm2_gguf):
     """The model does not fit: one line, and nothing of it stays but what a later pull goes on from."""
     platform = start(home=small_disk / "home", WOOTZ_MODELS__SMOL__SOURCE=f"file:{smollm2_gguf}")

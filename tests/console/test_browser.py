@@ -129,7 +129,7 @@ def test_signing_in_chatting_and_finding_the_request(server, page):
     expect(page.get_by_test_id("request-timeline").locator("rect.generate")).to_be_visible()
 
 
-@pytest.mark.parametrize("how", ["button", "escape"])
+@pytest.mark.parametrize("how", ["button", pytest.param("escape", marks=pytest.mark.slow)])
 def test_an_answer_is_stopped_on_the_server_too(server, page, how):
     ask(page, "talk forever")
     content = last_answer(page).get_by_test_id("message-content")
@@ -164,6 +164,7 @@ def test_hostile_markdown_is_shown_and_never_run(server, page):
     assert page.evaluate("window.hacked") is None
 
 
+@pytest.mark.slow
 def test_a_failed_answer_can_be_retried(server, page):
     script = server.house.model.script
     ask(page, "please fail")
@@ -176,6 +177,7 @@ def test_a_failed_answer_can_be_retried(server, page):
     assert page.get_by_test_id("message-assistant").count() == 1
 
 
+@pytest.mark.slow
 def test_settings_and_history_reach_the_model(server, page):
     page.get_by_test_id("chat-system").fill("Be brief.")
     page.get_by_test_id("chat-temperature").fill("0.3")
@@ -193,6 +195,7 @@ def test_settings_and_history_reach_the_model(server, page):
     assert (request.temperature, request.top_p, request.max_tokens, request.seed) == (0.3, None, 50, 7)
 
 
+@pytest.mark.slow
 def test_the_last_message_is_edited_and_the_last_answer_made_anew(server, page):
     ask(page, "first")
     expect(last_answer(page)).to_have_attribute("data-state", "done")
@@ -224,6 +227,7 @@ def test_the_conversation_outlives_a_reload_but_not_signing_out(server, page):
     assert page.get_by_test_id("message-user").count() == 0
 
 
+@pytest.mark.slow
 def test_code_is_copied_as_it_is(server, page):
     server.house.model.script = "```python\nprint('<b>')\n```\n"
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -262,6 +266,7 @@ def test_requests_are_filtered_in_place(server, page):
     expect(page.get_by_test_id("empty")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_shortcuts(server, page):
     page.keyboard.press("Escape")
     page.locator("#main").focus()
@@ -276,6 +281,7 @@ def test_shortcuts(server, page):
     expect(page.get_by_test_id("requests-search")).to_be_focused()
 
 
+@pytest.mark.slow
 def test_the_theme_follows_the_system_until_one_is_chosen(server, page):
     def ground() -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")

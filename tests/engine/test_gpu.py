@@ -133,9 +133,7 @@ def same(found: list[tuple[list[int], list[float]]], expected: list[tuple[list[i
         assert logprobs == pytest.approx(expected_logprobs, abs=2e-4)
 
 
-@pytest.mark.parametrize(
-    "name", ["gemma2", *OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in COMMON if name != "gemma2")]
-)
+@pytest.mark.parametrize("name", [*OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in COMMON)])
 def test_tokens_are_those_of_plain_pytorch(name: str, on_kernels: OnKernels) -> None:
     """Prompts of several lengths in chunks, a shared prefix, and answers under way, in one step."""
     expected = in_pytorch(name)

@@ -71,7 +71,7 @@ def check(folder, adapters, num_requests: int, most_growth: int, *, drafts: bool
                 jsonschema.validate(json.loads(text), SCHEMA)
 
 
-@pytest.mark.parametrize("drafts", [False, True])
+@pytest.mark.parametrize("drafts", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_five_hundred_requests_of_every_kind(tiny_folder, adapters, drafts):
     check(tiny_folder, adapters, 500, most_growth=100 * 2**20, drafts=drafts)
 

@@ -74,7 +74,15 @@ def records(server: GatewayServer, lane: str, number: int = 1) -> list[RequestRe
     return server.call(until(enough))
 
 
-@pytest.mark.parametrize(("stage", "share"), [("canary", 0.01), ("ramp-5", 0.05), ("ramp-25", 0.25), ("ramp-50", 0.5)])
+@pytest.mark.parametrize(
+    ("stage", "share"),
+    [
+        ("canary", 0.01),
+        ("ramp-25", 0.25),
+        pytest.param("ramp-5", 0.05, marks=pytest.mark.slow),
+        pytest.param("ramp-50", 0.5, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stable_share_of_the_users_gets_the_new_model(server: GatewayServer, stage: str, share: float) -> None:
     started(server, stage)
     migrations, old = server.gateway.migrations, server.gateway.models["old"]

@@ -128,6 +128,7 @@ def test_it_runs_through_the_context():
     assert not torch.allclose(side_by_side[-1], uneven[-1])
 
 
+@pytest.mark.slow
 def test_random_features_estimate_softmax_attention_the_better_the_more():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (0.7 * torch.randn(1, 32, 1, 8, generator=generator) for _ in range(3))

@@ -11,6 +11,7 @@ import torch
 PAGE = Path(__file__).parents[2] / "docs" / "attention.md"
 
 
+@pytest.mark.slow
 def test_examples_run(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(smollm2_gguf.parent)
     torch.manual_seed(0)

@@ -163,6 +163,7 @@ def test_one_switch_chooses_who_may_look_at_whom(tmp_path: Path) -> None:
         read_config(SWITCH | {"kind": "sphinx"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["encoder", "encoder-decoder"])
 def test_each_kind_trains(kind: str) -> None:
     """An encoder to fill a gap, an encoder-decoder to write what it reads; decoders train elsewhere."""

@@ -67,7 +67,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"mixtral", "olmoe", "qwen2-moe", "deepseek-v2"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_family_equals_transformers(tmp_path: Path, case: str) -> None:
     config_class, settings = CASES[case]
     prove(tmp_path, config_class(**(SIZES | settings)))

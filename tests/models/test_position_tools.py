@@ -249,6 +249,7 @@ def test_a_text_beyond_what_a_model_was_made_for_is_warned_of() -> None:
         built().logits([1] * 65)
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     plots.plot_sinusoids(tmp_path / "sinusoids.png")
     plots.plot_rope(tmp_path / "rope.png", RotaryConfig(64))

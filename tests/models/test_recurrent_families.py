@@ -71,7 +71,17 @@ CASES = {
 RWKV = {"intermediate_size": 40, "use_cache": False}
 
 
-SLOW = {"mamba-biases", "mamba2-limited", "jamba-dense", "granite-dense", "zamba2", "zamba2-one-block"}
+SLOW = {
+    "bamba",
+    "granite",
+    "falcon-mamba",
+    "mamba-biases",
+    "mamba2-limited",
+    "jamba-dense",
+    "granite-dense",
+    "zamba2",
+    "zamba2-one-block",
+}
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])

@@ -134,6 +134,7 @@ def test_mixtures_cost_the_same_per_token_but_for_their_routers() -> None:
     assert len(set(costs.values())) == 1
 
 
+@pytest.mark.slow
 def test_experts_are_told_apart_and_measured(tmp_path: Path) -> None:
     bits, entropy = experts.shared_expert_studies(variants=("dense", "7, top 1, 1 shared"), size=TINY, every=30)
     curves = run_study(bits, tmp_path / "bits", range(1))["curves"]

@@ -183,6 +183,7 @@ def test_the_trainers_loop_is_that_of_one_process(ranks: list[dict[str, Any]]) -
                 assert ours == pytest.approx(theirs, rel=1e-4), axis
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up(ranks: list[dict[str, Any]]) -> None:
     model = build(DENSE)
     loss = language_loss(model, global_batch())
