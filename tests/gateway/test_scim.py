@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -90,6 +91,27 @@ def test_leaving_a_group_takes_its_roles_from_the_persons_keys(server: GatewaySe
     gone = {"op": "remove", "path": f'members[value eq "{user["id"]}"]'}
     assert scim.patch(f"/Groups/{group['id']}", json=patch(gone)).status_code == 200
     assert httpx.get(f"{server.url}/admin/keys", headers=bearer).status_code == 401
+
+
+def test_two_changes_at_once_undo_nothing_of_each_other(scim: httpx.Client) -> None:
+    first, second = (scim.post("/Users", json=USER | {"userName": name}).json()["id"] for name in ("cleo", "dora"))
+    group = scim.post("/Groups", json=GROUP | {"displayName": "both"}).json()["id"]
+    end, members = {"op": "replace", "path": "active", "value": False}, [{"value": first}, {"value": second}]
+
+    def at_once(path: str, *operations: dict[str, Any]) -> None:
+        with ThreadPoolExecutor() as pool:
+            answers = list(pool.map(lambda one: scim.patch(path, json=patch(one)), operations))
+        assert [answer.status_code for answer in answers] == [200] * len(operations)
+
+    for number in range(5):
+        scim.patch(f"/Users/{first}", json=patch({"op": "replace", "path": "active", "value": True}))
+        at_once(f"/Users/{first}", {"op": "replace", "path": "displayName", "value": f"Cleo {number}"}, end)
+        user = scim.get(f"/Users/{first}").json()
+        assert (user["displayName"], user["active"]) == (f"Cleo {number}", False)
+        scim.patch(f"/Groups/{group}", json=patch({"op": "add", "path": "members", "value": members}))
+        gone = [{"op": "remove", "path": f'members[value eq "{one}"]'} for one in (first, second)]
+        at_once(f"/Groups/{group}", *gone)
+        assert "members" not in scim.get(f"/Groups/{group}").json()
 
 
 def test_filters_find_and_bad_ones_are_told(scim: httpx.Client) -> None:

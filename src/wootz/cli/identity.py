@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -97,9 +98,7 @@ def end(ctx: typer.Context, user: Name) -> None:
         async with _people(ctx) as people:
             person = next((one for one in await people.list() if user in (one.id, one.name)), None)
             person = person or await people.grant(user, [])  # Of an account that nobody vouched for so far.
-            await people.change(
-                person.id, name=person.name, external_id=person.external_id, active=False, profile=person.profile
-            )
+            await people.change(person.id, lambda one: replace(one, active=False))
             return person.name
 
     stderr().print(f"[green]✓[/green] {asyncio.run(run())} is deactivated")

@@ -32,7 +32,7 @@ from wootz.core.acting import actor
 from wootz.core.atomic import atomic_file
 from wootz.gateway.accounts import AccountRow
 from wootz.gateway.caches import Caches
-from wootz.gateway.identity.people import MemberRow, PersonRow
+from wootz.gateway.identity.rows import MemberRow, PersonRow
 from wootz.gateway.identity.sessions import SessionRow
 from wootz.gateway.keys import KeyRow
 from wootz.gateway.surfaces.batch_store import batches

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
 
 from wootz.core import BadRequestError, NotFoundError
 from wootz.core.acting import actor
@@ -29,46 +28,12 @@ from wootz.core.wire import new_id
 from wootz.gateway import accounts
 from wootz.gateway.accounts import AccountRow
 from wootz.gateway.identity.roles import ROLE_NAMES, permissions, roles_of_groups
+from wootz.gateway.identity.rows import GroupRow, MemberRow, PersonRow, find, held
 from wootz.gateway.identity.sessions import end_sessions
 from wootz.gateway.keys import Key, KeyRow, KeyStore
 from wootz.gateway.limits import NO_LIMITS
-from wootz.store import Base, UtcDateTime
 
 CONSOLE_PREFIX = "(console)"
-
-
-class PersonRow(Base):
-    __tablename__ = "people"
-
-    user_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
-    subject: Mapped[str | None] = mapped_column(unique=True)
-    """Issuer and subject of the identity provider, which never change, as names and addresses do."""
-    external_id: Mapped[str | None]
-    active: Mapped[bool]
-    granted: Mapped[list[str]] = mapped_column(JSON)
-    """Roles that were given here, besides those of groups."""
-    claimed_groups: Mapped[list[str]] = mapped_column(JSON)
-    profile: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """The rest of what SCIM says of them, as it says it."""
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    changed_at: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
-class GroupRow(Base):
-    __tablename__ = "groups"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
-    external_id: Mapped[str | None]
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    changed_at: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
-class MemberRow(Base):
-    __tablename__ = "group_members"
-
-    group_id: Mapped[str] = mapped_column(ForeignKey("groups.id"), primary_key=True)
-    user_id: Mapped[str] = mapped_column(ForeignKey("people.user_id"), primary_key=True, index=True)
 
 
 @dataclass(frozen=True)
@@ -123,29 +88,33 @@ class People:
             await self._tell(sql, "user.provisioned", person.user_id, active=active)
         return await self.get(person.user_id)
 
-    async def change(
-        self, user_id: str, *, name: str, external_id: str | None, active: bool, profile: Mapping[str, Any]
-    ) -> Person:
-        """All that SCIM says of a person. Raises `NotFoundError`, and `BadRequestError` for a name in use."""
+    async def change(self, user_id: str, edit: Callable[[Person], Person]) -> Person:
+        """Name, external id, whether active, and profile, as ``edit`` makes them of those that are.
+
+        It is called when nobody else can change them any more, so that no change is made of an old state and undoes
+        another. Raises `NotFoundError`, and `BadRequestError` for a name in use.
+        """
         async with self.keys.database.session() as sql:
-            person = await _person(sql, user_id)
-            account = await accounts.find_account(sql, "user", user_id)
-            if account.name != name:
-                accounts.check_name(name, "a user's name")
-                if await sql.scalar(select(AccountRow.id).where(AccountRow.kind == "user", AccountRow.name == name)):
-                    raise _taken(name)
-                account.name = name
-            ended = person.active and not active
-            person.external_id, person.active, person.profile = external_id, active, dict(profile)
+            person = await find(sql, PersonRow, user_id, hold=True)
+            (before,) = await self._persons(sql, [person])
+            after = edit(before)
+            if after.name != before.name:
+                accounts.check_name(after.name, "a user's name")
+                taken = select(AccountRow.id).where(AccountRow.kind == "user", AccountRow.name == after.name)
+                if await sql.scalar(taken):
+                    raise _taken(after.name)
+                (await accounts.find_account(sql, "user", user_id)).name = after.name
+            person.external_id, person.active, person.profile = after.external_id, after.active, dict(after.profile)
             counts = await self._settle(sql, person)
-            await self._tell(sql, "user.deactivated" if ended else "user.changed", user_id, active=active, **counts)
+            action = "user.deactivated" if before.active and not after.active else "user.changed"
+            await self._tell(sql, action, user_id, active=after.active, **counts)
         self.keys.cache.clear()
         return await self.get(user_id)
 
     async def remove(self, user_id: str) -> None:
         """No longer a person: keys and sessions end. The account stays, as what it used is still reported."""
         async with self.keys.database.session() as sql:
-            person = await _person(sql, user_id)
+            person = await find(sql, PersonRow, user_id, hold=True)
             person.active = False
             counts = await self._settle(sql, person)
             await sql.execute(delete(MemberRow).where(MemberRow.user_id == user_id))
@@ -161,7 +130,7 @@ class People:
             )
         async with self.keys.database.session() as sql:
             account = await accounts.find_account(sql, "user", id_or_name)
-            person = await sql.get(PersonRow, account.id) or await self._create(sql, account.name)
+            person = await held(sql, PersonRow, account.id) or await self._create(sql, account.name)
             person.granted = [role for role in ROLE_NAMES if role in roles]
             counts = await self._settle(sql, person)
             await self._tell(sql, "user.granted", person.user_id, roles=person.granted, **counts)
@@ -171,7 +140,7 @@ class People:
     async def get(self, user_id: str) -> Person:
         """Raises `NotFoundError`."""
         async with self.keys.database.session() as sql:
-            return (await self._persons(sql, [await _person(sql, user_id)]))[0]
+            return (await self._persons(sql, [await find(sql, PersonRow, user_id)]))[0]
 
     async def list(self) -> list[Person]:
         async with self.keys.database.session() as sql:
@@ -217,20 +186,23 @@ class People:
         self.keys.cache.clear()
         return await self.group(row.id)
 
-    async def change_group(self, id: str, *, name: str, external_id: str | None, members: Collection[str]) -> Group:
+    async def change_group(self, id: str, edit: Callable[[Group], Group]) -> Group:
+        """Name, external id and members, as ``edit`` makes them of those that are; see `change`."""
         async with self.keys.database.session() as sql:
-            row = await _group(sql, id)
-            if row.name != name:
-                await self._check_group_name(sql, name)
-            row.name, row.external_id, row.changed_at = name, external_id, self._clock()
-            await self._set_members(sql, id, members)
-            await self._tell(sql, "group.changed", id, name=name, members=sorted(members))
+            row = await find(sql, GroupRow, id, hold=True)
+            (before,) = await self._groups(sql, [row])
+            after = edit(before)
+            if after.name != before.name:
+                await self._check_group_name(sql, after.name)
+            row.name, row.external_id, row.changed_at = after.name, after.external_id, self._clock()
+            await self._set_members(sql, id, after.members)
+            await self._tell(sql, "group.changed", id, name=after.name, members=sorted(after.members))
         self.keys.cache.clear()
         return await self.group(id)
 
     async def remove_group(self, id: str) -> None:
         async with self.keys.database.session() as sql:
-            row = await _group(sql, id)
+            row = await find(sql, GroupRow, id, hold=True)
             await self._set_members(sql, id, ())
             await sql.delete(row)
             await self._tell(sql, "group.removed", id, name=row.name)
@@ -239,7 +211,7 @@ class People:
     async def group(self, id: str) -> Group:
         """Raises `NotFoundError`."""
         async with self.keys.database.session() as sql:
-            return (await self._groups(sql, [await _group(sql, id)]))[0]
+            return (await self._groups(sql, [await find(sql, GroupRow, id)]))[0]
 
     async def groups(self) -> list[Group]:
         async with self.keys.database.session() as sql:
@@ -275,7 +247,7 @@ class People:
     async def _set_members(self, sql: AsyncSession, group_id: str, members: Collection[str]) -> None:
         query = select(MemberRow.user_id).where(MemberRow.group_id == group_id)
         before, after = set((await sql.scalars(query)).all()), set(members)
-        people = {user_id: await _person(sql, user_id) for user_id in sorted(before ^ after)}
+        people = {user_id: await find(sql, PersonRow, user_id, hold=True) for user_id in sorted(before ^ after)}
         gone = delete(MemberRow).where(MemberRow.group_id == group_id, MemberRow.user_id.in_(before - after))
         await sql.execute(gone)
         sql.add_all([MemberRow(group_id=group_id, user_id=user_id) for user_id in after - before])
@@ -357,20 +329,6 @@ def _console_key(id: str, account: AccountRow, now: datetime) -> KeyRow:
         id=id, name=name, hash=secrets.token_hex(32), prefix=CONSOLE_PREFIX, scopes=[], models=None,
         user_id=account.id, tags={}, limits={}, created_at=now,
     )  # fmt: skip
-
-
-async def _person(sql: AsyncSession, user_id: str) -> PersonRow:
-    row = await sql.get(PersonRow, user_id, with_for_update=True) if user_id.isprintable() else None
-    if row is None:
-        raise NotFoundError(f'there is no user "{user_id[:64]}"', code="user_not_found")
-    return row
-
-
-async def _group(sql: AsyncSession, id: str) -> GroupRow:
-    row = await sql.get(GroupRow, id, with_for_update=True) if id.isprintable() else None
-    if row is None:
-        raise NotFoundError(f'there is no group "{id[:64]}"', code="group_not_found")
-    return row
 
 
 def _taken(name: str) -> BadRequestError:

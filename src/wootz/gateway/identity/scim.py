@@ -9,8 +9,9 @@ Sources: RFC 7643 (schema), RFC 7644 (protocol).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -85,8 +86,15 @@ def router(gateway: Gateway, people: People) -> APIRouter:
     routes = router_with_key(gateway, "provision", error_body=_error_body, prefix=ROOT, include_in_schema=False)
     routes.route_class = _scim_route(routes.route_class)
     _add_discovery(routes)
-    _add_users(routes, people)
-    _add_groups(routes, people)
+    users = Kind(
+        "Users", ScimUser, _user, _said_of, people.list, people.get, people.create, people.change, people.remove
+    )
+    groups = Kind(
+        "Groups", ScimGroup, _group, _said_of_group,
+        people.groups, people.group, people.create_group, people.change_group, people.remove_group,
+    )  # fmt: skip
+    for kind in (users, groups):
+        _add_resource(routes, kind)
 
     @routes.post("/.search")
     async def search(request: Request) -> Response:
@@ -105,85 +113,66 @@ def router(gateway: Gateway, people: People) -> APIRouter:
     return routes
 
 
-def _add_users(routes: APIRouter, people: People) -> None:
-    @routes.get("/Users")
-    async def list_users(request: Request) -> Response:
-        return _list(request, ScimUser, [_user(request, one) for one in await people.list()])
+class Kind(NamedTuple):
+    """A resource that can be changed: what it is called, and how it is shown, read and kept."""
 
-    @routes.post("/Users/.search")
-    async def search_users(request: Request) -> Response:
-        found = [_user(request, one) for one in await people.list()]
-        return _list(request, ScimUser, found, await request.json())
-
-    @routes.post("/Users")
-    async def create_user(request: Request) -> Response:
-        asked = ScimUser.model_validate(await request.json(), scim_ctx=Context.RESOURCE_CREATION_REQUEST)
-        person = await people.create(**_said_of(asked))
-        return _one(request, _user(request, person), Context.RESOURCE_CREATION_RESPONSE, 201)
-
-    @routes.get("/Users/{id}")
-    async def get_user(request: Request, id: str) -> Response:
-        return _one(request, _user(request, await people.get(id)), Context.RESOURCE_QUERY_RESPONSE)
-
-    @routes.put("/Users/{id}")
-    async def replace_user(request: Request, id: str) -> Response:
-        before = _user(request, await people.get(id))
-        asked = ScimUser.model_validate(await request.json(), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST)
-        asked.replace(before)
-        person = await people.change(id, **_said_of(asked))
-        return _one(request, _user(request, person), Context.RESOURCE_REPLACEMENT_RESPONSE)
-
-    @routes.patch("/Users/{id}")
-    async def patch_user(request: Request, id: str) -> Response:
-        user = _user(request, await people.get(id))
-        PatchOp[ScimUser].model_validate(await request.json(), scim_ctx=Context.RESOURCE_PATCH_REQUEST).patch(user)
-        person = await people.change(id, **_said_of(user))
-        return _one(request, _user(request, person), Context.RESOURCE_PATCH_RESPONSE)
-
-    @routes.delete("/Users/{id}")
-    async def delete_user(id: str) -> Response:
-        await people.remove(id)
-        return Response(status_code=204)
+    path: str
+    model: Any
+    shown: Callable[[Request, Any], Any]
+    said: Callable[[Any], dict[str, Any]]
+    list: Callable[[], Awaitable[Sequence[Any]]]
+    get: Callable[[str], Awaitable[Any]]
+    create: Callable[..., Awaitable[Any]]
+    change: Callable[[str, Callable[[Any], Any]], Awaitable[Any]]
+    remove: Callable[[str], Awaitable[None]]
 
 
-def _add_groups(routes: APIRouter, people: People) -> None:
-    @routes.get("/Groups")
-    async def list_groups(request: Request) -> Response:
-        return _list(request, ScimGroup, [_group(request, one) for one in await people.groups()])
+def _add_resource(routes: APIRouter, kind: Kind) -> None:
+    @routes.get(f"/{kind.path}")
+    async def list_(request: Request) -> Response:
+        return _list(request, kind.model, [kind.shown(request, one) for one in await kind.list()])
 
-    @routes.post("/Groups/.search")
-    async def search_groups(request: Request) -> Response:
-        found = [_group(request, one) for one in await people.groups()]
-        return _list(request, ScimGroup, found, await request.json())
+    @routes.post(f"/{kind.path}/.search")
+    async def search(request: Request) -> Response:
+        found = [kind.shown(request, one) for one in await kind.list()]
+        return _list(request, kind.model, found, await request.json())
 
-    @routes.post("/Groups")
-    async def create_group(request: Request) -> Response:
-        asked = ScimGroup.model_validate(await request.json(), scim_ctx=Context.RESOURCE_CREATION_REQUEST)
-        group = await people.create_group(**_said_of_group(asked))
-        return _one(request, _group(request, group), Context.RESOURCE_CREATION_RESPONSE, 201)
+    @routes.post(f"/{kind.path}")
+    async def create(request: Request) -> Response:
+        asked = kind.model.model_validate(await request.json(), scim_ctx=Context.RESOURCE_CREATION_REQUEST)
+        made = await kind.create(**kind.said(asked))
+        return _one(request, kind.shown(request, made), Context.RESOURCE_CREATION_RESPONSE, 201)
 
-    @routes.get("/Groups/{id}")
-    async def get_group(request: Request, id: str) -> Response:
-        return _one(request, _group(request, await people.group(id)), Context.RESOURCE_QUERY_RESPONSE)
+    @routes.get(f"/{kind.path}/{{id}}")
+    async def get(request: Request, id: str) -> Response:
+        return _one(request, kind.shown(request, await kind.get(id)), Context.RESOURCE_QUERY_RESPONSE)
 
-    @routes.put("/Groups/{id}")
-    async def replace_group(request: Request, id: str) -> Response:
-        before = _group(request, await people.group(id))
-        asked = ScimGroup.model_validate(await request.json(), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST)
-        asked.replace(before)
-        group = await people.change_group(id, **_said_of_group(asked))
-        return _one(request, _group(request, group), Context.RESOURCE_REPLACEMENT_RESPONSE)
+    @routes.put(f"/{kind.path}/{{id}}")
+    async def put(request: Request, id: str) -> Response:
+        asked = kind.model.model_validate(await request.json(), scim_ctx=Context.RESOURCE_REPLACEMENT_REQUEST)
 
-    @routes.patch("/Groups/{id}")
-    async def patch_group(request: Request, id: str) -> Response:
-        group = _group(request, await people.group(id))
-        PatchOp[ScimGroup].model_validate(await request.json(), scim_ctx=Context.RESOURCE_PATCH_REQUEST).patch(group)
-        changed = await people.change_group(id, **_said_of_group(group))
-        return _one(request, _group(request, changed), Context.RESOURCE_PATCH_RESPONSE)
+        def edit(before: Any) -> Any:
+            asked.replace(kind.shown(request, before))
+            return replace(before, **kind.said(asked))
 
-    @routes.delete("/Groups/{id}")
-    async def delete_group(id: str) -> Response:
-        await people.remove_group(id)
+        changed = await kind.change(id, edit)
+        return _one(request, kind.shown(request, changed), Context.RESOURCE_REPLACEMENT_RESPONSE)
+
+    @routes.patch(f"/{kind.path}/{{id}}")
+    async def patch(request: Request, id: str) -> Response:
+        asked = PatchOp[kind.model].model_validate(await request.json(), scim_ctx=Context.RESOURCE_PATCH_REQUEST)
+
+        def edit(before: Any) -> Any:
+            resource = kind.shown(request, before)
+            asked.patch(resource)
+            return replace(before, **kind.said(resource))
+
+        changed = await kind.change(id, edit)
+        return _one(request, kind.shown(request, changed), Context.RESOURCE_PATCH_RESPONSE)
+
+    @routes.delete(f"/{kind.path}/{{id}}")
+    async def delete(id: str) -> Response:
+        await kind.remove(id)
         return Response(status_code=204)
 
 
@@ -248,7 +237,7 @@ def _group(request: Request, group: Group) -> ScimGroup:
 
 
 def _said_of_group(group: ScimGroup) -> dict[str, Any]:
-    members = {str(member.value) for member in group.members or [] if member.value}
+    members = {str(member.value): member.display or "" for member in group.members or [] if member.value}
     return {"name": group.display_name, "external_id": group.external_id, "members": members}
 
 
