@@ -21,6 +21,7 @@ from wootz.console.sessions import COOKIE
 from wootz.core import AuthenticationError, Config
 from wootz.core.sections import OidcConfig
 from wootz.gateway.identity.oidc import Oidc
+from wootz.gateway.identity.people import People
 from wootz.store import Database
 
 GROUPS = {"llm-admins": ["admin"], "llm-readers": ["viewer"], "audit": ["auditor"]}
@@ -149,6 +150,26 @@ async def test_roles_that_are_gone_at_the_next_sign_in_are_gone_in_other_session
         provider.claims["groups"] = ["llm-readers"]
         await sign_in(after, provider)
         assert (await before.get("/keys")).status_code == 403
+
+
+async def test_what_a_sign_in_changes_is_in_the_audit_log(house: House, provider: IdentityProvider) -> None:
+    ann = await People(house.keys, house.gateway.config.identity).create("ann@example.com")
+    told = []
+    for group in ("llm-admins", "llm-admins", "llm-readers"):
+        provider.claims["groups"] = [group]
+        async with visitor(house) as browser:
+            await sign_in(browser, provider)
+        told.append(await house.gateway.audit.entries(action="user.changed", subject=ann.id))
+    (bound,), again, (changed, _) = told
+    by = {"by": "sign-in", "keys_ended": 0, "sessions_ended": 0}
+    assert bound.detail == by | {"bound": True, "gained": ["admin"], "lost": []}
+    assert again == [bound]
+    assert changed.detail == by | {"bound": False, "gained": ["viewer"], "lost": ["admin"]}
+    provider.claims |= {"sub": "u-2", "email": "ben@example.com"}
+    async with visitor(house) as browser:
+        await sign_in(browser, provider)
+    (created,) = await house.gateway.audit.entries(action="user.created")
+    assert (created.detail["by"], created.detail["gained"]) == ("sign-in", ["viewer"])
 
 
 async def test_where_it_leads_is_never_another_site(house: House, provider: IdentityProvider) -> None:

@@ -35,6 +35,7 @@ from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
 from wootz.gateway.identity import residency
 from wootz.gateway.identity.erasure import Erasures
+from wootz.gateway.identity.people import People
 from wootz.gateway.routing import Route, open_routes
 from wootz.gateway.routing.sharing import Sharing
 from wootz.providers import EngineModel, open_models
@@ -89,6 +90,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             if front.keys is not None:
                 master = config.server.master_key
                 await front.keys.set_master(master and resolve_secret(master, used_by="server.master_key"))
+                await People(front.keys, config.identity).settle_all()
             stack.push_async_callback(front.caches.close)
             for words in warnings(config, datetime.now(UTC).date()):
                 log.warning(words)

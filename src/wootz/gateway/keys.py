@@ -28,6 +28,7 @@ from wootz.gateway import accounts
 from wootz.gateway.accounts import MAX_NAME_CHARS, Account, AccountKind, AccountRow
 from wootz.gateway.identity.attributes import NO_ATTRIBUTES, Attributes, Standing
 from wootz.gateway.identity.roles import ROLE_NAMES, Permission, permissions
+from wootz.gateway.identity.rows import PersonRow, held
 from wootz.gateway.key_cache import KeyCache
 from wootz.gateway.limits import NO_LIMITS, Limits, Subject
 from wootz.store import Base, Database, UtcDateTime
@@ -186,11 +187,13 @@ class KeyStore:
         fields = _checked(changes)
         if limits:
             fields["limits"] = Limits.parse(limits).plain
+        told = sorted(fields | membership)
         async with self.database.session() as session:
+            fields |= await _memberships(session, membership)  # First: who ends a person holds them, then their keys.
             row = await _find_row(session, id_or_name)
-            for column, value in (fields | await _memberships(session, membership)).items():
+            for column, value in fields.items():
                 setattr(row, column, value)
-            await self._tell(session, "key.changed", row.id, {"fields": sorted(fields | membership)})
+            await self._tell(session, "key.changed", row.id, {"fields": told})
         self.cache.clear()
         return await self.get(row.id)
 
@@ -409,7 +412,12 @@ async def _memberships(session: AsyncSession, names: Mapping[str, str | None]) -
     for kind in ("team", "user"):
         if kind in names:
             name = names[kind]
-            columns[f"{kind}_id"] = None if name is None else (await accounts.find_account(session, kind, name)).id
+            id = None if name is None else (await accounts.find_account(session, kind, name)).id
+            if kind == "user" and id is not None:
+                person = await held(session, PersonRow, id)
+                if person is not None and not person.active:
+                    raise BadRequestError(f'user "{name}" is deactivated', code="user_deactivated", param="user")
+            columns[f"{kind}_id"] = id
     return columns
 
 

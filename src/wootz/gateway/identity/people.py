@@ -13,10 +13,11 @@ audit log know them as they know every key.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -64,6 +65,14 @@ class Group:
     changed_at: datetime
 
 
+class Settled(NamedTuple):
+    """What became of a person's roles, keys and sessions; ``ended`` says how many of each."""
+
+    gained: list[str]
+    lost: list[str]
+    ended: dict[str, int]
+
+
 class People:
     def __init__(
         self, keys: KeyStore, config: IdentityConfig, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -105,9 +114,9 @@ class People:
                     raise _taken(after.name)
                 (await accounts.find_account(sql, "user", user_id)).name = after.name
             person.external_id, person.active, person.profile = after.external_id, after.active, dict(after.profile)
-            counts = await self._settle(sql, person)
+            ended = (await self._settle(sql, person)).ended
             action = "user.deactivated" if before.active and not after.active else "user.changed"
-            await self._tell(sql, action, user_id, active=after.active, **counts)
+            await self._tell(sql, action, user_id, active=after.active, **ended)
         self.keys.cache.clear()
         return await self.get(user_id)
 
@@ -116,10 +125,10 @@ class People:
         async with self.keys.database.session() as sql:
             person = await find(sql, PersonRow, user_id, hold=True)
             person.active = False
-            counts = await self._settle(sql, person)
+            ended = (await self._settle(sql, person)).ended
             await sql.execute(delete(MemberRow).where(MemberRow.user_id == user_id))
             await sql.delete(person)
-            await self._tell(sql, "user.removed", user_id, **counts)
+            await self._tell(sql, "user.removed", user_id, **ended)
         self.keys.cache.clear()
 
     async def grant(self, id_or_name: str, roles: Collection[str]) -> Person:
@@ -132,8 +141,8 @@ class People:
             account = await accounts.find_account(sql, "user", id_or_name)
             person = await held(sql, PersonRow, account.id) or await self._create(sql, account.name)
             person.granted = [role for role in ROLE_NAMES if role in roles]
-            counts = await self._settle(sql, person)
-            await self._tell(sql, "user.granted", person.user_id, roles=person.granted, **counts)
+            ended = (await self._settle(sql, person)).ended
+            await self._tell(sql, "user.granted", person.user_id, roles=person.granted, **ended)
         self.keys.cache.clear()
         return await self.get(person.user_id)
 
@@ -153,24 +162,41 @@ class People:
         Known by ``subject``; the first time by ``name``. Raises `BadRequestError` where that name is somebody else's.
         """
         async with self.keys.database.session() as sql:
-            person = await sql.scalar(select(PersonRow).where(PersonRow.subject == subject))
-            if person is None:
-                account = await sql.scalar(select(AccountRow).where(AccountRow.kind == "user", AccountRow.name == name))
-                person = await sql.get(PersonRow, account.id) if account is not None else None
-                if person is None:
-                    if self.config.oidc is not None and self.config.oidc.provisioned_only:
-                        raise NotFoundError("nobody has made you a user here", hint="ask an administrator")
-                    person = await self._create(sql, name)
-                    await self._tell(sql, "user.created", person.user_id, by="sign-in")
-                elif person.subject is not None:
-                    raise _taken(name)
-                person.subject = subject
-            person.claimed_groups = list(groups)
-            await self._settle(sql, person)
-            key = await sql.get(KeyRow, _console_id(person.user_id))
-            key_id = key.id if key is not None and key.revoked_at is None else None
+            user_id = await sql.scalar(select(PersonRow.user_id).where(PersonRow.subject == subject))
+            named = select(AccountRow.id).where(AccountRow.kind == "user", AccountRow.name == name)
+            user_id = user_id or await sql.scalar(named)
+            found = await held(sql, PersonRow, user_id) if user_id else None
+            if found is None and self.config.oidc is not None and self.config.oidc.provisioned_only:
+                raise NotFoundError("nobody has made you a user here", hint="ask an administrator")
+            if found is not None and found.subject not in (None, subject):
+                raise _taken(name)
+            is_known = found is not None and found.subject == subject
+            person = found or await self._create(sql, name)
+            person.subject, person.claimed_groups = subject, list(groups)
+            changed = await self._settle(sql, person)
+            key = await sql.get_one(KeyRow, _console_id(person.user_id))
+            if not is_known or changed.gained or changed.lost or any(changed.ended.values()):
+                action = "user.changed" if found else "user.created"
+                is_bound = found is not None and not is_known
+                told = {"gained": changed.gained, "lost": changed.lost, **changed.ended}
+                await self._tell(sql, action, person.user_id, by="sign-in", bound=is_bound, **told)
         self.keys.cache.clear()
-        return await self.get(person.user_id), await self.keys.get(key_id) if key_id else None
+        return await self.get(person.user_id), await self.keys.get(key.id) if key.revoked_at is None else None
+
+    async def settle_all(self) -> None:
+        """When a server starts: ``[identity.groups]`` may give other roles than when people were last seen."""
+        async with self.keys.database.session() as sql:
+            people = await self._persons(sql, (await sql.scalars(select(PersonRow))).all())
+            query = select(KeyRow.user_id, KeyRow.scopes).where(KeyRow.prefix == CONSOLE_PREFIX)
+            have = dict((await sql.execute(query)).tuples().all())
+            differ = sorted(one.id for one in people if list(one.roles) != have.get(one.id))
+            ended = Counter[str]()
+            for user_id in differ:
+                if (person := await held(sql, PersonRow, user_id)) is not None:
+                    ended.update((await self._settle(sql, person)).ended)
+            if differ:
+                await self._tell(sql, "people.settled", "", people=differ, **ended)
+        self.keys.cache.clear()
 
     # --- groups ---------------------------------------------------------------------------------------------------
 
@@ -219,8 +245,8 @@ class People:
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
-    async def _settle(self, sql: AsyncSession, person: PersonRow) -> dict[str, int]:
-        """Make keys and sessions what the person's state says; how many of them ended."""
+    async def _settle(self, sql: AsyncSession, person: PersonRow) -> Settled:
+        """Make keys and sessions what the person's state says."""
         person.changed_at = self._clock()
         await sql.flush()
         roles = (await self._persons(sql, [person]))[0].roles
@@ -230,19 +256,22 @@ class People:
             account = await accounts.find_account(sql, "user", person.user_id)
             sql.add(console := _console_key(console_id, account, person.changed_at))
             await sql.flush()
-        lost = set(console.scopes) - set(roles)
+        had = console.scopes
+        lost = set(had) - set(roles)
         if "inference" in permissions(console.scopes) - permissions(roles):
             lost.add("inference")
-        ended: list[str] = []
+        revoked, num_ended = [], 0
         for key in await sql.scalars(select(KeyRow).where(KeyRow.user_id == person.user_id).with_for_update()):
             key.scopes = list(roles) if key is console else [role for role in key.scopes if role not in lost]
             if not (person.active and key.scopes):
+                num_ended += key.revoked_at is None
                 key.revoked_at = key.revoked_at or person.changed_at
-                ended.append(key.id)
+                revoked.append(key.id)
             elif key is console:
                 key.revoked_at = None
         await sql.flush()
-        return {"keys_ended": len(ended), "sessions_ended": await end_sessions(sql, ended)}
+        ended = {"keys_ended": num_ended, "sessions_ended": await end_sessions(sql, revoked)}
+        return Settled(sorted({*roles} - {*had}), sorted({*had} - {*roles}), ended)
 
     async def _set_members(self, sql: AsyncSession, group_id: str, members: Collection[str]) -> None:
         query = select(MemberRow.user_id).where(MemberRow.group_id == group_id)
@@ -327,7 +356,7 @@ def _console_key(id: str, account: AccountRow, now: datetime) -> KeyRow:
     name = f"{account.name[:80]} in the console ({id[-6:]})"
     return KeyRow(
         id=id, name=name, hash=secrets.token_hex(32), prefix=CONSOLE_PREFIX, scopes=[], models=None,
-        user_id=account.id, tags={}, limits={}, created_at=now,
+        user_id=account.id, tags={}, limits={}, created_at=now, revoked_at=now,
     )  # fmt: skip
 
 
