@@ -272,7 +272,7 @@ def test_an_administrator_sees_and_purges(http: httpx.Client, admin: httpx.Clien
 
 def test_what_a_user_asked_is_forgotten_with_the_user(server: GatewayServer, admin: httpx.Client) -> None:
     """By their name, whether it is their account or what the client says; others' answers stay."""
-    server.call(server.keys.create_account("user", "ada"))
+    account = server.call(server.keys.create_account("user", "ada"))
     _, token = server.call(server.keys.create("of-ada", user="ada"))
     with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {token}"}, timeout=30) as ada:
         for client, body in ((ada, ASK), (admin, ASK | {"user": "ada"}), (admin, ASK | {"user": "bob", "seed": 5})):
@@ -280,6 +280,9 @@ def test_what_a_user_asked_is_forgotten_with_the_user(server: GatewayServer, adm
         assert admin.delete("/admin/caches", params={"user": "ada"}).json() == {"purged": 2}
         assert cache_of(ada.post(CHAT, json=ASK)) == "miss"
     assert cache_of(admin.post(CHAT, json=ASK | {"seed": 5})) == "exact"
+    assert admin.delete("/admin/caches", params={"user": "bob"}).json() == {"purged": 1}
+    log = admin.get("/admin/audit", params={"action": "cache."}).json()["data"]
+    assert [one["detail"]["user"] for one in log[:2]] == ["a user who is no account", account.id]
 
 
 def test_switched_off_says_nothing(server: GatewayServer, http: httpx.Client) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, insert, select, text
 
 from wootz.core import Config
-from wootz.gateway import KeyStore
+from wootz.gateway import Key, KeyStore
 from wootz.gateway.caches import Caches
 from wootz.gateway.identity.erasure import Eraser, Erasures
 from wootz.gateway.identity.people import People
@@ -21,9 +21,12 @@ from wootz.gateway.surfaces.response_store import responses
 from wootz.gateway.tasks import TaskRow
 from wootz.store import Database
 from wootz.store.audit import AuditLog
-from wootz.telemetry import Ledger, RequestRecord, Spool
+from wootz.telemetry import Ledger, RequestRecord, Spool, UnderWay
+from wootz.telemetry.alerts import IncidentRow, Incidents, Links, Receiver
+from wootz.telemetry.alerts.notices import notices_of
 from wootz.telemetry.bodies import StoredBody
 from wootz.telemetry.ledger import requests
+from wootz.telemetry.signals import Signals, signals
 
 MARKER = "Xanthippe"
 NAME = f"{MARKER}@example.com"
@@ -59,7 +62,8 @@ async def planted(database: Database, config: Config, caches: Caches) -> None:
         said = StoredBody(request_id=f"r{number}", user=user, expires_at=expires, request=MARKER, answer=MARKER)
         await ledger.write(record(f"r{number}", user=user, key_id=key_id, tags={"who": MARKER}, prompt_hash="ab"), said)
     await ledger.write(record("others", user="ben", key_id=other.id, tags={"who": "ben"}, prompt_hash="cd"))
-    spool.add([record("waiting", user=NAME, tags={"who": MARKER}), record("waiting too", user="ben")])
+    of_key = record("waiting of a key", key_id=key.id, user=None, tags={"who": MARKER})
+    spool.add([record("waiting", user=NAME, tags={"who": MARKER}), of_key, record("waiting too", user="ben")])
 
     (config.home / "files").mkdir()
     (config.home / "batches" / "batch-1").mkdir(parents=True)
@@ -83,6 +87,39 @@ async def planted(database: Database, config: Config, caches: Caches) -> None:
     await caches.store.put(b"two", MARKER.encode(), 60, model="m", tenant="t", user=NAME)
     await caches.store.put(b"three", b"ben's", 60, model="m", tenant="t", user="ben")
     await ledger.close()
+    await alerted(database, person.id, key)
+
+
+async def alerted(database: Database, user_id: str, key: Key) -> None:
+    """Signals and alerts about the person, and others with which they had to do."""
+    signals, now = Signals(database), datetime.now(UTC)
+    await signals.note("injection_attempt", user=NAME)
+    await signals.note("satisfaction", 0.1, user=user_id, key_id=key.id, subject=f"{MARKER}'s conversation")
+    await signals.note("satisfaction", 0.9, user="ben")
+    action = {"what": f'limit user "{NAME}"', "steps": {"kind": "user", "subject": user_id}}
+    incidents = [
+        incident("about", "injection-attempts", NAME),
+        incident("by id", "user-spend", user_id, detail={"culprit": {"user": user_id, "key_id": key.id}}),
+        incident("others", "provider-errors", "qwen", acknowledged_by=key.name),
+        incident("cause", "cost-spike", "all", detail={"culprit": {"user": NAME}}, action_detail=action),
+    ]
+    receiver = Receiver("pager", "http://x.test", b"", "info", True)
+    async with database.session() as sql:
+        sql.add_all(incidents)
+        await sql.flush()
+        for one in incidents:
+            sql.add_all(notices_of("incident.opened", one, None, [receiver], Links("x"), now))
+    alerts = Incidents(database)
+    await alerts.silence("injection-attempts", NAME, timedelta(hours=1), why="-", by="ben")
+    await alerts.silence("provider-errors", "qwen", timedelta(hours=1), why="-", by=key.name)
+
+
+def incident(id: str, rule: str, subject: str, **fields) -> IncidentRow:
+    plain = {
+        "state": "open", "severity": "critical", "value": 1, "worst": 1, "began_at": NOW, "detail": {},
+        "action_state": "none", "action_detail": {}, "live": f"{rule} {subject}",
+    }  # fmt: skip
+    return IncidentRow(id=id, rule=rule, subject=subject, **plain | fields)
 
 
 async def everything(database: Database, home: Path) -> bytes:
@@ -110,11 +147,16 @@ async def test_no_byte_of_a_person_is_left_and_all_sums_are(database: Database, 
     assert report.user.startswith("user")
     assert report.counts == {
         "bodies": 3, "responses": 1, "tasks": 1, "files": 1, "batches": 1, "records": 3, "sessions": 1, "keys": 2,
-        "people": 1, "cached_answers": 2, "records_waiting": 1,
+        "people": 1, "cached_answers": 2, "records_waiting": 2, "signals": 2, "alerts": 8,
     }  # fmt: skip
     async with database.session() as sql:
         assert await sql.scalar(select(func.sum(requests.c.cost))) == Decimal(2)
         assert (await sql.scalar(select(requests.c.user).where(requests.c.request_id == "others"))) == "ben"
+        assert (await sql.scalar(select(func.count()).select_from(signals))) == 1
+        steps = await sql.scalar(select(IncidentRow.action_detail).where(IncidentRow.id == "cause"))
+    assert steps == {"what": 'limit user "erased"', "steps": {"kind": "user", "subject": report.user}}
+    assert [one.id for one in await Incidents(database).list()] == ["cause", "others"]
+    assert [one.created_by for one in await Incidents(database).silences()] == ["erased"]
     assert (await caches.store.size()).entries == 1
     assert (await AuditLog(database).verify()).holds
     again = await Eraser(database, config).erase(NAME, caches)
@@ -125,16 +167,22 @@ async def test_no_byte_of_a_person_is_left_and_all_sums_are(database: Database, 
     assert b"ben's" in left
 
 
-async def test_another_process_forgets_its_answers(database: Database, config: Config) -> None:
+async def test_another_process_forgets_its_answers_and_what_was_under_way(database: Database, config: Config) -> None:
     here, there = Caches(config, {}), Caches(config, {})
-    watching = Erasures(database, there)
+    watching = Erasures(database, there, under_way := UnderWay(config.home / "under_way"))
     await watching.catch_up()
+    for id, user in (("over", "ann"), ("not yet", "ben")):
+        under_way.begin(record(id, user=user))
+    under_way.kept("over")
     await there.store.put(b"one", b"x", 60, model="m", tenant="t", user="ann")
     await watching.catch_up()
     assert (await there.store.size()).entries == 1
     await Eraser(database, config).erase("ann", here)
     await watching.catch_up()
     assert (await there.store.size()).entries == 0
+    (kept,) = _bytes_of(config.home / "under_way")
+    assert b"ben" in kept
+    assert b"ann" not in kept
 
 
 async def test_the_keys_of_who_is_erased_are_refused(database: Database, config: Config) -> None:

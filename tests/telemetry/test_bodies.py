@@ -129,16 +129,6 @@ async def test_bodies_go_when_their_days_are_over(telemetry: Telemetry) -> None:
     assert await telemetry.ledger.get("r1")
 
 
-async def test_a_user_is_forgotten_and_the_sums_stay(telemetry: Telemetry) -> None:
-    store, ledger = BodyStore(telemetry.ledger.database), telemetry.ledger
-    for n, user in enumerate(["ann", "bob", "ann"]):
-        await answer(telemetry, f"r{n}", chat("hello"), user=user)
-    assert await ledger.erase("ann") == (2, 2)
-    assert [await store.get(f"r{n}") is not None for n in range(3)] == [False, True, False]
-    assert {row.group["user"]: row.requests for row in await ledger.report(["user"])} == {"erased": 2, "bob": 1}
-    assert await ledger.erase("ann") == (0, 0)
-
-
 # --- redaction ------------------------------------------------------------------------------------------------
 
 SECRETS = {

@@ -102,7 +102,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             stack.push_async_callback(front.tasks.close)
             await front.tasks.resume()
             stack.push_async_callback(front.drift.close)
-            erased = Erasures(database, front.caches)
+            erased = Erasures(database, front.caches, under_way)
             works = [_watch(models, telemetry, erased), BodyStore(database).sweep_for_ever()]
             works.append(front.drift.watch(telemetry.metrics))
             works.append(under_way.recover_for_ever(ledger, front.limits.settle_for))

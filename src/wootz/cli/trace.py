@@ -1,4 +1,4 @@
-"""`wootz trace`: what happened to a request, where the time of many went, and making what was said forgotten."""
+"""`wootz trace`: what happened to a request, and where the time of many went."""
 
 from __future__ import annotations
 
@@ -132,41 +132,6 @@ def estimate(
     stdout().print(f"{end_to_end(first, between, tokens) / 1000:.2f} s for {tokens} tokens.")
     good = [name for name, limit in CLASSES.items() if first <= 1000 * limit]
     stdout().print(f"A first token after {first:g} ms is soon enough for: {', '.join(good) or 'none of these uses'}.")
-
-
-@app.command("erase")
-def erase(
-    ctx: typer.Context,
-    user: Annotated[str, typer.Option(help="The user, as the ledger has it.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
-    """Delete what a user asked and was answered, cached answers too, and their name and tags from the ledger. Sums
-    stay."""
-    if not yes:
-        typer.confirm(f"Erase everything that is kept of {printable(user)!r}?", abort=True)
-    bodies, records, answers = asyncio.run(_erase(ctx, user))
-    stdout().print(f"Deleted {bodies:,} bodies; took the name out of {records:,} records.")
-    caches = load(ctx).config.caches
-    if caches.redis is not None:
-        stdout().print(f"Forgot {answers:,} cached answers on Redis.")
-    if (caches.exact.enabled and caches.redis is None) or caches.semantic.models:
-        stderr().print("HTTP processes keep answers in their memory: DELETE /admin/caches?user=… at each of them.")
-
-
-async def _erase(ctx: typer.Context, user: str) -> tuple[int, int, int]:
-    """By the user's name or id, where users are accounts, and by what requests said of themselves."""
-    from wootz.app.preflight import open_database
-    from wootz.gateway import KeyStore
-    from wootz.gateway.caches import forget_on_redis
-    from wootz.telemetry import Ledger
-
-    config = load(ctx).config
-    async with open_database(config) as database:
-        accounts = await KeyStore(database).list_accounts("user")
-        names = {user, *(account.id for account in accounts if account.name == user)}
-        counts = [await Ledger(database).erase(name) for name in sorted(names)]
-        answers = await forget_on_redis(config, names)
-        return sum(bodies for bodies, _ in counts), sum(records for _, records in counts), answers
 
 
 async def _many(ctx: typer.Context, since: datetime, model: str | None) -> list[RequestRecord]:

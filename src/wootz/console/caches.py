@@ -9,8 +9,7 @@ from starlette.responses import Response
 
 from wootz.console.sessions import Visitor
 from wootz.console.site import Site
-from wootz.core.acting import actor
-from wootz.gateway.caches.routes import state_of
+from wootz.gateway.caches.routes import purge_and_tell, state_of
 
 STATUSES = {
     "exact": "the same request was answered before",
@@ -32,6 +31,5 @@ def add_routes(router: APIRouter, site: Site) -> None:
     async def purge(request: Request, _: Visitor = Depends(site.acting("operate"))) -> Response:
         """Of one model, or all."""
         model = str((await request.form()).get("model") or "") or None
-        await site.gateway.audit.append(actor=actor(), action="cache.purged", subject=model or "all models")
-        await caches.purge(model=model)
+        await purge_and_tell(site.gateway, model=model)
         return RedirectResponse("/caches", status_code=303)

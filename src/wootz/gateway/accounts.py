@@ -26,6 +26,8 @@ from wootz.store import Base, UtcDateTime
 AccountKind = Literal["team", "user", "tag"]
 KINDS: tuple[AccountKind, ...] = get_args(AccountKind)
 MAX_NAME_CHARS = 100
+NO_ACCOUNT = "a user who is no account"
+"""For the audit log, of somebody who is only a name in requests."""
 _TAG_NAME = re.compile(r"[A-Za-z0-9_.-]{1,50}")
 
 

@@ -56,7 +56,7 @@ def _administration(gateway: Gateway) -> Iterator[APIRouter]:
     yield alerts
     adapters.add_routes(changes := router_with_key(gateway, "operate", audited=True, tags=["adapters"]), gateway)
     yield changes
-    cache_routes.add_admin_routes(caches := router_with_key(gateway, "operate", audited=True, tags=["caches"]), gateway)
+    cache_routes.add_admin_routes(caches := router_with_key(gateway, "operate", tags=["caches"]), gateway)
     yield caches
     if gateway.keys is None:
         return

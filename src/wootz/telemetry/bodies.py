@@ -1,7 +1,7 @@
 """What was asked and answered, kept for some days: only where ``telemetry.store_bodies`` is switched on.
 
 A body is redacted before it is stored (`redaction`), bounded, deleted when its days are over, and deleted with its
-user's other traces by ``wootz trace erase``. It lies in a table of its own: spans, logs and metrics never see one.
+user's other traces by ``wootz erase``. It lies in a table of its own: spans, logs and metrics never see one.
 """
 
 from __future__ import annotations

@@ -26,10 +26,8 @@ from sqlalchemy import (
     String,
     Table,
     and_,
-    delete,
     or_,
     select,
-    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -102,7 +100,7 @@ RECOVERY_SECONDS = 1.0
 
 
 ERASED = "erased"
-"""Stands for a user who is to be forgotten."""
+"""Stands for a user who was forgotten."""
 
 
 class Entry(NamedTuple):
@@ -144,17 +142,6 @@ class Ledger:
         """Begin to write what an outage left in the spool, and go on until all of it is in."""
         if self._spool is not None and (self._recovering is None or self._recovering.done()):
             self._recovering = asyncio.create_task(self._recover(self._spool), name="ledger recovery")
-
-    async def erase(self, user: str) -> tuple[int, int]:
-        """Forget a user: what they asked and were answered, and their name and tags in the records, whose sums stay.
-
-        Returns how many bodies and records that were.
-        """
-        c = requests.c
-        forget = update(requests).where(c.user == user).values(user=ERASED, tags={}).returning(c.request_id)
-        async with self.database.session() as session:
-            gone = await session.execute(delete(bodies).where(bodies.c.user == user).returning(bodies.c.request_id))
-            return len(gone.all()), len((await session.execute(forget)).all())
 
     async def get(self, request_id: str) -> RequestRecord:
         async with self.database.session() as session:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wootz.core import Config, LanguageModel, UnavailableError, resolve_secret
+from wootz.core import Config, LanguageModel, resolve_secret
 from wootz.core.cache_control import CacheControl, cache_control
 from wootz.core.secrets import SECRET_SCHEMES
 from wootz.core.sections import CachesConfig
@@ -189,29 +189,9 @@ class Caches:
         return is_deterministic(request, self._defaults.get(request.model))
 
 
-async def forget_on_redis(config: Config, users: Iterable[str]) -> int:
-    """From outside of the HTTP processes: what users were answered, where all processes keep it. How much that was.
-
-    Raises `UnavailableError` when Redis does not answer: who erases must know whether it was done.
-    """
-    if config.caches.redis is None:
-        return 0
-    store = _on_redis(config.caches.redis, config.caches)
-    try:
-        return sum([await store.purge(user=user) for user in users])
-    except store.faults as error:
-        raise UnavailableError(f"caches: Redis is out of reach ({type(error).__name__})") from None
-    finally:
-        await store.close()
-
-
 def _open_store(config: CachesConfig) -> Store:
-    if config.redis is None:
+    if (url := config.redis) is None:
         return MemoryStore(config.exact.max_bytes)
-    return _on_redis(config.redis, config)
-
-
-def _on_redis(url: str, config: CachesConfig) -> RedisStore:
     if url.startswith(SECRET_SCHEMES):
         url = resolve_secret(url, used_by="caches.redis")
     return RedisStore(url, config.exact.max_bytes)

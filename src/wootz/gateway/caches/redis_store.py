@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from wootz.core import ConfigError, MissingExtraError
+from wootz.core import ConfigError, MissingExtraError, UnavailableError
 from wootz.gateway.caches.store import ENTRY_OVERHEAD_BYTES, Found, Size
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,13 @@ class RedisStore:
         await self._or_none(lambda: self._put([self._prefix + name, *self._books], arguments))
 
     async def purge(self, *, model: str | None = None, tenant: str | None = None, user: str | None = None) -> int:
-        """Raises what Redis raises: who purges must know whether it was done."""
+        """Raises `UnavailableError`: who purges must know whether it was done."""
+        try:
+            return await self._purge(model, tenant, user)
+        except self.faults as error:
+            raise UnavailableError(f"caches: Redis is out of reach ({type(error).__name__})") from None
+
+    async def _purge(self, model: str | None, tenant: str | None, user: str | None) -> int:
         doomed = []
         async for name, _ in self._redis.zscan_iter(self._books[0]):
             if model is None and tenant is None and user is None:

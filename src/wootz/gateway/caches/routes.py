@@ -6,6 +6,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from wootz.core import NotFoundError
+from wootz.core.acting import actor
+from wootz.gateway.accounts import NO_ACCOUNT
 from wootz.gateway.caches.caches import Caches
 from wootz.gateway.gateway import Gateway
 
@@ -48,6 +50,21 @@ class FalseHit(BaseModel):
     request_id: str = Field(min_length=1, max_length=200, description="x-request-id of the answer that was wrong.")
 
 
+async def purge_and_tell(
+    gateway: Gateway, *, model: str | None = None, tenant: str | None = None, user: str | None = None
+) -> int:
+    """Purge, for an administrator, once it is written down: without a user's name, which the audit log can't forget."""
+    account = None
+    if user is not None and gateway.keys is not None:
+        accounts = await gateway.keys.list_accounts("user")
+        account = next((one for one in accounts if user in (one.id, one.name)), None)
+    whose = account.id if account else user and NO_ACCOUNT
+    detail = {name: value for name, value in (("tenant", tenant), ("user", whose)) if value is not None}
+    await gateway.audit.append(actor=actor(), action="cache.purged", subject=model or "all models", detail=detail)
+    users = {user} | ({account.id, account.name} if account else set())
+    return sum([await gateway.caches.purge(model=model, tenant=tenant, user=one) for one in users])
+
+
 def add_admin_routes(router: APIRouter, gateway: Gateway) -> None:
     @router.get("/admin/caches")
     async def state() -> CacheState:
@@ -57,11 +74,7 @@ def add_admin_routes(router: APIRouter, gateway: Gateway) -> None:
     async def purge(model: str | None = None, tenant: str | None = None, user: str | None = None) -> Purged:
         """Forget answers: of a model, of a tenant (a team's or key's id), of a user (by name or id), of all that is
         given, or all; running ones too."""
-        users = {user}
-        if user is not None and gateway.keys is not None:
-            users |= {one.id for one in await gateway.keys.list_accounts("user") if one.name == user}
-        purged = [await gateway.caches.purge(model=model, tenant=tenant, user=one) for one in users]
-        return Purged(purged=sum(purged))
+        return Purged(purged=await purge_and_tell(gateway, model=model, tenant=tenant, user=user))
 
 
 def add_routes(router: APIRouter, gateway: Gateway) -> None:

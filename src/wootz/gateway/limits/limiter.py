@@ -116,7 +116,8 @@ class Limiter:
             request.journey.notes.append("limits: not checked, their Redis is out of reach")
             verdict = Verdict()
         if (refused_by := verdict.refused_by) is not None:
-            request.journey.notes.append(f"limits: refused by {refused_by.limit_name} of {refused_by.subject}")
+            # By kind only: the note stays in the ledger when a person is erased.
+            request.journey.notes.append(f"limits: refused by {refused_by.limit_name} of its {refused_by.subject.kind}")
             if refused_by.subject.kind == "conversation":
                 self._telemetry.metrics.capped_conversations.labels(refused_by.limit_name).inc()
             raise _refusal(refused_by, verdict.retry_after)

@@ -217,7 +217,8 @@ class Watch:
         await self._note(incident, "undone", incident.action_detail)
 
     async def _note(self, incident: IncidentRow, state: str, detail: Mapping[str, Any]) -> None:
-        said = {"rule": incident.rule, "subject": incident.subject, "incident": incident.id, **detail}
+        # The incident's words may name a person, whom the audit log could not forget; the steps name ids.
+        said = {"rule": incident.rule, "steps": detail.get("steps", {})}
         async with self.database.session() as session:
             row = await session.get_one(IncidentRow, incident.id)
             was, row.action_state, row.action_detail = row.action_state, state, dict(detail)
