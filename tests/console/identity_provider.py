@@ -34,7 +34,13 @@ class IdentityProvider(Server):
         self.codes: dict[str, dict[str, str]] = {}
         self.num_key_requests = 0
         self.url = ""
+        self.slash = ""
+        """What the issuer ends in, after the URL."""
         super().__init__(self._app())
+
+    @property
+    def issuer(self) -> str:
+        return self.url + self.slash
 
     def rotate(self) -> None:
         self.keys = [RSAKey.generate_key(2048, parameters={"kid": secrets.token_hex(4), "use": "sig"})]
@@ -46,14 +52,14 @@ class IdentityProvider(Server):
         assert asked["code_challenge_method"] == "S256"
         code = secrets.token_urlsafe(16)
         self.codes[code] = asked
-        return {"code": code, "state": asked["state"], "iss": self.url}
+        return {"code": code, "state": asked["state"], "iss": self.issuer}
 
     def come_back(self, address: str) -> str:
         return f"{parse_qs(urlsplit(address).query)['redirect_uri'][0]}?{urlencode(self.authorize(address))}"
 
     def _token(self, asked: dict[str, str]) -> str:
         now = int(time.time())
-        said = {"iss": self.url, "aud": asked["client_id"], "iat": now, "exp": now + 300, "nonce": asked["nonce"]}
+        said = {"iss": self.issuer, "aud": asked["client_id"], "iat": now, "exp": now + 300, "nonce": asked["nonce"]}
         claims = {name: value for name, value in (said | self.claims).items() if value is not None}
         header = {"alg": "RS256", "kid": self.keys[0].kid} | self.header
         if self.unsigned or self.secret:
@@ -68,7 +74,7 @@ class IdentityProvider(Server):
         @app.get("/.well-known/openid-configuration")
         async def discover() -> dict[str, str]:
             paths = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "jwks"}
-            return {"issuer": self.url, **{name: f"{self.url}/{path}" for name, path in paths.items()}}
+            return {"issuer": self.issuer, **{name: f"{self.url}/{path}" for name, path in paths.items()}}
 
         @app.get("/jwks")
         async def jwks() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from oidc_provider_mock import User, run_server_in_thread
 from sqlalchemy import text
 
 from wootz.console.sessions import COOKIE
-from wootz.core import AuthenticationError, Config
+from wootz.core import AuthenticationError, Config, UnavailableError
 from wootz.core.sections import OidcConfig
 from wootz.gateway.identity.oidc import Oidc
 from wootz.gateway.identity.people import People
@@ -210,6 +210,32 @@ async def test_an_honest_token_passes(oidc: Oidc, provider: IdentityProvider) ->
     assert (claims.name, claims.subject, next) == ("ann@example.com", f"{provider.url}|u-1", "/")
 
 
+@pytest.mark.parametrize("configured", ["", "/"])
+async def test_an_issuer_may_end_in_a_slash_and_then_tokens_must(
+    provider: IdentityProvider, database: Database, configured: str
+) -> None:
+    """As Auth0's does. The person is the same with and without it."""
+    config = config_of(provider.url + configured).identity.oidc
+    assert config is not None
+    provider.slash, oidc = "/", Oidc(config, database)
+    claims, _ = await finish(oidc, provider)
+    assert claims.subject == f"{provider.url}|u-1"
+    provider.claims["iss"] = provider.url
+    with pytest.raises(AuthenticationError, match="issuer"):
+        await finish(oidc, provider)
+    with pytest.raises(AuthenticationError, match="another identity provider"):
+        await finish(oidc, provider, issuer=provider.url)
+
+
+@pytest.mark.parametrize("more", ["//", "/tenant", "x", None])
+async def test_a_provider_of_another_name_is_not_asked(
+    oidc: Oidc, provider: IdentityProvider, more: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IdentityProvider, "issuer", more and provider.url + more)
+    with pytest.raises(UnavailableError):
+        await oidc.begin("/")
+
+
 NOW = int(time.time())
 LIES: dict[str, dict[str, Any]] = {
     "another sign-in's nonce": {"nonce": "other"},
@@ -358,6 +384,20 @@ async def test_the_master_key_still_opens_the_console_and_the_audit_log_tells(tm
 def test_plain_http_is_for_this_machine_only(field: str) -> None:
     good = {"issuer": "https://idp.test", "client_id": "wootz", "console_url": "https://llm.test"}
     OidcConfig.model_validate(good | {field: "http://localhost:8080"})
-    for bad in ("http://idp.test", "http://localhost.evil.test", "http://127.0.0.1.evil.test:80", "ftp://localhost"):
+    OidcConfig.model_validate(good | {field: "http://[::1]/realm"})
+    wrong_hosts = (
+        "http://idp.test",
+        "http://localhost.evil.test",
+        "http://127.0.0.1.evil.test:80",
+        "http://localhost:x",
+    )
+    for bad in (
+        *wrong_hosts,
+        "ftp://localhost",
+        "localhost:8080",
+        "localhost",
+        "https://",
+        "http://localhost:8@evil.test",
+    ):
         with pytest.raises(ValueError, match="https"):
             OidcConfig.model_validate(good | {field: bad})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, field_validator
 
 from wootz.core.sections.providers import KeyReference
@@ -24,10 +26,9 @@ class OidcConfig(Section):
     @field_validator("issuer", "console_url")
     @classmethod
     def _is_https(cls, value: str) -> str:
-        host = value.removeprefix("http://").partition("/")[0].rpartition(":")[0] or value.removeprefix("http://")
-        if not value.startswith("https://") and host not in ("localhost", "127.0.0.1", "[::1]"):
+        if not re.match(r"https://[^/]|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)", value):
             raise ValueError("must begin with https:// (plain http only on this machine)")
-        return value.rstrip("/")
+        return value.removesuffix("/")
 
 
 class IdentityConfig(Section):

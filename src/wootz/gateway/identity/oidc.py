@@ -8,7 +8,8 @@ wins, before it asks for anything. So a state serves once, on whichever replica 
 - *nonce*: an id token that was made for another sign-in is refused.
 - *the id token's signature*, by a key of the provider's (fetched again when it names one that is new), by an algorithm
   of `ALGORITHMS` only: ``none`` and signatures by a shared secret are refused whatever the token says.
-- *issuer, audience, times*: it is from that provider, for us, for now.
+- *issuer, audience, times*: it is from that provider, for us, for now. The issuer is what the provider's document says,
+  to the letter; the config may lack its final slash (Auth0's has one).
 
 Sources: OpenID Connect Core 1.0, sections 3.1.2 and 3.1.3.7; RFC 7636; RFC 9700 (best current practice); RFC 9207.
 """
@@ -66,7 +67,7 @@ class Claims:
     """Who the provider says it is."""
 
     subject: str
-    """Issuer and subject."""
+    """Issuer, without a final slash, and subject."""
     name: str
     groups: list[str]
 
@@ -126,7 +127,8 @@ class Oidc:
             row = (await sql.scalars(taken)).one_or_none()
         if row is None or row.expires_at < now or not hmac.compare_digest(row.browser_hash, _hash(browser)):
             raise AuthenticationError("this sign-in was not begun in this browser, or is over", hint="sign in again")
-        if issuer is not None and issuer != self.config.issuer:  # RFC 9207: another provider's answer, mixed up.
+        named = (await self._discover())["issuer"]
+        if issuer is not None and issuer != named:  # RFC 9207: another provider's answer, mixed up.
             raise AuthenticationError("this sign-in was answered by another identity provider")
         token = await self._redeem(code, row.verifier)
         claims = await self._verify(token, row.nonce)
@@ -162,16 +164,17 @@ class Oidc:
             claims = json.loads(verified.payload)
         except (JoseError, ValueError):
             raise AuthenticationError("the id token's signature is not the identity provider's") from None
-        wrong = self._wrong_claim(claims, nonce) if isinstance(claims, dict) else "form is no token's"
+        issuer = (await self._discover())["issuer"]
+        wrong = self._wrong_claim(claims, issuer, nonce) if isinstance(claims, dict) else "form is no token's"
         if wrong is not None:
             raise AuthenticationError(f"the id token was refused: its {wrong}")
         return claims
 
-    def _wrong_claim(self, claims: dict[str, Any], nonce: str) -> str | None:
+    def _wrong_claim(self, claims: dict[str, Any], issuer: str, nonce: str) -> str | None:
         now, leeway = self._wall(), self.config.leeway_seconds
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
-        if claims.get("iss") != self.config.issuer:
+        if claims.get("iss") != issuer:
             return "issuer is another"
         if self.config.client_id not in audiences:
             return "audience is another"
@@ -208,9 +211,9 @@ class Oidc:
             if self._provider is None:
                 status, found = await self._ask("GET", f"{self.config.issuer}/.well-known/openid-configuration")
                 endpoints = ("authorization_endpoint", "token_endpoint", "jwks_uri")
-                if status != 200 or not all(isinstance(found.get(name), str) for name in endpoints):
+                if status != 200 or not all(isinstance(found.get(name), str) for name in ("issuer", *endpoints)):
                     raise UnavailableError("the identity provider tells nothing of itself", code="oidc_unavailable")
-                if found.get("issuer", "").rstrip("/") != self.config.issuer:
+                if found["issuer"].removesuffix("/") != self.config.issuer:
                     raise UnavailableError(
                         "the identity provider calls itself by another name", code="oidc_unavailable"
                     )
