@@ -20,7 +20,7 @@ from sqlalchemy import text
 from wootz.console.sessions import COOKIE
 from wootz.core import AuthenticationError, Config, UnavailableError
 from wootz.core.sections import OidcConfig
-from wootz.gateway.identity.oidc import Oidc
+from wootz.gateway.identity.oidc import CALLBACK, Oidc
 from wootz.gateway.identity.people import People
 from wootz.store import Database
 
@@ -208,6 +208,26 @@ async def finish(oidc: Oidc, provider: IdentityProvider, **changed: Any):
 async def test_an_honest_token_passes(oidc: Oidc, provider: IdentityProvider) -> None:
     claims, next = await finish(oidc, provider)
     assert (claims.name, claims.subject, next) == ("ann@example.com", f"{provider.url}|u-1", "/")
+
+
+async def test_refused_callbacks_lock_nobody_with_a_key_out(house: House) -> None:
+    key = await house.key("ann")
+    async with visitor(house) as browser:
+        answers = [(await browser.get(CALLBACK, params={"state": "x", "code": "x"})).status_code for _ in range(12)]
+        assert answers == [401] * 10 + [429] * 2
+        assert (await browser.sign_in(key)).status_code == 303
+
+
+async def test_cookies_are_for_https_where_the_console_is(provider: IdentityProvider, tmp_path: Path) -> None:
+    """Also where what ends TLS in front does not say so."""
+    config = config_of(provider.url, console_url="https://llm.test")
+    house = await build_house(tmp_path, config=config)
+    async with visitor(house) as browser:
+        leaving = await browser.get("/login/oidc")
+        signed_in = await browser.sign_in(await house.key("ann"))
+        for answer in (leaving, signed_in):
+            assert "; secure" in answer.headers["set-cookie"].lower()
+    await house.close()
 
 
 @pytest.mark.parametrize("configured", ["", "/"])

@@ -7,18 +7,22 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import threading
 import tomllib
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import check_jsonschema
+import httpx
 import jsonschema
 import pytest
 import yaml
 
-from wootz.core import Config
+from wootz.core import Config, load_config
 
 COMPOSE = Path(__file__).parents[2] / "deploy" / "compose"
 SCHEMAS = Path(check_jsonschema.__file__).parent / "builtin_schemas" / "vendor"
@@ -121,6 +125,49 @@ def test_haproxy_reads_the_balancers_configuration() -> None:
     environ = {**os.environ, "GATEWAY_A": "127.0.0.1:1", "GATEWAY_B": "127.0.0.1:2"}
     done = subprocess.run(["haproxy", "-c", "-f", COMPOSE / "haproxy.cfg"], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs HAProxy")
+def test_the_balancer_says_who_asks_and_how(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Replica(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.headers.get_all("x-forwarded-for"), self.headers["x-forwarded-proto"]))
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Replica) as replica, socket.socket() as free:
+        threading.Thread(target=replica.serve_forever).start()
+        free.bind(("127.0.0.1", 0))
+        port, place = free.getsockname()[1], f"127.0.0.1:{replica.server_port}"
+        free.close()
+        text = (COMPOSE / "haproxy.cfg").read_text().replace("bind :4000", f"bind 127.0.0.1:{port}")
+        (tmp_path / "haproxy.cfg").write_text(text)
+        environ = {**os.environ, "GATEWAY_A": place, "GATEWAY_B": place}
+        with subprocess.Popen(
+            ["haproxy", "-f", tmp_path / "haproxy.cfg"], env=environ, stdout=subprocess.PIPE
+        ) as haproxy:
+            http = httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8))
+            http.get("/plain", headers={"x-forwarded-for": "198.51.100.1"})
+            http.get("/tls", headers={"x-forwarded-proto": "https"})
+            haproxy.kill()
+        replica.shutdown()
+    told = [one for one in seen if one[0]]  # The others are looks at /readyz.
+    assert told == [(["198.51.100.1", "127.0.0.1"], "http"), (["127.0.0.1"], "https")]
+
+
+def test_the_gateways_believe_the_balancers_network_and_no_other() -> None:
+    tree = shipped()
+    (network,) = tree["networks"]["front"]["ipam"]["config"]
+    said = tree["services"]["gateway-a"]["environment"]["WOOTZ_SERVER__TRUSTED_PROXIES"]
+    config = load_config(
+        environ={"WOOTZ_SERVER__TRUSTED_PROXIES": said, "WOOTZ_HOME": "/nowhere"}, cwd=Path("/nowhere")
+    )
+    assert config.config.server.trusted_proxies == [network["subnet"]]
+    assert [name for name, one in tree["services"].items() if "front" in one["networks"]] == [
+        "gateway-a", "gateway-b", "balancer",
+    ]  # fmt: skip
 
 
 def test_the_balancer_asks_for_readiness_and_knows_both_replicas() -> None:

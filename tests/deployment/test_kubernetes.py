@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from deployment.manifests import RULES, Manifest, of_kind
-from wootz.core import Config
+from wootz.core import Config, load_config
 from wootz.telemetry.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -60,11 +60,21 @@ def test_helm_finds_nothing_to_say(variant: str) -> None:
         {"networkPolicy": {"clients": []}},
         {"networkPolicy": {"stores": [{"cidr": "0.0.0.0/0", "ports": [5432]}]}},
         {"image": {"digest": "sha256:short"}},
+        {"trustedProxies": ["*"]},
+        {"trustedProxies": ["0.0.0.0/0"]},
     ],
 )
 def test_values_that_would_be_regretted_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(helm_python.HelmError):
         helm_python.Chart.load(CHART).validate_schema(values)
+
+
+def test_the_ingress_is_believed_where_it_is_named() -> None:
+    text = rendering.render({"trustedProxies": ["10.4.0.0/16", "fd00::/8"]})["gateway.yaml"]
+    (container,) = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"]
+    environ = {one["name"]: one["value"] for one in container["env"]} | {"WOOTZ_HOME": "/nowhere"}
+    config = load_config(environ=environ, cwd=Path("/nowhere")).config
+    assert config.server.trusted_proxies == ["10.4.0.0/16", "fd00::/8"]
 
 
 @pytest.mark.parametrize("version", ["1.29.0", "1.32.0", "1.36.0"])

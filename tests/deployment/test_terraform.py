@@ -289,6 +289,8 @@ def test_prod_is_two_private_replicas_in_two_zones_and_no_secret_is_in_its_plan(
         >= int(next(one["value"] for one in container["environment"] if one["name"] == "WOOTZ_SERVER__DRAIN_SECONDS"))
         + 13
     )
+    environ = {one["name"]: one["value"] for one in container["environment"]}
+    assert json.loads(environ["WOOTZ_SERVER__TRUSTED_PROXIES"]) == ["10.3.0.0/20", "10.3.16.0/20"]
     database = resources["aws_db_instance.this"]
     assert (database["manage_master_user_password"], database.get("password"), database["multi_az"]) == (
         True,
@@ -354,6 +356,7 @@ def test_what_is_made_of_a_secret_is_found_also_where_terraform_no_longer_knows(
     [
         (r"@sha256:[0]+", ":latest", "by its digest"),
         (r"(?m)^  eu-central-1b.*\n", "", "Two zones at least"),
+        (r"10\.1\.0\.0/20", "0.0.0.0/0", "not everybody.s"),
         (r"min = 2", "min = 1", "Two replicas at least"),
         (r'"aws:wootz-dev/openai"', '"sk-a-plain-key"', "must be a reference"),
         (r"openai       =", '"*"          =', "a \\* would open all"),

@@ -7,7 +7,10 @@ locals {
   store_ports = { database = 5432, cache = 6379 }
   environment = merge(
     { for key, value in var.settings : "WOOTZ_${key}" => value },
-    { WOOTZ_SERVER__DRAIN_SECONDS = tostring(var.drain_seconds) },
+    {
+      WOOTZ_SERVER__DRAIN_SECONDS   = tostring(var.drain_seconds)
+      WOOTZ_SERVER__TRUSTED_PROXIES = jsonencode(var.balancer_networks)
+    },
   )
 }
 

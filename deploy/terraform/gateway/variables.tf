@@ -35,6 +35,16 @@ variable "subnets" {
   }
 }
 
+variable "balancer_networks" {
+  description = "The networks of those subnets. The balancer stands in them: what it says of who asks, and how, is believed."
+  type        = list(string)
+
+  validation {
+    condition     = length(var.balancer_networks) > 0 && alltrue([for one in var.balancer_networks : can(cidrnetmask(one)) && !endswith(one, "/0")])
+    error_message = "Networks such as 10.1.0.0/20, and not everybody's."
+  }
+}
+
 variable "client_security_groups" {
   description = "Who may call, by what it is called in plans: agents, the bastion, the private link."
   type        = map(string)

@@ -36,6 +36,7 @@ module "gateway" {
   image                  = var.image
   vpc_id                 = var.vpc_id
   subnets                = var.subnets
+  balancer_networks      = var.balancer_networks
   client_security_groups = var.client_security_groups
   certificate_arn        = var.certificate_arn
   secrets                = var.secrets

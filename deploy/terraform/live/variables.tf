@@ -25,6 +25,10 @@ variable "subnets" {
   type = map(string)
 }
 
+variable "balancer_networks" {
+  type = list(string)
+}
+
 variable "client_security_groups" {
   type = map(string)
 }

@@ -31,6 +31,7 @@ from wootz.app.draining import KEEP_ALIVE_SECONDS, Server
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
 from wootz.core.secrets import use_stores
+from wootz.core.sections import ServerConfig
 from wootz.gateway import Gateway, KeyStore
 from wootz.gateway.errors import error_response
 from wootz.gateway.identity import residency
@@ -171,16 +172,7 @@ async def serve(setup: HttpSetup) -> None:
     use_stores(lambda scheme: open_source(config, scheme))
     app = create_app(config, setup.engine_sockets, accounts=setup.accounts)
     async with app.router.lifespan_context(app):
-        options = uvicorn.Config(
-            app,
-            http=BoundedHttp,
-            lifespan="off",
-            log_level=config.server.log_level,
-            access_log=config.server.log_level in ("debug", "info"),
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=math.ceil(config.server.drain_seconds),
-            server_header=False,
-        )
+        options = http_options(app, config.server)
         if setup.ready is not None:
             await _until_ready(app.state.gateway)
         server = Server(options, app.state.gateway, notice=config.server.drain_notice_seconds, ready=setup.ready)
@@ -192,6 +184,21 @@ async def serve(setup: HttpSetup) -> None:
         await server.serve(sockets=[socket.socket(fileno=setup.listener)])
         if cut := list(server.server_state.tasks):
             await asyncio.wait(cut, timeout=CUT_SECONDS)
+
+
+def http_options(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=BoundedHttp,
+        lifespan="off",
+        log_level=config.log_level,
+        access_log=config.log_level in ("debug", "info"),
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(config.drain_seconds),
+        server_header=False,
+        proxy_headers=bool(config.trusted_proxies),
+        forwarded_allow_ips=config.trusted_proxies,
+    )
 
 
 def _leave_what_lasts_alone() -> None:

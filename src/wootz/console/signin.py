@@ -33,9 +33,15 @@ def add_routes(router: APIRouter, site: Site) -> None:
         status = error.status if error else 200
         return site.page("login.html", request, None, status=status, next=next, error=error, has_oidc=oidc is not None)
 
+    def set_cookie(response: Response, request: Request, name: str, value: str, seconds: int) -> None:
+        # Also behind a proxy that does not say how it was reached, or is not trusted.
+        secure = request.url.scheme == "https" or (oidc is not None and oidc.config.console_url.startswith("https://"))
+        # Lax and not Strict, so that who comes from elsewhere, as from the identity provider, is known.
+        response.set_cookie(name, value, max_age=seconds, path="/", httponly=True, samesite="lax", secure=secure)
+
     def signed_in(request: Request, next: str, token: str) -> Response:
         response = RedirectResponse(_local(next), status_code=303)
-        _set_cookie(response, request, COOKIE, token, int(sessions.lifetime.total_seconds()))
+        set_cookie(response, request, COOKIE, token, int(sessions.lifetime.total_seconds()))
         return response
 
     async def failed(address: str, method: str, error: WootzError) -> None:
@@ -72,21 +78,22 @@ def add_routes(router: APIRouter, site: Site) -> None:
         return response
 
     if oidc is not None and site.people is not None:
-        _add_oidc_routes(router, site, oidc, throttle, login_form, signed_in, failed)
+        _add_oidc_routes(router, site, oidc, login_form, set_cookie, signed_in, failed)
 
 
 def _add_oidc_routes(
     router: APIRouter,
     site: Site,
     oidc: Oidc,
-    throttle: Throttle,
     login_form: Callable[[Request, str, WootzError | None], Response],
+    set_cookie: Callable[[Response, Request, str, str, int], None],
     signed_in: Callable[[Request, str, str], Response],
     failed: Callable[[str, str, WootzError], Awaitable[None]],
 ) -> None:
     assert site.sessions is not None
     assert site.people is not None
     sessions, people = site.sessions, site.people
+    throttle = Throttle()  # Of its own: a provider that refuses people must not lock out the key that breaks the glass.
 
     @router.get("/login/oidc")
     async def leave(request: Request, next: str = "/") -> Response:
@@ -96,7 +103,7 @@ def _add_oidc_routes(
         except UnavailableError as error:
             return login_form(request, next, error)
         response = RedirectResponse(address, status_code=303)
-        _set_cookie(response, request, SIGN_IN_COOKIE, browser, SIGN_IN_MINUTES * 60)
+        set_cookie(response, request, SIGN_IN_COOKIE, browser, SIGN_IN_MINUTES * 60)
         return response
 
     @router.get(CALLBACK)
@@ -124,12 +131,6 @@ def _add_oidc_routes(
             response = signed_in(request, next, await sessions.open(key, "oidc", {"groups": claims.groups}))
         response.delete_cookie(SIGN_IN_COOKIE, path="/")
         return response
-
-
-def _set_cookie(response: Response, request: Request, name: str, value: str, seconds: int) -> None:
-    # Lax and not Strict, so that who comes from elsewhere, as from the identity provider, is known.
-    secure = request.url.scheme == "https"
-    response.set_cookie(name, value, max_age=seconds, path="/", httponly=True, samesite="lax", secure=secure)
 
 
 def _local(target: str) -> str:

@@ -9,6 +9,7 @@ subnets = {
   eu-central-1a = "subnet-0a1a"
   eu-central-1b = "subnet-0a1b"
 }
+balancer_networks = ["10.1.0.0/20", "10.1.16.0/20"]
 client_security_groups = {
   agents  = "sg-0a1agents"
   bastion = "sg-0a1bastion"

@@ -9,6 +9,7 @@ subnets = {
   eu-central-1a = "subnet-0c3a"
   eu-central-1b = "subnet-0c3b"
 }
+balancer_networks = ["10.3.0.0/20", "10.3.16.0/20"]
 client_security_groups = {
   agents  = "sg-0c3agents"
   bastion = "sg-0c3bastion"

@@ -9,6 +9,7 @@ subnets = {
   eu-central-1a = "subnet-0b2a"
   eu-central-1b = "subnet-0b2b"
 }
+balancer_networks = ["10.2.0.0/20", "10.2.16.0/20"]
 client_security_groups = {
   agents  = "sg-0b2agents"
   bastion = "sg-0b2bastion"
