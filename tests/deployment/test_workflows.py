@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,8 @@ GATES = [
     "upload-artifact",
     "createComment",
 ]
+
+REVIEWED = "the plan is of the reviewed pull request's own run"
 
 Tree = dict[str, Any]
 
@@ -110,6 +115,9 @@ def breaches_of_apply(tree: Tree) -> list[str]:
         said.append("applies something else than the plan that was reviewed")
     if "download-artifact" not in text or "inputs.run_id" not in text:
         said.append("no saved plan")
+    names = [step.get("name") for step in job["steps"]]
+    if REVIEWED not in names[:1]:
+        said.append("the plan may be of anybody's run")
     if "PLAN_ROLE" in text or "APPLY_ROLE" not in text:
         said.append("one identity for both")
     if tree["concurrency"].get("cancel-in-progress") is not False:
@@ -187,6 +195,8 @@ PLAN, APPLY = "infrastructure-plan", "infrastructure-apply"
         (APPLY, run("apply", "echo ${{ vars.PLAN_ROLE }}"), "one identity"),
         (APPLY, put("concurrency.cancel-in-progress", True), "broken off"),
         (APPLY, drop("apply", "diff --recursive"), "other code"),
+        (APPLY, drop("apply", "gh api"), "anybody's run"),
+        (APPLY, lambda tree: tree["jobs"]["apply"]["steps"].reverse(), "anybody's run"),
         (APPLY, run("apply", "echo ${{ inputs.commit }}"), "part of a script"),
     ],
 )
@@ -194,6 +204,80 @@ def test_each_rule_finds_its_breach(name: str, break_it: Callable[[Tree], None],
     tree = copy.deepcopy(shipped(name))
     break_it(tree)
     assert [one for one in breaches_of_any(tree) + RULES[name](tree) if said in one]
+
+
+# --- the check of the run, as its shell runs it --------------------------------------------------------------------
+
+COMMIT, RUN = "c0ffee00" * 5, "4711"
+GH = """#!/bin/sh
+case "$2" in
+  repos/own/wootz/actions/runs/4711) cat run.json ;;
+  repos/own/wootz/commits/c0ffee00*/pulls) cat pulls.json ;;
+  *) exit 1 ;;
+esac
+"""
+
+
+def passes(folder: Path, said: Tree, run_id: str = RUN, commit: str = COMMIT) -> bool:
+    """``said``, by dotted path, is what GitHub says otherwise: of the ``run``, or of the commit's ``pulls``."""
+    here = {"full_name": "own/wootz"}
+    # As https://docs.github.com/en/rest/actions/workflow-runs and …/rest/commits/commits have them.
+    answers = {
+        "run": {
+            "path": ".github/workflows/infrastructure-plan.yml", "event": "pull_request", "head_sha": COMMIT,
+            "repository": here, "head_repository": here, "status": "completed", "conclusion": "success",
+        },
+        "pulls": [{"base": {"ref": "main"}, "head": {"sha": COMMIT}, "merged_at": "2026-11-28T10:00:00Z"}],
+    }  # fmt: skip
+    for path, value in said.items():
+        put(path, value)(answers)
+    for name, answer in answers.items():
+        (folder / f"{name}.json").write_text(json.dumps(answer))
+    (folder / "gh").write_text(GH)
+    (folder / "gh").chmod(0o700)
+    (step,) = (step for step in shipped(APPLY)["jobs"]["apply"]["steps"] if step.get("name") == REVIEWED)
+    path = f"{folder}:{os.environ['PATH']}"
+    environ = {"PATH": path, "RUN_ID": run_id, "COMMIT": commit, "GITHUB_REPOSITORY": "own/wootz"}
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]  # As GitHub runs "shell: bash".
+    return subprocess.run(shell, cwd=folder, env=environ, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+@pytest.mark.parametrize("said", [{}, {"run.path": ".github/workflows/infrastructure-plan.yml@main"}])
+def test_the_run_of_a_merged_pull_request_passes(tmp_path: Path, said: Tree) -> None:
+    assert passes(tmp_path, said)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"run.path": ".github/workflows/other.yml"},
+        {"run.event": "workflow_dispatch"},
+        {"run.head_sha": "0" * 40},
+        {"run.repository": {"full_name": "fork/wootz"}},
+        {"run.head_repository": {"full_name": "fork/wootz"}},
+        {"run.head_repository": None},
+        {"run.status": "in_progress", "run.conclusion": None},
+        {"run.conclusion": "failure"},
+        {"run": {}},
+        {"pulls": []},
+        {"pulls.0.base": {"ref": "release"}},
+        {"pulls.0.head": {"sha": "0" * 40}},
+        {"pulls.0.merged_at": None},
+    ],
+    ids=str,
+)
+def test_any_other_run_is_refused(tmp_path: Path, said: Tree) -> None:
+    assert not passes(tmp_path, said)
+
+
+@pytest.mark.parametrize(
+    ("run_id", "commit"),
+    [("4712", COMMIT), ("4711/../4711", COMMIT), ("", COMMIT), (RUN, "main"), (RUN, f"{COMMIT}/x")],
+)
+def test_what_was_typed_is_a_run_and_a_commit(tmp_path: Path, run_id: str, commit: str) -> None:
+    assert not passes(tmp_path, {}, run_id, commit)
 
 
 def test_each_quarter_a_rotation_is_rehearsed() -> None:
