@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import httpx
 import pytest
+from priced_house import PRICE
 from serving import GatewayServer, ScriptedModel
+
+from wootz.telemetry.price_book import PriceBook
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +28,15 @@ def server(gateway_server: GatewayServer) -> GatewayServer:
     models = gateway_server.gateway.models
     gateway_server.gateway.models = {name: ScriptedModel(name) for name in models}
     return gateway_server
+
+
+@pytest.fixture
+def priced(server: GatewayServer) -> Iterator[GatewayServer]:
+    """The same, its answers for money."""
+    server.wall = datetime.now(UTC).timestamp()
+    free, server.telemetry.prices = server.telemetry.prices, PriceBook({"scripted": PRICE})
+    yield server
+    server.telemetry.prices = free
 
 
 @pytest.fixture

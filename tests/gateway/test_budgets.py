@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Any
 
 import httpx
 import pytest
+from priced_house import COST, ask, client_with
 from serving import ASK, CHAT, HANG, GatewayServer, ScriptedModel
 
-from wootz.core import PriceConfig, UpstreamError
-from wootz.telemetry.price_book import PriceBook
-
-PRICE = PriceConfig(input=Decimal(1000), cached_input=Decimal(500), output=Decimal(10000))
-COST = Decimal("0.036")
-"""Of the scripted answer: 5 fresh and 2 cached prompt tokens, 3 tokens."""
-
-
-@pytest.fixture
-def priced(server: GatewayServer) -> Iterator[GatewayServer]:
-    server.wall = datetime.now(UTC).timestamp()
-    free, server.telemetry.prices = server.telemetry.prices, PriceBook({"scripted": PRICE})
-    yield server
-    server.telemetry.prices = free
-
-
-def user(server: GatewayServer, name: str, **limits: Any) -> httpx.Client:
-    _, token = server.call(server.keys.create(name, **limits))
-    return httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {token}"}, timeout=30)
-
-
-def ask(client: httpx.Client, **fields: Any) -> httpx.Response:
-    return client.post(CHAT, json={**ASK, "max_tokens": 3, **fields})
+from wootz.core import UpstreamError
 
 
 def code(response: httpx.Response) -> str:
@@ -49,7 +24,7 @@ def totals(server: GatewayServer, name: str) -> tuple[int, int]:
 
 
 def test_a_budget_is_spent_to_the_last_digit_and_then_refused(priced: GatewayServer) -> None:
-    with user(priced, "spender", budget_usd="0.09", budget_period="daily") as client:
+    with client_with(priced, "spender", budget_usd="0.09", budget_period="daily") as client:
         # An answer may cost 0.039: about 9 tokens to read, 3 to write.
         assert [ask(client).status_code for _ in range(2)] == [200, 200]
         assert totals(priced, "spender") == (int(2 * COST * 10**12), 0)
@@ -68,7 +43,7 @@ def test_whatever_way_it_ends_the_counter_has_what_the_ledger_has(
     priced: GatewayServer, model: ScriptedModel, stream: bool
 ) -> None:
     name = f"unlucky-{stream}"
-    with user(priced, name, budget_usd="1", budget_period="never", concurrent_requests=1) as client:
+    with client_with(priced, name, budget_usd="1", budget_period="never", concurrent_requests=1) as client:
         for script in (["a", UpstreamError("cut")], [UpstreamError("no")], ["a", RuntimeError("bug")], ["a", "b"]):
             model.script = script
             ask(client, stream=stream)
@@ -86,7 +61,7 @@ def test_whatever_way_it_ends_the_counter_has_what_the_ledger_has(
 
 def test_parallel_requests_do_not_spend_the_same_dollar(priced: GatewayServer, model: ScriptedModel) -> None:
     model.script = ["a", HANG]
-    with user(priced, "parallel", budget_usd="0.05", budget_period="never") as client:
+    with client_with(priced, "parallel", budget_usd="0.05", budget_period="never") as client:
         body, named = {**ASK, "max_tokens": 3, "stream": True}, {"x-request-id": "first"}
         with client.stream("POST", CHAT, json=body, headers=named) as first:
             assert first.status_code == 200
@@ -98,7 +73,7 @@ def test_parallel_requests_do_not_spend_the_same_dollar(priced: GatewayServer, m
 
 
 def test_what_a_request_may_take_at_most_is_held(priced: GatewayServer) -> None:
-    with user(priced, "small", tokens_per_minute=100) as client:
+    with client_with(priced, "small", tokens_per_minute=100) as client:
         refused = client.post(CHAT, json=ASK)
         assert (refused.status_code, code(refused)) == (400, "request_exceeds_limit")
         assert "max_tokens" in refused.json()["error"]["message"]
@@ -111,7 +86,7 @@ def test_what_a_request_may_take_at_most_is_held(priced: GatewayServer) -> None:
 
 
 def test_tokens_a_day(priced: GatewayServer) -> None:
-    with user(priced, "daily", tokens_per_day=25, time_zone="Asia/Shanghai", reset_hour=5) as client:
+    with client_with(priced, "daily", tokens_per_day=25, time_zone="Asia/Shanghai", reset_hour=5) as client:
         assert [ask(client).status_code for _ in range(3)] == [200, 200, 429]
         assert code(ask(client)) == "tokens_per_day"
 
@@ -125,10 +100,10 @@ def test_limits_of_team_user_and_tag_hold_over_all_their_keys(priced: GatewaySer
         assert admin.post(path, json=body).status_code == 201
     team = {"team": "research"}
     with (
-        user(priced, "r1", **team, user="ada") as first,
-        user(priced, "r2", **team, user="ada") as second,
-        user(priced, "r3", **team, tags={"feature": "support"}) as third,
-        user(priced, "r4", tags={"feature": "support"}) as fourth,
+        client_with(priced, "r1", **team, user="ada") as first,
+        client_with(priced, "r2", **team, user="ada") as second,
+        client_with(priced, "r3", **team, tags={"feature": "support"}) as third,
+        client_with(priced, "r4", tags={"feature": "support"}) as fourth,
     ):
         assert [ask(first).status_code, ask(second).status_code] == [200, 200]
         assert 'user "ada"' in ask(first).json()["error"]["message"]
@@ -140,7 +115,7 @@ def test_limits_of_team_user_and_tag_hold_over_all_their_keys(priced: GatewaySer
 
 
 def test_a_restart_forgets_no_budget(priced: GatewayServer) -> None:
-    with user(priced, "before", budget_usd="0.05", budget_period="monthly") as client:
+    with client_with(priced, "before", budget_usd="0.05", budget_period="monthly") as client:
         assert ask(client).status_code == 200
         counters = priced.gateway.limits.counters
         counters._periods.clear()  # type: ignore[attr-defined]
@@ -149,7 +124,7 @@ def test_a_restart_forgets_no_budget(priced: GatewayServer) -> None:
 
 def test_a_request_knows_its_team_and_tags(priced: GatewayServer, model: ScriptedModel) -> None:
     priced.call(priced.keys.create_account("team", "tenants"))
-    with user(priced, "tenant", team="tenants", tags={"feature": "chat"}) as client:
+    with client_with(priced, "tenant", team="tenants", tags={"feature": "chat"}) as client:
         ask(client)
     journey = model.asked[-1].journey
     assert journey.tenant.startswith("team-")

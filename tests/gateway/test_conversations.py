@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
-from serving import ASK, CHAT, GatewayServer
+from priced_house import COST, ask, client_with
+from serving import GatewayServer
 
-from wootz.core import PriceConfig
 from wootz.gateway.limits.memory import SWEEP_AT, MemoryCounters
-from wootz.telemetry.price_book import PriceBook
-
-PRICE = PriceConfig(input=Decimal(1000), cached_input=Decimal(500), output=Decimal(10000))
-COST = Decimal("0.036")
-
-
-@pytest.fixture
-def priced(server: GatewayServer) -> Iterator[GatewayServer]:
-    server.wall = datetime.now(UTC).timestamp()
-    free, server.telemetry.prices = server.telemetry.prices, PriceBook({"scripted": PRICE})
-    yield server
-    server.telemetry.prices = free
-
-
-def client_with(server: GatewayServer, name: str, **limits: Any) -> httpx.Client:
-    _, token = server.call(server.keys.create(name, **limits))
-    return httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {token}"}, timeout=30)
-
-
-def ask(client: httpx.Client, conversation: str | None = None, **fields: Any) -> httpx.Response:
-    headers = {} if conversation is None else {"x-wootz-conversation": conversation}
-    return client.post(CHAT, json={**ASK, "max_tokens": 3, **fields}, headers=headers)
 
 
 def states(admin: httpx.Client, name: str) -> dict[str, dict[str, Any]]:
