@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scim2_models import Path as ScimPath
+from scim2_models import User, default_comparison_key
+from sqlalchemy import String, literal, select, text
 
 from wootz.app.http import create_app
 from wootz.core import BadRequestError, Config
+from wootz.core.sections import IdentityConfig
 from wootz.gateway import KeyStore
+from wootz.gateway.identity import people as people_module
 from wootz.gateway.identity.people import People
+from wootz.gateway.identity.rows import alike
 from wootz.store import Database
 from wootz.store.audit import AuditLog
 
@@ -46,3 +57,36 @@ async def test_who_is_deactivated_gets_no_new_key(database: Database, tmp_path: 
         await keys.create("ann's", user="ann")
     with pytest.raises(BadRequestError, match="deactivated"):
         await keys.update("a spare one", user="ann")
+
+
+CHANGES = [str.upper, str.lower, str.swapcase, *(partial(normalize, form) for form in ("NFC", "NFD"))]
+LETTERS = st.text(st.sampled_from("kKiIsSßüÜuİıςσΣé\u0308\u0307%_\\a "), max_size=6)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kept=LETTERS, other=LETTERS, change=st.sampled_from([None, *CHANGES]), exact=st.booleans())
+async def test_what_scim_holds_equal_is_found_in_the_database(
+    database: Database, kept: str, other: str, change: Callable[[str], str] | None, exact: bool
+) -> None:
+    asked = change(kept) if change is not None else other
+    binding = ScimPath[User]("externalId" if exact else "userName").resolve()
+    async with database.session() as sql:
+        found = await sql.scalar(select(literal(1)).where(alike(literal(kept, String), asked, exact=exact)))
+    if default_comparison_key(binding, kept) == default_comparison_key(binding, asked):
+        assert found == 1
+    elif kept.isascii() and asked.isascii():
+        assert found is None
+
+
+async def test_one_of_many_is_looked_up_and_not_looked_for(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    people, made = People(KeyStore(database), IdentityConfig()), []
+    for name in ("ann", "ben", "cleo"):
+        await people.create(name, external_id=f"{name}-1")
+    monkeypatch.setattr(people_module, "Person", lambda **fields: made.append(fields["name"]))
+    await people.list(name="Ben")
+    await people.list(external_id="cleo-1")
+    assert made == ["ben", "cleo"]
+    if database.dialect == "sqlite":
+        query = "explain query plan select * from accounts where lower(accounts.name) = 'ben'"
+        async with database.session() as sql:
+            assert "ix_accounts_lower_name" in str((await sql.execute(text(query))).all())

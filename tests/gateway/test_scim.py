@@ -119,6 +119,25 @@ def test_filters_find_and_bad_ones_are_told(scim: httpx.Client) -> None:
     found = scim.get("/Users", params={"filter": r'userName eq "o\"hara"'}).json()
     assert [one["externalId"] for one in found["Resources"]] == ["42"]
     assert scim.get("/Users", params={"filter": 'externalId eq "43"'}).json()["totalResults"] == 0
+    for name in ("Ünal_%", "unal_%", "KIM@example.com"):
+        scim.post("/Users", json=USER | {"userName": name, "externalId": name})
+    for asked, names in (
+        ('userName eq "kim@EXAMPLE.com"', ["KIM@example.com"]),
+        ('userName eq "ünal_%"', ["Ünal_%"]),
+        ('userName eq "U\u0308NAL_%"', ["Ünal_%"]),  # Two characters that are composed to one.
+        ('externalId eq "kim@example.com"', []),  # Of these the case counts.
+        ('externalId eq "KIM@example.com" and active eq true', ["KIM@example.com"]),
+        ('userName eq "KIM@example.com" or userName eq "unal_%"', ["unal_%", "KIM@example.com"]),
+        ('not (userName eq "KIM@example.com") and externalId eq "unal_%"', ["unal_%"]),
+        ('userName eq "ann\u0000"', []),
+    ):
+        search = {"schemas": ["urn:ietf:params:scim:api:messages:2.0:SearchRequest"], "filter": asked}
+        for answer in (scim.get("/Users", params={"filter": asked}), scim.post("/.search", json=search)):
+            assert [one["userName"] for one in answer.json().get("Resources", [])] == names, asked
+    scim.post("/Groups", json=GROUP | {"displayName": "Readers"})
+    (group,) = scim.get("/Groups", params={"filter": 'displayName eq "readers"'}).json()["Resources"]
+    same = f'id eq "{group["id"]}" and displayName co "read"'
+    assert scim.get("/Groups", params={"filter": same}).json()["totalResults"] == 1
     bad = scim.get("/Users", params={"filter": "userName is strange"})
     assert (bad.status_code, bad.json()["scimType"]) == (400, "invalidFilter")
 

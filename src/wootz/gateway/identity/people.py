@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from wootz.core import BadRequestError, NotFoundError
@@ -29,7 +29,7 @@ from wootz.core.wire import new_id
 from wootz.gateway import accounts
 from wootz.gateway.accounts import AccountRow
 from wootz.gateway.identity.roles import ROLE_NAMES, permissions, roles_of_groups
-from wootz.gateway.identity.rows import GroupRow, MemberRow, PersonRow, find, held
+from wootz.gateway.identity.rows import GroupRow, MemberRow, PersonRow, alike, find, held
 from wootz.gateway.identity.sessions import end_sessions
 from wootz.gateway.keys import Key, KeyRow, KeyStore
 from wootz.gateway.limits import NO_LIMITS
@@ -151,9 +151,12 @@ class People:
         async with self.keys.database.session() as sql:
             return (await self._persons(sql, [await find(sql, PersonRow, user_id)]))[0]
 
-    async def list(self) -> list[Person]:
+    async def list(self, **equal: str) -> list[Person]:
+        """All; or all whose ``id``, ``name`` and ``external_id`` are `alike` those that are given."""
+        columns = {"id": PersonRow.user_id, "name": AccountRow.name, "external_id": PersonRow.external_id}
+        query = select(PersonRow).join(AccountRow, AccountRow.id == PersonRow.user_id).where(*_alike(columns, equal))
         async with self.keys.database.session() as sql:
-            rows = await sql.scalars(select(PersonRow).order_by(PersonRow.created_at, PersonRow.user_id))
+            rows = await sql.scalars(query.order_by(PersonRow.created_at, PersonRow.user_id))
             return await self._persons(sql, rows.all())
 
     async def signed_in(self, subject: str, name: str, groups: Sequence[str]) -> tuple[Person, Key | None]:
@@ -239,9 +242,12 @@ class People:
         async with self.keys.database.session() as sql:
             return (await self._groups(sql, [await find(sql, GroupRow, id)]))[0]
 
-    async def groups(self) -> list[Group]:
+    async def groups(self, **equal: str) -> list[Group]:
+        """As `list`."""
+        columns = {"id": GroupRow.id, "name": GroupRow.name, "external_id": GroupRow.external_id}
+        query = select(GroupRow).where(*_alike(columns, equal)).order_by(GroupRow.created_at, GroupRow.id)
         async with self.keys.database.session() as sql:
-            return await self._groups(sql, (await sql.scalars(select(GroupRow).order_by(GroupRow.created_at))).all())
+            return await self._groups(sql, (await sql.scalars(query)).all())
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
@@ -358,6 +364,10 @@ def _console_key(id: str, account: AccountRow, now: datetime) -> KeyRow:
         id=id, name=name, hash=secrets.token_hex(32), prefix=CONSOLE_PREFIX, scopes=[], models=None,
         user_id=account.id, tags={}, limits={}, created_at=now, revoked_at=now,
     )  # fmt: skip
+
+
+def _alike(columns: Mapping[str, Any], equal: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    return [alike(columns[name], value, exact=name != "name") for name, value in equal.items()]
 
 
 def _taken(name: str) -> BadRequestError:

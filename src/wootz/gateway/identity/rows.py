@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import JSON, ForeignKey, inspect, update
+from sqlalchemy import JSON, ColumnElement, ForeignKey, Index, false, func, inspect, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -19,7 +21,7 @@ class PersonRow(Base):
     user_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
     subject: Mapped[str | None] = mapped_column(unique=True)
     """Issuer and subject of the identity provider, which never change, as names and addresses do."""
-    external_id: Mapped[str | None]
+    external_id: Mapped[str | None] = mapped_column(index=True)
     active: Mapped[bool]
     granted: Mapped[list[str]] = mapped_column(JSON)
     """Roles that were given here, besides those of groups."""
@@ -35,9 +37,12 @@ class GroupRow(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
-    external_id: Mapped[str | None]
+    external_id: Mapped[str | None] = mapped_column(index=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     changed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+Index("ix_groups_lower_name", func.lower(GroupRow.name))
 
 
 class MemberRow(Base):
@@ -45,6 +50,23 @@ class MemberRow(Base):
 
     group_id: Mapped[str] = mapped_column(ForeignKey("groups.id"), primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("people.user_id"), primary_key=True, index=True)
+
+
+def alike(column: Any, value: str, *, exact: bool) -> ColumnElement[bool]:
+    """True for all that SCIM holds equal to ``value``: in Unicode's composed form, and unless ``exact`` in any case.
+
+    It may be true for others, which whoever asks must look at: of letters that are not ASCII, and what they are
+    composed of, databases know different things. (Three signs that compose to ASCII are not found: U+212A, 37E, 1FEF.)
+    """
+    value = unicodedata.normalize("NFC", value)
+    if not exact:
+        column, value = func.lower(column), value.lower()
+    if re.search("[\0\ud800-\udfff]", value):  # PostgreSQL has no such text, not even to compare.
+        return false()
+    if value.isascii():
+        return column == value
+    sure = re.split(r"[\x00-\x7f]?[^\x00-\x7f]+", value)
+    return column.like("%".join(re.sub(r"([\\%_])", r"\\\1", part) for part in sure), escape="\\")
 
 
 Row = TypeVar("Row", PersonRow, GroupRow)

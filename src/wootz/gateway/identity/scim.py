@@ -9,8 +9,10 @@ Sources: RFC 7643 (schema), RFC 7644 (protocol).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
@@ -44,6 +46,7 @@ from scim2_models import (
 )
 from scim2_models import Group as ScimGroup
 from scim2_models import User as CoreUser
+from scim2_models.path import CompareOperator, Comparison, FilterNode, LogicalExpr, LogicalOperator
 
 from wootz.core import NotFoundError, WootzError
 from wootz.gateway.entrance import router_with_key
@@ -87,10 +90,11 @@ def router(gateway: Gateway, people: People) -> APIRouter:
     routes.route_class = _scim_route(routes.route_class)
     _add_discovery(routes)
     users = Kind(
-        "Users", ScimUser, _user, _said_of, people.list, people.get, people.create, people.change, people.remove
-    )
+        "Users", ScimUser, "username", _user, _said_of,
+        people.list, people.get, people.create, people.change, people.remove,
+    )  # fmt: skip
     groups = Kind(
-        "Groups", ScimGroup, _group, _said_of_group,
+        "Groups", ScimGroup, "displayname", _group, _said_of_group,
         people.groups, people.group, people.create_group, people.change_group, people.remove_group,
     )  # fmt: skip
     for kind in (users, groups):
@@ -99,9 +103,7 @@ def router(gateway: Gateway, people: People) -> APIRouter:
     @routes.post("/.search")
     async def search(request: Request) -> Response:
         """Users and groups."""
-        found = [_user(request, one) for one in await people.list()]
-        found += [_group(request, one) for one in await people.groups()]
-        return _list(request, ScimUser | ScimGroup, found, await request.json())
+        return await _found(request, [users, groups], await request.json())
 
     @routes.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     async def nothing_here(request: Request, path: str) -> Response:
@@ -118,9 +120,11 @@ class Kind(NamedTuple):
 
     path: str
     model: Any
+    name: str
+    """The attribute, in small letters, that is `people`'s ``name``."""
     shown: Callable[[Request, Any], Any]
     said: Callable[[Any], dict[str, Any]]
-    list: Callable[[], Awaitable[Sequence[Any]]]
+    list: Callable[..., Awaitable[Sequence[Any]]]
     get: Callable[[str], Awaitable[Any]]
     create: Callable[..., Awaitable[Any]]
     change: Callable[[str, Callable[[Any], Any]], Awaitable[Any]]
@@ -130,12 +134,11 @@ class Kind(NamedTuple):
 def _add_resource(routes: APIRouter, kind: Kind) -> None:
     @routes.get(f"/{kind.path}")
     async def list_(request: Request) -> Response:
-        return _list(request, kind.model, [kind.shown(request, one) for one in await kind.list()])
+        return await _found(request, [kind])
 
     @routes.post(f"/{kind.path}/.search")
     async def search(request: Request) -> Response:
-        found = [kind.shown(request, one) for one in await kind.list()]
-        return _list(request, kind.model, found, await request.json())
+        return await _found(request, [kind], await request.json())
 
     @routes.post(f"/{kind.path}")
     async def create(request: Request) -> Response:
@@ -184,7 +187,7 @@ def _add_discovery(routes: APIRouter) -> None:
     @routes.get("/ResourceTypes")
     async def types(request: Request) -> Response:
         found = [_placed(request, one, f"ResourceTypes/{one.id}") for one in PROVIDER.resource_types]
-        return _list(request, ResourceType, found)
+        return _page(_asked(request, ResourceType), ResourceType, found)
 
     @routes.get("/ResourceTypes/{id}")
     async def type_(request: Request, id: str) -> Response:
@@ -193,7 +196,8 @@ def _add_discovery(routes: APIRouter) -> None:
 
     @routes.get("/Schemas")
     async def schemas(request: Request) -> Response:
-        return _list(request, Schema, [_placed(request, one, f"Schemas/{one.id}") for one in PROVIDER.schemas])
+        found = [_placed(request, one, f"Schemas/{one.id}") for one in PROVIDER.schemas]
+        return _page(_asked(request, Schema), Schema, found)
 
     @routes.get("/Schemas/{id}")
     async def schema(request: Request, id: str) -> Response:
@@ -268,20 +272,46 @@ def _one(request: Request, resource: Any, context: Context, status: int = 200) -
     return JSONResponse(body, status_code=status, headers=headers, media_type=JSON)
 
 
-def _list(request: Request, kind: Any, found: list[Any], wanted: Any = None) -> Response:
+async def _found(request: Request, kinds: Sequence[Kind], wanted: Any = None) -> Response:
+    model = reduce(or_, (kind.model for kind in kinds))
+    asked, found = _asked(request, model, wanted), []
+    for kind in kinds:
+        equal = dict(_equal(asked.filter.ast, kind)) if asked.filter is not None else {}
+        found += [kind.shown(request, one) for one in await kind.list(**equal)]
+    return _page(asked, model, found)
+
+
+def _equal(node: FilterNode, kind: Kind) -> Iterator[tuple[str, str]]:
+    """What whoever passes the filter is called, as far as it says so: a sync asks for one after the other of thousands.
+
+    The library still holds those that are found against the whole filter.
+    """
+    if isinstance(node, LogicalExpr) and node.op == LogicalOperator.and_:
+        for term in node.terms:
+            yield from _equal(term, kind)
+    elif isinstance(node, Comparison) and node.op == CompareOperator.eq and isinstance(node.value, str):
+        names = {"id": "id", "externalid": "external_id", kind.name: "name"}
+        if node.attr_path.sub_attr is None and (name := names.get(node.attr_path.attr.lower())):
+            yield name, node.value
+
+
+def _asked(request: Request, model: Any, wanted: Any = None) -> SearchRequest[Any]:
     """``wanted`` is the body of a search; else the query says it."""
     names = ("attributes", "excludedAttributes", "filter", "sortBy", "sortOrder", "startIndex", "count")
-    asked = SearchRequest[kind].model_validate(
+    return SearchRequest[model].model_validate(
         _query(request, *names) if wanted is None else wanted,
         scim_ctx=Context.DEFAULT if wanted is None else Context.SEARCH_REQUEST,
     )
+
+
+def _page(asked: SearchRequest[Any], model: Any, found: list[Any]) -> Response:
     if asked.filter is not None:
         found = [one for one in found if asked.filter.match(one)]
     if asked.sort_by is not None:
         found = asked.sort(found)
     first, count = asked.start_index_0 or 0, PAGE if asked.count is None else min(asked.count, PAGE)
     page = found[first : first + count]
-    answer = ListResponse[kind](
+    answer = ListResponse[model](
         total_results=len(found), start_index=first + 1, items_per_page=len(page), resources=page or None
     )
     body = answer.model_dump(scim_ctx=Context.RESOURCE_QUERY_RESPONSE, response_parameters=asked)
