@@ -76,6 +76,35 @@ async def test_the_limit_is_the_users_where_the_key_belongs_to_one(database):
     assert (found.user.limits.requests_per_minute, found.limits.requests_per_minute) == (6, None)
 
 
+@pytest.mark.parametrize("user", [None, "ann"])
+@pytest.mark.parametrize(
+    "ends",
+    [{"first": 3, "second": 3, "third": 100}, {"third": 6, "second": 6, "first": 100}],
+    ids=["as they began", "the other way round"],
+)
+async def test_a_caller_with_several_incidents_is_limited_until_all_are_over(database, user, ends):
+    keys = KeyStore(database)
+    await keys.create_account("user", "ann", requests_per_minute=100)
+    key, _ = await keys.create("agent", user=user, requests_per_minute=100)
+
+    async def of_the_account() -> int | None:
+        found = await keys.get("agent")
+        return (found.user or found).limits.requests_per_minute
+
+    steps = {}
+    for name, after in (("first", 6), ("second", 6), ("third", 3)):  # The config has changed meanwhile.
+        limit, fields = LimitCaller(keys, after), {"action": "limit_caller", "action_state": "done"}
+        steps[name] = (await limit.plan(incident(name, {"key_id": key.id, "share": 0.9}))).steps
+        await limit.do(steps[name])
+        async with database.session() as session:
+            session.add(incident(name, action_detail={"steps": dict(steps[name])}, **fields))
+    for name, left in ends.items():
+        async with database.session() as session:
+            (await session.get_one(IncidentRow, f"inc-{name}")).live = None
+        await LimitCaller(keys, 3).undo(steps[name])
+        assert await of_the_account() == left
+
+
 @pytest.mark.parametrize(
     ("culprit", "why"),
     [

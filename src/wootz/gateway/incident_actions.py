@@ -16,7 +16,7 @@ from sqlalchemy import select
 from wootz.core import BadRequestError, LanguageModel, NotFoundError
 from wootz.gateway.accounts import AccountKind
 from wootz.gateway.keys import KeyStore
-from wootz.gateway.limits import Limits
+from wootz.gateway.limits import Limits, Subject
 from wootz.gateway.migration.controller import Controller
 from wootz.gateway.routing import Deployment, Route
 from wootz.store import Database
@@ -40,40 +40,45 @@ class LimitCaller:
             return Plan("limit nobody: the requests came without accounts")
         if share < MOST_OF_IT:
             return Plan(f"limit nobody: the first of them has {share:.0%} of it, so it is not one caller's doing")
-        kind, subject, limits = await self._account(culprit)
-        if kind == "key" and (user := culprit.get("user")):
+        account = await self._account(culprit)
+        if account.kind == "key" and (user := culprit.get("user")) and incident.subject == user:
             # The name is what the client says. A key that serves many people is not to be closed for one of them.
-            others = f'"{user}" has no account; its key "{subject}" may serve others, so limit it by hand'
-            return Plan(f"limit nobody: {others}") if incident.subject == user else self._plan(kind, subject, limits)
-        return self._plan(kind, subject, limits)
-
-    def _plan(self, kind: str, subject: str, limits: Limits) -> Plan:
-        before, after = limits.requests_per_minute, self.requests_per_minute
+            others = f'"{user}" has no account; its {account} may serve others, so limit it by hand'
+            return Plan(f"limit nobody: {others}")
+        before, after = account.limits.requests_per_minute, self.requests_per_minute
+        for steps in await self._held(account.kind, account.id):
+            if steps["after"] == before:
+                before = steps["before"]  # What it has is not its own.
         if before is not None and before <= after:
-            return Plan(f'leave {kind} "{subject}" at its {before} requests a minute')
-        steps = {"kind": kind, "subject": subject, "before": before, "after": after}
-        return Plan(f'limit {kind} "{subject}" to {after} requests a minute', steps)
+            return Plan(f"leave {account} at its {before} requests a minute")
+        steps = {"kind": account.kind, "subject": account.id, "before": before, "after": after}
+        return Plan(f"limit {account} to {after} requests a minute", steps)
 
     async def do(self, steps: Mapping[str, Any]) -> None:
         await self._set(steps, steps["after"])
 
     async def undo(self, steps: Mapping[str, Any]) -> None:
+        """What it had before, or what other incidents that go on leave it; what somebody set meanwhile stays."""
+        others = [other["after"] for other in await self._held(steps["kind"], steps["subject"])]
         if (await self._limits(steps["kind"], steps["subject"])).requests_per_minute == steps["after"]:
-            await self._set(steps, steps["before"])
+            await self._set(steps, min(others, default=steps["before"]))
 
-    async def _account(self, culprit: Mapping[str, Any]) -> tuple[str, str, Limits]:
+    async def _held(self, kind: str, id: str) -> list[Mapping[str, Any]]:
+        """What incidents that are not over have done to this account."""
+        done = await _done(self.keys.database, "limit_caller")
+        return [steps for steps in done if (steps["kind"], steps["subject"]) == (kind, id)]
+
+    async def _account(self, culprit: Mapping[str, Any]) -> Subject:
         key = await self.keys.get(culprit["key_id"])
-        if key.user is not None:
-            return "user", key.user.name, key.user.limits
-        return "key", key.name, key.limits
+        return key.user.subject if key.user is not None else Subject("key", key.id, key.name, key.limits)
 
-    async def _limits(self, kind: str, name: str) -> Limits:
+    async def _limits(self, kind: str, id: str) -> Limits:
         if kind == "key":
-            return (await self.keys.get(name)).limits
-        accounts = {account.name: account for account in await self.keys.list_accounts("user")}
-        if name not in accounts:
-            raise NotFoundError(f'there is no user "{name}" any more')
-        return accounts[name].limits
+            return (await self.keys.get(id)).limits
+        accounts = {account.id: account for account in await self.keys.list_accounts("user")}
+        if id not in accounts:
+            raise NotFoundError(f'there is no user "{id}" any more')
+        return accounts[id].limits
 
     async def _set(self, steps: Mapping[str, Any], requests_per_minute: int | None) -> None:
         kind: AccountKind | str = steps["kind"]
@@ -130,11 +135,15 @@ class RollBack:
 
 async def hold_deployments(database: Database, models: Mapping[str, LanguageModel]) -> None:
     """Make this process's routes what the open incidents say."""
-    acted = IncidentRow.live.is_not(None), IncidentRow.action == "fail_over", IncidentRow.action_state == "done"
+    hold(list(_routes(models)), {steps["deployment"] for steps in await _done(database, "fail_over")})
+
+
+async def _done(database: Database, action: str) -> list[Mapping[str, Any]]:
+    """The steps that were taken in incidents that are not over."""
+    acted = IncidentRow.live.is_not(None), IncidentRow.action == action, IncidentRow.action_state == "done"
     async with database.session() as session:
         details = await session.scalars(select(IncidentRow.action_detail).where(*acted))
-        out = {detail["steps"]["deployment"] for detail in details}
-    hold(list(_routes(models)), out)
+        return [detail["steps"] for detail in details]
 
 
 def hold(routes: Sequence[Route], out: set[str]) -> None:

@@ -176,8 +176,9 @@ class Watch:
     # --- acting -------------------------------------------------------------------------------------------------
 
     async def _act(self) -> None:
-        """What is due, unless it is silenced; and what is to be undone, in any case."""
+        """What is to be undone, in any case; then what is due, unless it is silenced."""
         waiting = select(IncidentRow).where(IncidentRow.action_state.in_(("due", "undo")))
+        waiting = waiting.order_by(IncidentRow.action_state.desc())
         held = select(SilenceRow).where(SilenceRow.until > self.clock())
         async with self.database.session() as session:
             incidents, silences = [*await session.scalars(waiting)], [*await session.scalars(held)]
