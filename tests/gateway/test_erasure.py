@@ -94,8 +94,8 @@ async def alerted(database: Database, user_id: str, key: Key) -> None:
     """Signals and alerts about the person, and others with which they had to do."""
     signals, now = Signals(database), datetime.now(UTC)
     await signals.note("injection_attempt", user=NAME)
-    await signals.note("satisfaction", 0.1, user=user_id, key_id=key.id, subject=f"{MARKER}'s conversation")
-    await signals.note("satisfaction", 0.9, user="ben")
+    await signals.note("resolved", 0.0, user=user_id, key_id=key.id, subject=f"{MARKER}'s conversation")
+    await signals.note("resolved", 1.0, user="ben")
     action = {"what": f'limit user "{NAME}"', "steps": {"kind": "user", "subject": user_id}}
     incidents = [
         incident("about", "injection-attempts", NAME),

@@ -342,6 +342,10 @@ async def test_an_action_is_done_undone_when_it_is_over_and_audited(house):
     assert hands.done == ["do local", "undo local"]
     log = AuditLog(house.database)
     assert [entry.action for entry in await log.entries()] == ["alert.fail_over.undone", "alert.fail_over.done"]
+    told = [entry.detail for entry in await log.entries()]
+    assert told == 2 * [{"rule": "out-of-memory", "steps": {"subject": "local"}}], (
+        "ids, and no words, which may name a person"
+    )
     assert (await log.verify()).holds
 
 
