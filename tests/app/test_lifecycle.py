@@ -15,6 +15,11 @@ import httpx
 import psutil
 import pytest
 
+from wootz.app.pid_file import ask_to_reload
+from wootz.app.preflight import Prepared, bind
+from wootz.app.process import Child
+from wootz.app.supervisor import StartError, Supervisor
+from wootz.core import Config
 from wootz.store import ModelStore
 
 
@@ -89,6 +94,34 @@ def test_a_second_ctrl_c_stops_at_once(start, tiny):
         assert gone(children, 1)
         with pytest.raises(httpx.TransportError):
             list(lines)
+
+
+@pytest.mark.slow
+def test_a_reloaded_http_process_that_is_killed_comes_back_and_can_be_reloaded_again(start):
+    platform = start(WOOTZ_MODELS__FAR__BASE_URL="http://127.0.0.1:9/v1").wait_until_ready()
+    port = int(platform.url.rsplit(":", 1)[1])
+    ask_to_reload(platform.home, port, seconds=60)
+    newest = max(platform.children(), key=lambda child: child.create_time())
+    assert "wootz.app.http" in newest.cmdline()
+    newest.kill()
+    platform.wait_for("http works again")
+    ask_to_reload(platform.home, port, seconds=60)
+    assert httpx.get(f"{platform.url}/readyz").status_code == 200
+    assert platform.stop() == 0
+
+
+async def test_a_check_that_fails_is_told_and_ends_the_child(tmp_path):
+    said = list[str]()
+
+    async def fails(_child: Child) -> bool:
+        raise ValueError("read of closed file")
+
+    with bind("127.0.0.1", 0) as listener:
+        prepared = Prepared(listener, {})
+        supervisor = Supervisor(Config(), prepared, tmp_path, say=said.append, accounts=False)
+        with pytest.raises(StartError, match="SIGKILL"):
+            await supervisor.keep(Child("asleep", "sleeps"), fails)
+    assert "read of closed file" in said[0]
 
 
 @contextmanager

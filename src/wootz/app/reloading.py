@@ -82,7 +82,9 @@ class Reloading:
         with os.fdopen(told, "rb", buffering=0) as pipe:
             os.set_blocking(told, False)
 
-            async def accepts(_child: Child) -> bool:
+            async def accepts(child: Child) -> bool:
+                if pipe.closed:  # It has got its place, and is started again.
+                    return await supervisor.http_is_ready(child)
                 return pipe.read(1) == b"1"
 
             keeper = asyncio.create_task(supervisor.keep(new, accepts))

@@ -130,7 +130,7 @@ class Supervisor:
         for client in self.clients.values():
             client.start()
         self.keepers = [asyncio.create_task(self.keep(child, self._engine_is_ready)) for child in self.engines]
-        self.keepers.append(asyncio.create_task(self.keep(self.http, self._http_is_ready)))
+        self.keepers.append(asyncio.create_task(self.keep(self.http, self.http_is_ready)))
         try:
             await self._until(self._all_ready())
             if not self.stopping.is_set():
@@ -174,8 +174,13 @@ class Supervisor:
             await self.signals.note_all([{"kind": kind, "subject": engine.name} for kind in kinds])
 
     async def _watch(self, child: Child, is_ready: Callable[[Child], Awaitable[bool]]) -> None:
-        while not await is_ready(child):  # noqa: ASYNC110 (another process gets ready; nothing here could tell us)
-            await asyncio.sleep(0.05)
+        try:
+            while not await is_ready(child):  # noqa: ASYNC110 (another process gets ready; nothing here could tell us)
+                await asyncio.sleep(0.05)
+        except Exception as error:  # Never ready, and nobody would hear why: as one that does not start.
+            self.say(f"{child.name}: whether it is ready can't be told: {error!r}")
+            child.kill()
+            return
         if child.has_worked:
             self.say(f"{child.name} works again")
         child.has_worked = True
@@ -185,7 +190,7 @@ class Supervisor:
     async def _engine_is_ready(self, child: Child) -> bool:
         return self.clients[child.name].ready
 
-    async def _http_is_ready(self, _child: Child) -> bool:
+    async def http_is_ready(self, _child: Child) -> bool:
         """It answers (the port is open from the start, for it is ours) and has found every engine."""
         try:
             reader, writer = await asyncio.open_connection(self.host, self.port)
