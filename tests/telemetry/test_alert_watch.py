@@ -17,7 +17,18 @@ from standardwebhooks import Webhook
 from wootz.core import NotFoundError
 from wootz.store.audit import AuditLog
 from wootz.telemetry import Ledger, RequestRecord
-from wootz.telemetry.alerts import Incidents, Links, Messenger, Plan, Receiver, Rule, Watch, load_rules, secret_bytes
+from wootz.telemetry.alerts import (
+    Incidents,
+    Links,
+    Messenger,
+    Plan,
+    Receiver,
+    Rule,
+    Watch,
+    load_rules,
+    notices,
+    secret_bytes,
+)
 from wootz.telemetry.alerts.evaluate import Finding
 from wootz.telemetry.alerts.incidents import advance
 from wootz.telemetry.record import AttemptRecord, Timeline
@@ -236,6 +247,43 @@ async def test_a_receiver_that_is_down_hears_it_later_under_the_same_id_and_then
     assert notice.delivered_at == house.now
     assert notice.due_at is None
     assert len(house.heard) == notice.attempts - 1
+
+
+async def test_a_receiver_that_hangs_keeps_neither_the_others_nor_the_watch_waiting(house, monkeypatch):
+    monkeypatch.setattr(notices, "DELIVERY_SECONDS", 1.0)
+    monkeypatch.setattr(notices, "AT_ONCE", 3)
+    hanging = Receiver("hangs", "https://hangs.test/", b"s", "warning", private=False)
+    house.receivers = (hanging, *house.receivers)
+
+    async def post(url, *rest) -> int:
+        if url == hanging.url:
+            await asyncio.Event().wait()
+        return await House.post(house, url, *rest)
+
+    house.post = post
+    await house.memory_gone("a", "b", "c", "d")
+    async with asyncio.timeout(30):
+        await house.watch("out-of-memory").tick()
+    assert house.events == ["incident.opened"] * 3
+    (first, *_) = [await house.incidents.notices(one.id) for one in await house.incidents.list()]
+    assert {notice.receiver: notice.attempts for notice in first}["hangs"] == 0
+
+
+async def test_each_notice_has_the_time_at_which_it_is_posted(house):
+    async def slowly(*rest) -> int:
+        await House.post(house, *rest)
+        house.now += timedelta(seconds=9)
+        return 200 if len(house.heard) == 1 else 503
+
+    house.post = slowly
+    await house.memory_gone("a", "b")
+    began = house.now
+    await house.watch("out-of-memory").tick()
+    seconds = [int(headers["webhook-timestamp"]) - int(began.timestamp()) for _, _, headers in house.heard]
+    assert seconds == [0, 9]
+    told = [notice for one in await house.incidents.list() for notice in await house.incidents.notices(one.id)]
+    assert {notice.delivered_at for notice in told} == {began + timedelta(seconds=9), None}
+    assert {notice.due_at for notice in told} == {began + timedelta(seconds=28), None}
 
 
 async def test_an_alertmanager_is_pushed_what_is_open_in_its_own_words(house):

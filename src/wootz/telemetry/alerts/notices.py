@@ -10,12 +10,14 @@ moves on; what it is not told of any more ends by itself (https://prometheus.io/
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -35,6 +37,10 @@ redirects and answers within seconds."""
 
 FIRST_PAUSE, LONGEST_PAUSE, MOST_ATTEMPTS = timedelta(seconds=10), timedelta(hours=1), 15
 """Tried for about nine hours: a night."""
+AT_ONCE = 50
+"""Notices for one receiver in one look."""
+DELIVERY_SECONDS = 20.0
+"""For all of a look together: well within the watch's lease, so that nobody else posts the same meanwhile."""
 KEPT_DAYS = 30
 OUTLIVES_PUSHES = 4
 """An alert that is not pushed any more ends after so many pushes would have been."""
@@ -134,16 +140,28 @@ class Messenger:
         """To a service of ours, unsigned."""
         return await self._post(url, body, {"content-type": "application/json"}, True)
 
-    async def deliver(self, now: datetime) -> None:
-        """What is due now, oldest first. Receivers that are not in the config any more are told nothing."""
-        due = select(NoticeRow).where(NoticeRow.due_at <= now).order_by(NoticeRow.due_at).limit(50)
+    async def deliver(self, clock: Callable[[], datetime]) -> None:
+        """What is due now, to all receivers at once, to each the oldest first. Who is slow is told the rest next time.
+        Receivers that are not in the config any more are told nothing."""
+        waiting = select(NoticeRow.receiver).where(NoticeRow.due_at <= clock()).distinct()
         async with self.database.session() as session:
-            notices = [*await session.scalars(due)]
-        for notice in notices:
-            await self._deliver(notice, now)
+            names = [*await session.scalars(waiting)]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DELIVERY_SECONDS):
+                chains = (self._deliver_to(name, clock) for name in names)
+                for problem in await asyncio.gather(*chains, return_exceptions=True):
+                    if problem is not None:
+                        raise problem
 
-    async def _deliver(self, notice: NoticeRow, now: datetime) -> None:
-        problem = await self._try(notice, now)
+    async def _deliver_to(self, receiver: str, clock: Callable[[], datetime]) -> None:
+        due = select(NoticeRow).where(NoticeRow.receiver == receiver, NoticeRow.due_at <= clock())
+        async with self.database.session() as session:
+            notices = [*await session.scalars(due.order_by(NoticeRow.due_at).limit(AT_ONCE))]
+        for notice in notices:
+            problem = await self._try(notice, clock())
+            await self._note(notice, problem, clock())
+
+    async def _note(self, notice: NoticeRow, problem: str | None, now: datetime) -> None:
         notice.attempts += 1
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (notice.attempts - 1))
         gives_up = problem is not None and (notice.attempts >= MOST_ATTEMPTS or notice.receiver not in self.receivers)

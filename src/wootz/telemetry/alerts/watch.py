@@ -100,7 +100,7 @@ class Watch:
         findings = await self._look(now)
         await self._write(findings, now)
         await self._act()
-        await self.messenger.deliver(now)
+        await self.messenger.deliver(self.clock)
         if self.alertmanager and now - self._pushed >= PUSH_EVERY:
             await self._push(self.alertmanager, now)
         if now - self._swept >= SWEEP_EVERY:
