@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
 
-from wootz.app.alerting import Poster, receivers_of
-from wootz.core import Config, ConfigError
+from wootz.app.alerting import Poster, Surroundings, receivers_of
+from wootz.core import Config, ConfigError, UnavailableError
+from wootz.telemetry.metrics import Metrics
 
 SECRET = "s" * 24
 
@@ -85,3 +87,23 @@ def test_receivers_come_from_references(monkeypatch):
     webhook = {"url": "env:PAGER", "secret": "env:PAGER_SECRET", "least_severity": "critical"}
     (receiver,) = receivers_of(Config.model_validate({"alerts": {"webhooks": {"pager": webhook}}}))
     assert (receiver.url, receiver.secret, receiver.private) == ("https://pager.test/T0KEN", SECRET.encode(), False)
+
+
+async def test_what_an_outage_kept_from_being_noted_is_noted_after_it(tmp_path):
+    metrics, noted, is_away = Metrics(), list[dict](), True
+
+    class Noted:
+        async def note_all(self, rows: list[dict]) -> None:
+            if is_away:
+                raise UnavailableError("the database is away")
+            noted.extend(rows)
+
+    gateway = SimpleNamespace(telemetry=SimpleNamespace(metrics=metrics), models={})
+    surroundings = Surroundings(gateway, Config(home=tmp_path))  # type: ignore[arg-type]
+    metrics.rows_lost.inc(3)
+    with pytest.raises(UnavailableError):
+        await surroundings.look(Noted())  # type: ignore[arg-type]
+    is_away = False
+    for _ in range(2):
+        await surroundings.look(Noted())  # type: ignore[arg-type]
+    assert noted == [{"kind": "rows_lost", "value": 3.0}]

@@ -149,6 +149,15 @@ async def test_of_several_replicas_one_acts_and_another_takes_over_when_it_is_go
     assert not gone.leads
 
 
+async def test_a_process_that_can_not_tell_how_it_stands_looks_at_the_rules_all_the_same(house):
+    async def fails(*_) -> None:
+        raise KeyError("a secret without a version")
+
+    await house.memory_gone("local")
+    await house.watch("out-of-memory", look_around=fails).tick()
+    assert await house.open() == ["out-of-memory local"]
+
+
 async def test_who_lost_the_lease_while_it_looked_writes_nothing(house):
     await house.memory_gone("local")
     slow, quick = house.watch("out-of-memory", holder="slow"), house.watch("out-of-memory", holder="quick")

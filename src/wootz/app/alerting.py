@@ -27,6 +27,7 @@ from wootz.store.audit import AuditLog
 from wootz.store.secrets import open_local
 from wootz.telemetry.alerts import Links, Messenger, Receiver, Watch, secret_bytes
 from wootz.telemetry.alerts.actions import Actor
+from wootz.telemetry.signals import Signals
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,8 @@ class Surroundings:
         self._rows_lost = 0.0
         self._ages_at = 0.0
 
-    async def look(self) -> list[Mapping[str, Any]]:
+    async def look(self, noted: Signals) -> None:
+        """What could not be noted is looked at again the next time."""
         metrics = self.gateway.telemetry.metrics
         signals: list[Mapping[str, Any]] = [
             {"kind": "queue_depth", "subject": name, "value": stats.waiting}
@@ -146,12 +148,13 @@ class Surroundings:
         lost = metrics.registry.get_sample_value("wootz_ledger_rows_lost_total") or 0.0
         if lost > self._rows_lost:
             signals.append({"kind": "rows_lost", "value": lost - self._rows_lost})
-        self._rows_lost = lost
-        if time.monotonic() >= self._ages_at:
-            self._ages_at = time.monotonic() + AGES_EVERY
+        ages_at = self._ages_at
+        if time.monotonic() >= ages_at:
+            ages_at = time.monotonic() + AGES_EVERY
             signals += await asyncio.to_thread(self._stale_secrets)
             signals += self._retirements()
-        return signals
+        await noted.note_all(signals)
+        self._rows_lost, self._ages_at = lost, ages_at
 
     def _retirements(self) -> list[Mapping[str, Any]]:
         return [

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from wootz.core import UnavailableError
+from wootz.core import UnavailableError, WootzError
 from wootz.store import Database
 from wootz.store.lease import Lease
 from wootz.telemetry.alerts.actions import Actor
@@ -51,8 +51,8 @@ class Audit(Protocol):
 
 @dataclass
 class Watch:
-    """``actors`` by the names that rules use; those in ``acting`` act, the others only plan. ``look_around`` says how
-    this process's own part stands, as rows for `Signals.note_all`."""
+    """``actors`` by the names that rules use; those in ``acting`` act, the others only plan. ``look_around`` notes how
+    this process's own part stands."""
 
     database: Database
     rules: Mapping[str, Rule]
@@ -63,7 +63,7 @@ class Watch:
     acting: Sequence[str] = ()
     links: Links = field(default_factory=lambda: Links("docs/operations/{runbook}.md"))
     alertmanager: str | None = None
-    look_around: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None
+    look_around: Callable[[Signals], Awaitable[None]] | None = None
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def __post_init__(self) -> None:
@@ -91,8 +91,7 @@ class Watch:
                     await self.lease.give_up()
 
     async def tick(self) -> None:
-        if self.look_around is not None:
-            await self.signals.note_all(await self.look_around())
+        await self._look_around()
         self.leads = await self.lease.take()
         if not self.leads:
             return
@@ -110,6 +109,15 @@ class Watch:
             await Incidents(self.database, self.clock).forget_old()
 
     # --- seeing -------------------------------------------------------------------------------------------------
+
+    async def _look_around(self) -> None:
+        """What this process can't tell of itself keeps no rule from being looked at."""
+        try:
+            if self.look_around is not None:
+                await self.look_around(self.signals)
+        except Exception as error:
+            known = isinstance(error, WootzError)
+            log.warning("alerts: how this process stands is not noted: %s", error, exc_info=not known)
 
     async def _look(self, now: datetime) -> dict[str, list[Finding]]:
         findings: dict[str, list[Finding]] = {}
