@@ -160,7 +160,9 @@ def test_callers_tell_how_it_went_and_administrators_the_rest(http: httpx.Client
     assert refused.status_code == 403
     assert admin.post("/v1/signals", json={"kind": "injection_attempt", "user": "ann"}).status_code == 202
     assert admin.post("/v1/signals", json={"kind": "nonsense"}).status_code == 400
-    assert admin.post("/v1/signals", json={"kind": "quality", "value": "NaN"}).status_code == 400
+    for value in ("NaN", 500, -0.1):
+        refused = admin.post("/v1/signals", json={"kind": "quality", "value": value})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "value")
 
 
 def test_incidents_and_silences_are_for_administrators(http: httpx.Client, admin: httpx.Client):

@@ -53,7 +53,7 @@ class Traffic:
         row = DEFAULTS | {"timeline": GOOD} | fields
         self.rows.append({"request_id": f"{self.file.stem}-{self.number}", "started_at": _text(at), **row})
 
-    def signal(self, at: datetime, kind: str, value: float = 1.0, **of: str) -> None:
+    def signal(self, at: datetime, kind: str, value: float = 1.0, **of: str | None) -> None:
         names = (of.get("subject"), of.get("model"), of.get("user"), of.get("key_id"))
         self.signals.append((_text(at), kind, value, *names))
 
@@ -87,7 +87,8 @@ class Traffic:
             "cache": "exact" if random.random() < 0.3 else "miss",
             "tags": json.dumps({"feature": random.choice(("search", "chat")), "conversation": f"c{self.number}"}),
         }
-        self.signal(at, "resolved", float(random.random() < 0.7), subject=f"c{self.number}")
+        key = fields.get("key_id", DEFAULTS["key_id"])
+        self.signal(at, "resolved", float(random.random() < 0.7), subject=f"c{self.number}", key_id=key)
         if random.random() < 0.01:
             row |= {"timeline": timeline(attempt(error_code="upstream_error"), attempt("spare")), "num_attempts": 2,
                     "deployment": "spare"}  # fmt: skip

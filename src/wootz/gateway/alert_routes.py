@@ -13,7 +13,7 @@ from wootz.gateway.gateway import Gateway
 from wootz.telemetry.alerts import IncidentRow, SilenceRow, told
 from wootz.telemetry.signals import Signals
 
-OF_APPLICATIONS = ("resolved", "satisfaction")
+OF_APPLICATIONS = ("resolved",)
 """What any caller may say of its own traffic; the rest is said by an administrator's key: a guard, a grader."""
 
 
@@ -66,7 +66,7 @@ def add_routes(router: APIRouter, gateway: Gateway) -> None:
 
     @router.post("/v1/signals", status_code=202)
     async def note_signal(request: Request, body: SignalRequest) -> Noted:
-        """How it went: a conversation was resolved, a user was content; from administrators also grades and trips."""
+        """How it went: a conversation was resolved; from administrators also grades and trips."""
         key = request.state.key
         if body.kind not in OF_APPLICATIONS and not (key is None or key.is_admin):
             raise PermissionError_(f'signals of the kind "{body.kind}" need a key with the scope "admin"', param="kind")

@@ -5,7 +5,7 @@ resolved, each process how long its queue is. Alerts read them beside the ledger
 together, and an alert that looks a month back may do so after a restart.
 
     await signals.note("injection_attempt", user="user-7", key_id="key-1")
-    await signals.note("grade", 0.82, subject="quality", model="qwen-max")
+    await signals.note("quality", 0.82, subject="judge qwen-max", model="qwen-mini")
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ KINDS: Mapping[str, str] = {
     "guardrail_trip": "a guard changed or refused a request or an answer; subject: which (pii, moderation, …)",
     "quality": "a grader's grade of one answer, 0 to 1; model: whose",
     "faithfulness": "the share of an answer's claims that its sources bear out, 0 to 1; model: whose",
-    "satisfaction": "what a user thought of an answer, 0 to 1; model: whose",
-    "resolved": "a conversation came to its end, 1, or was given up, 0; subject: its id",
+    "resolved": "a conversation came to its end, 1, or was given up, 0; subject: its id, as its requests' tag has it",
     "queue_depth": "requests waiting for a place, of one process; subject: the model",
     "breaker_open": "a deployment's breaker was open, in one process; subject: the deployment",
     "rows_lost": "records that could not be stored since the last look, of one process",
@@ -37,6 +36,8 @@ KINDS: Mapping[str, str] = {
     "stale_secret": "days that a secret's current version is past its age limit; subject: its name",
     "retires_in_days": "days until a model's announced end; subject: the model",
 }
+SHARES = ("quality", "faithfulness", "resolved")
+"""From 0 to 1: one grade of 500 would be an alarm, or hide one, for weeks."""
 PASSING = ("queue_depth", "breaker_open", "rows_lost", "stale_secret", "retires_in_days")
 """How things stand, noted again and again: of interest for a day. The others happened, and are kept for longer."""
 PASSING_DAYS, LASTING_DAYS = 1, 60
@@ -61,7 +62,8 @@ class Signals:
         self.database, self._clock = database, clock
 
     async def note(self, kind: str, value: float = 1.0, **of: str | None) -> None:
-        """``of``: ``subject``, ``model``, ``user``, ``key_id``. Raises `BadRequestError` for an unknown kind."""
+        """``of``: ``subject``, ``model``, ``user``, ``key_id``. Raises `BadRequestError` for an unknown kind, and for a
+        value that a share can't have."""
         await self.note_all([{"kind": kind, "value": value, **of}])
 
     async def note_all(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -88,6 +90,8 @@ class Signals:
     ) -> dict[str, Any]:
         if kind not in KINDS:
             raise BadRequestError(f'nobody reads signals of the kind "{kind[:50]}"', hint=f"one of {', '.join(KINDS)}")
+        if kind in SHARES and not 0 <= value <= 1:
+            raise BadRequestError(f'"{kind}" is from 0 to 1, and not {value:g}', param="value")
         names = {"subject": subject, "model": model, "user": user, "key_id": key_id}
         kept = {name: text and storable(text, MAX_NAME_CHARS) for name, text in names.items()}
         return {"at": at or self._clock(), "kind": kind, "value": float(value), **kept}

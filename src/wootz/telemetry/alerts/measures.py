@@ -107,7 +107,7 @@ ATTEMPTS: Mapping[str, tuple[str, ...]] = {
 }
 SIGNALS: Mapping[str, Kind] = {
     **dict.fromkeys(("injection_attempt", "guardrail_trip", "rows_lost", "engine_died", "out_of_memory"), "sum"),
-    **dict.fromkeys(("quality", "faithfulness", "satisfaction", "resolved", "queue_depth"), "mean"),
+    **dict.fromkeys(("quality", "faithfulness", "resolved", "queue_depth"), "mean"),
     **dict.fromkeys(("breaker_open", "stale_secret"), "max"),
     "retires_in_days": "min",
 }

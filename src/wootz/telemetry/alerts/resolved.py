@@ -1,7 +1,8 @@
 """What a resolved conversation costs with the newer of two models behind one name, against the older.
 
-A conversation is requests that carry the tag ``conversation``; that it was resolved is a signal of that name. All that
-was spent counts, on those that were not resolved too. The newer model may cost more if it is graded better.
+A conversation is requests that carry the tag ``conversation``; that it was resolved is a signal of that name, by the
+same key: nobody says it of another's traffic, and two applications may both have a conversation 17. All that was spent
+counts, on those that were not resolved too. The newer model may cost more if it is graded better.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ async def pairs(session: AsyncSession, rule: Rule, until: datetime) -> dict[str,
     since = until - rule.window
     spent = await _spent(session, since, until)
     seen = await _first_seen(session, until)
+    quality = await _quality(session, since, until)
     found: dict[str, Pair] = {}
     for model in {model for model, _ in spent}:
         enough = [
@@ -87,7 +89,6 @@ async def pairs(session: AsyncSession, rule: Rule, until: datetime) -> dict[str,
             continue
         newer = max(enough, key=lambda one: seen.get((model, one), until - FIRST_SEEN))
         older = max((one for one in enough if one != newer), key=lambda one: spent[model, one].conversations)
-        quality = await _quality(session, since, until)
         found[model] = Pair(
             newer, older, spent[model, newer], spent[model, older], (quality.get(newer), quality.get(older))
         )
@@ -98,12 +99,12 @@ async def _spent(session: AsyncSession, since: datetime, until: datetime) -> dic
     c, s = requests.c, signals.c
     usd = cast(type_coerce(c.cost, BigInteger), Double) / 1e12
     tag = c.tags["conversation"].as_string()
-    of_each = select(c.model, c.deployment, tag.label("conversation"), func.sum(usd).label("cost")).where(
+    of_each = select(c.model, c.deployment, c.key_id, tag.label("conversation"), func.sum(usd).label("cost")).where(
         c.started_at >= since, c.started_at < until, c.deployment.is_not(None)
     )
-    conversations = of_each.group_by(c.model, c.deployment, "conversation").subquery()
-    ended = select(s.subject, func.max(s.value).label("resolved")).where(s.kind == "resolved", s.at >= since)
-    ends = ended.where(s.at < until).group_by(s.subject).subquery()
+    conversations = of_each.group_by(c.model, c.deployment, c.key_id, "conversation").subquery()
+    ended = select(s.subject, s.key_id, func.max(s.value).label("resolved")).where(s.kind == "resolved", s.at >= since)
+    ends = ended.where(s.at < until).group_by(s.subject, s.key_id).subquery()
     one, resolved = conversations.c, func.coalesce(ends.c.resolved, 0)
     sums: dict[str, Any] = {
         "conversations": func.count(),
@@ -113,7 +114,8 @@ async def _spent(session: AsyncSession, since: datetime, until: datetime) -> dic
         "products": func.sum(one.cost * resolved),
     }
     query = select(one.model, one.deployment, *(of.label(name) for name, of in sums.items()))
-    query = query.select_from(conversations.outerjoin(ends, ends.c.subject == one.conversation))
+    same = (ends.c.subject == one.conversation) & ends.c.key_id.is_not_distinct_from(one.key_id)
+    query = query.select_from(conversations.outerjoin(ends, same))
     query = query.where(one.conversation.is_not(None)).group_by(one.model, one.deployment)
     return {
         (row.model, row.deployment): PerResolved(
