@@ -53,6 +53,31 @@ def test_looking_now_and_back(home: Path) -> None:
     assert "No incidents" in wootz(home, "list")
 
 
+def test_drift_says_what_the_rule_says(home: Path) -> None:
+    async def grade(days: int, value: float, number: int) -> None:
+        database = Database(f"sqlite+aiosqlite:///{home / 'wootz.db'}")
+        at = datetime.now(UTC) - timedelta(days=days, hours=1)
+        rows = [{"kind": "quality", "value": value + n % 5 / 100, "at": at, "model": "m"} for n in range(number)]
+        await Signals(database).note_all([row | {"subject": "judge j"} for row in rows])
+        await database.close()
+
+    def drift(*options: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, ["--home", str(home), "drift", *options], env={"COLUMNS": "200"})
+        assert result.exit_code == code, result.output
+        return result.output
+
+    assert "No model has 30 grades of 1 d and as many before" in drift()
+    asyncio.run(grade(20, 0.8, 5))
+    asyncio.run(grade(10, 0.8, 100))
+    asyncio.run(grade(0, 0.8, 20))
+    assert "No model" in drift()
+    asyncio.run(grade(0, 0.6, 20))
+    assert re.search(r"m +judge j +0.720 +40 +0.820 +100 +\+12.2% +alarm", drift(code=1))
+    (found,) = json.loads(drift("--json", code=1))
+    assert (found["subject"], found["is_firing"]) == ("m", True)
+    assert "quality-drift" in wootz(home, "check", code=1)
+
+
 def test_what_is_not_there_is_one_line(home: Path) -> None:
     assert wootz(home, "show", "inc-none", code=2).count("\n") == 1
     assert 'no rule "nonsense"' in wootz(home, "replay", "--rule", "nonsense", code=2)

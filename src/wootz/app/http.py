@@ -44,6 +44,7 @@ from wootz.providers.retirements import warnings
 from wootz.store import Database
 from wootz.store.secrets import open_source
 from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry, UnderWay
+from wootz.telemetry.drift import RULE as DRIFT
 from wootz.telemetry.prompt_hash import PromptHasher
 
 try:
@@ -105,7 +106,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             stack.push_async_callback(front.drift.close)
             erased = Erasures(database, front.caches, under_way)
             works = [_watch(models, telemetry, erased), BodyStore(database).sweep_for_ever()]
-            works.append(front.drift.watch(telemetry.metrics))
+            works.append(front.drift.watch(telemetry.metrics, front.alert_rules[DRIFT]))
             works.append(under_way.recover_for_ever(ledger, front.limits.settle_for))
             if (sharing := Sharing.of(config, models)) is not None:
                 works.append(sharing.run())

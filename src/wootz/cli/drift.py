@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,38 +11,49 @@ import typer
 from wootz.cli.common import AsJson, load, print_json, stderr, stdout, table
 
 if TYPE_CHECKING:
-    from wootz.telemetry.drift import Drift
+    from wootz.telemetry.alerts import Rule
+    from wootz.telemetry.alerts.evaluate import Finding
 
 
 def drift(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Compare the grades of the last 7 days with those of the 28 before; exit with 1 when a model fell behind.
+    """Compare the models' grades with those before, as the alert rule [bold]quality-drift[/bold] does; exit with 1 when
+    a model fell behind.
 
     Answers are graded where [bold]drift.share[/bold] is set (0.01 grades one in a hundred).
     """
-    found = asyncio.run(_drift(ctx))
+    rule, found = asyncio.run(_drift(ctx))
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json([vars(one) for one in found])
     elif not found:
-        stderr().print("Nothing was graded in the last 5 weeks. Set [drift] share = 0.01 in wootz.toml.", markup=False)
+        few = f"No model has {rule.least} grades of {_days(rule.window)} and as many before."
+        stderr().print(few, "Set [drift] share = 0.01 in wootz.toml.", markup=False)
     else:
-        heads = ("model", "grader", "this week", "grades", "before", "grades", "drop", "")
+        lately, before = _days(rule.window), f"{_days(rule.baseline)} before"
+        heads = ("model", "grader", lately, "grades", before, "grades", "drop", "")
         rows = table(*heads, right=heads[2:7])
         for one in found:
-            week, history = ("" if score is None else f"{score:.3f}" for score in (one.week, one.history))
-            drop = "" if one.drop is None else f"{one.drop:+.1%}"
-            mark = "[red]alarm[/red]" if one.alarm else ""
+            usual = f"{one.value / one.judged:.3f}" if one.judged else ""
             rows.add_row(
-                one.model, one.grader, week, f"{one.week_count:,}", history, f"{one.history_count:,}", drop, mark
-            )
+                one.subject, one.detail.get("grader", ""), f"{one.value:.3f}", f"{one.detail['samples']:,}",
+                usual, f"{one.detail.get('samples_before', 0):,}", f"{1 - one.judged:+.1%}",
+                "[red]alarm[/red]" if one.is_firing else "",
+            )  # fmt: skip
         stdout().print(rows)
-    if any(one.alarm for one in found):
+    if any(one.is_firing for one in found):
         raise typer.Exit(1)
 
 
-async def _drift(ctx: typer.Context) -> list[Drift]:
+async def _drift(ctx: typer.Context) -> tuple[Rule, list[Finding]]:
     from wootz.app.preflight import open_database
-    from wootz.telemetry.drift import drift as compare
+    from wootz.telemetry.alerts import load_rules
+    from wootz.telemetry.alerts.evaluate import Baselines, evaluate
+    from wootz.telemetry.drift import RULE
 
     config = load(ctx).config
-    async with open_database(config) as database:
-        return await compare(database, datetime.now(UTC), config.drift)
+    rule = load_rules(config.alerts.file)[RULE]
+    async with open_database(config) as database, database.session() as session:
+        return rule, await evaluate(session, rule, datetime.now(UTC), Baselines())
+
+
+def _days(period: timedelta) -> str:
+    return f"{period / timedelta(days=1):g} d"

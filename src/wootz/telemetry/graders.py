@@ -2,9 +2,9 @@
 
 - `RuleGrader` checks what needs no judgement: that there is an answer, that it is whole, that it does not go round in
   circles, that it is JSON where JSON was asked for. It costs nothing, and sees only an answer that is broken.
-- `JudgeGrader` asks a `LanguageModel` to read question and answer. Its scores are for comparing weeks with weeks, not
-  for what they say alone: a judge has tastes (length, its own style), but the same ones every week. Change the judge,
-  and the history begins anew (grades are kept by grader).
+- `JudgeGrader` asks a `LanguageModel` to read question and answer. Its scores are for comparing days with days, not
+  for what they say alone: a judge has tastes (length, its own style), but the same ones every day. Change the judge,
+  and the history begins anew: grades are compared by grader.
 
 L. Zheng et al., *Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena*, 2023.
 """

@@ -1,4 +1,7 @@
-"""``[drift]``: a part of the answers is graded, so that a model that gets worse in silence is noticed."""
+"""``[drift]``: a part of the answers is graded, so that a model that gets worse in silence is noticed.
+
+When it is an alarm says the alert rule ``quality-drift`` (``[alerts] file`` changes it).
+"""
 
 from __future__ import annotations
 
@@ -13,5 +16,3 @@ class DriftConfig(Section):
         default="rules",
         description='"rules" costs nothing and sees little; else the name of a model that reads question and answer.',
     )
-    drop: float = Field(default=0.05, gt=0, lt=1, description="Part of the mean score whose loss is an alarm.")
-    min_samples: int = Field(default=50, ge=2, description="Grades of the week, and of the weeks before, for an alarm.")

@@ -6,7 +6,7 @@ The judgement is only this. Whether it has held for long enough, and whether tha
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
@@ -15,9 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from wootz.telemetry.alerts.measures import (
     COLUMNS,
+    GRADER,
     Stat,
     begun,
     expected,
+    is_graded,
     measure,
     quantiles,
     standard_errors,
@@ -74,6 +76,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 async def evaluate(session: AsyncSession, rule: Rule, now: datetime, baselines: Baselines) -> list[Finding]:
     """What can be judged. A subject without enough samples is not among them, and counts as clear."""
+    findings = await _judge(session, rule, now, baselines)
+    return _of_models(findings) if is_graded(rule) else findings
+
+
+async def _judge(session: AsyncSession, rule: Rule, now: datetime, baselines: Baselines) -> list[Finding]:
     since = now - rule.window
     if rule.compare == "older":
         return await _against_older(session, rule, now)
@@ -158,6 +165,16 @@ async def _against_older(session: AsyncSession, rule: Rule, now: datetime) -> li
         stat = Stat("sum", pair.now.value, pair.now.conversations)
         findings.append(_finding(rule, model, stat, pair.ratio, detail, matters=matters))
     return findings
+
+
+def _of_models(findings: list[Finding]) -> list[Finding]:
+    """By each model's sternest grader: the one by whom it fires, else by whom it lost most."""
+    sternest: dict[str, Finding] = {}
+    for finding in sorted(findings, key=lambda one: (one.is_firing, -one.judged)):
+        model, _, grader = finding.subject.partition(GRADER)
+        detail = finding.detail | ({"grader": grader} if grader else {})
+        sternest[model] = replace(finding, subject=model, detail=detail)
+    return list(sternest.values())
 
 
 def _finding(

@@ -112,6 +112,8 @@ SIGNALS: Mapping[str, Kind] = {
     "retires_in_days": "min",
 }
 assert SIGNALS.keys() == KINDS.keys()
+GRADER = "\x1f"
+"""Between a model and who graded it, in the names of what `is_graded`."""
 
 
 def check(rule: Rule) -> None:
@@ -131,6 +133,11 @@ def check(rule: Rule) -> None:
             raise ConfigError(f"rule {rule.name}: attempts are told apart by deployment or provider")
     else:
         _group(rule.by, "sqlite")
+
+
+def is_graded(rule: Rule) -> bool:
+    """Compared only with what the same grader (the signal's ``subject``) said before: its 0.7 is another's 0.8."""
+    return rule.measure in ("signal:quality", "signal:faithfulness") and rule.by == "model"
 
 
 async def measure(session: AsyncSession, rule: Rule, since: datetime, until: datetime) -> dict[str, Stat]:
@@ -247,7 +254,10 @@ async def _of_signals(session: AsyncSession, rule: Rule, since: datetime, until:
     kind, s = rule.measure.removeprefix("signal:"), signals.c
     how = SIGNALS[kind]
     total = {"max": func.max, "min": func.min}.get(how, func.sum)(s.value)
-    group = _signal_group(rule.by)
+    groups = [group := _signal_group(rule.by)]
+    if is_graded(rule):
+        groups.append(s.subject)
+        group = s.model + GRADER + func.coalesce(s.subject, "")
     query = select(
         group.label("subject"),
         total.label("total"),
@@ -256,7 +266,7 @@ async def _of_signals(session: AsyncSession, rule: Rule, since: datetime, until:
     )
     where = and_(s.kind == kind, s.at >= since, s.at < until)
     # By the expression: a column of the table is called "subject" too, and PostgreSQL takes that one.
-    return await _stats(session, query.where(where).group_by(group), how)
+    return await _stats(session, query.where(where).group_by(*groups), how)
 
 
 async def _of_attempts(session: AsyncSession, rule: Rule, since: datetime, until: datetime) -> dict[str, Stat]:

@@ -1,0 +1,10 @@
+"""Grades are signals, which the alert rules read; they were kept twice."""
+
+from alembic import op
+
+revision = "0012"
+down_revision = "0011"
+
+
+def upgrade() -> None:
+    op.drop_table("grades")
