@@ -11,13 +11,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from wootz.core import UnavailableError
 from wootz.core.wire import ChatRequest
 from wootz.store import Database
 from wootz.telemetry import Ledger, RequestRecord, Telemetry, UnderWay
 from wootz.telemetry import under_way as module
-from wootz.telemetry.under_way import KILLED
+from wootz.telemetry.under_way import KILLED, Line
 
 ASKED = ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
 
@@ -132,3 +134,62 @@ def test_a_disk_that_takes_nothing_stops_nobody(folder: Path, caplog: pytest.Log
     folder.touch()
     UnderWay(folder).begin(record("a"))
     assert "can't be written" in caplog.text
+
+
+async def test_what_can_not_be_done_for_one_request_is_in_the_log_and_keeps_no_other(
+    database: Database, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for process, id in enumerate(("refused", "broken", "good", "last")):
+        leave(folder, f"{process // 3}", record(id, status=200), [id])
+    settled = list[Any]()
+
+    async def settle(owed: Any) -> None:
+        settled.append(owed[0])
+        if owed[0] == "broken":
+            raise ValueError("of another version")
+
+    ledger = Ledger(database)
+    write = ledger.write
+
+    async def refuses_one(one: RequestRecord) -> None:
+        if one.request_id == "refused":
+            raise TypeError("no row of mine")
+        await write(one)
+
+    ledger.write = refuses_one  # type: ignore[method-assign]
+    assert await UnderWay(folder).recover(ledger, settle) == 3
+    assert settled == ["refused", "broken", "good", "last"]
+    assert {one.request_id for one in await ledger.list()} == {"broken", "good", "last"}
+    assert "the request refused can't be recorded" in caplog.text
+    assert "['broken']" in caplog.text
+    assert not files(folder)
+
+
+async def test_what_waits_for_a_database_is_settled_once(database: Database, folder: Path) -> None:
+    for id in ("a", "b", "c"):
+        leave(folder, "dead", record(id, status=200), [id])
+    ledger, settled = Ledger(database), list[Any]()
+    write = ledger.write
+
+    async def settle(owed: Any) -> None:
+        settled.append(owed[0])
+
+    async def takes_one(one: RequestRecord) -> None:
+        if one.request_id != "a":
+            raise UnavailableError("away")
+        await write(one)
+
+    ledger.write = takes_one  # type: ignore[method-assign]
+    assert await UnderWay(folder).recover(ledger, settle) == 1
+    ledger.write = write  # type: ignore[method-assign]
+    assert await UnderWay(folder).recover(ledger, settle) == 2
+    assert settled == ["a", "b", "c"]
+    assert len(await ledger.list()) == 3
+    assert not files(folder)
+
+
+def leave(folder: Path, process: str, of: RequestRecord, owed: list[Any]) -> None:
+    """As a process would that was killed after this request had ended."""
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{process}.jsonl").open("ab") as file:
+        file.write(msgspec.json.encode(Line(of.request_id, of, True, owed)) + b"\n")

@@ -28,6 +28,7 @@ from wootz.store.secrets import open_local
 from wootz.telemetry.alerts import Links, Messenger, Receiver, Watch, secret_bytes
 from wootz.telemetry.alerts.actions import Actor
 from wootz.telemetry.signals import Signals
+from wootz.telemetry.works import at_work
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +46,10 @@ async def watching(gateway: Gateway, config: Config) -> AsyncIterator[None]:
         return
     async with Poster() as poster:
         watch = make_watch(gateway, config, poster)
-        tasks = [asyncio.create_task(watch.run(config.alerts.every_seconds), name="alerts")]
-        tasks.append(asyncio.create_task(_hold_for_ever(gateway, config.alerts.every_seconds), name="held deployments"))
-        try:
+        every = config.alerts.every_seconds
+        works = {"alerts": lambda: watch.run(every), "held deployments": lambda: _hold_for_ever(gateway, every)}
+        async with at_work(gateway.telemetry.metrics, works):
             yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def make_watch(gateway: Gateway, config: Config, poster: Poster) -> Watch:

@@ -46,6 +46,7 @@ from wootz.store.secrets import open_source
 from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry, UnderWay
 from wootz.telemetry.drift import RULE as DRIFT
 from wootz.telemetry.prompt_hash import PromptHasher
+from wootz.telemetry.works import Work, at_work
 
 try:
     from uvloop import new_event_loop
@@ -104,14 +105,16 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             stack.push_async_callback(front.tasks.close)
             await front.tasks.resume()
             stack.push_async_callback(front.drift.close)
-            erased = Erasures(database, front.caches, under_way)
-            works = [_watch(models, telemetry, erased), BodyStore(database).sweep_for_ever()]
-            works.append(front.drift.watch(telemetry.metrics, front.alert_rules[DRIFT]))
-            works.append(under_way.recover_for_ever(ledger, front.limits.settle_for))
+            erased, rule = Erasures(database, front.caches, under_way), front.alert_rules[DRIFT]
+            works: dict[str, Work] = {
+                "engine states": lambda: _watch(models, telemetry, erased),
+                "expired bodies": BodyStore(database).sweep_for_ever,
+                "quality metrics": lambda: front.drift.watch(telemetry.metrics, rule),
+                "killed processes": lambda: under_way.recover_for_ever(ledger, front.limits.settle_for),
+            }
             if (sharing := Sharing.of(config, models)) is not None:
-                works.append(sharing.run())
-            for work in works:
-                stack.callback(asyncio.create_task(work).cancel)
+                works["shared breakers"] = sharing.run
+            await stack.enter_async_context(at_work(telemetry.metrics, works))
             await stack.enter_async_context(front.migrations.working())
             await stack.enter_async_context(gateway.working(front))
             await stack.enter_async_context(watching(front, config))

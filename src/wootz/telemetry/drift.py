@@ -16,8 +16,6 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from prometheus_client import Gauge
-
 from wootz.core import WootzError
 from wootz.core.journey import ANYWHERE
 from wootz.core.sections import DriftConfig
@@ -123,9 +121,7 @@ class DriftSampler:
         """For ever: tell Prometheus how the models do by ``rule``."""
         if not self._config.share:
             return
-        registry, baselines = metrics.registry, Baselines()
-        scores = Gauge("wootz_quality_score", f"Mean grade in the window of {RULE}.", ("model",), registry=registry)
-        drops = Gauge("wootz_quality_drop", "Part lost to the time before.", ("model",), registry=registry)
+        baselines = Baselines()
         while True:
             try:
                 async with self._database.session() as session:
@@ -134,8 +130,8 @@ class DriftSampler:
                 log.warning("drift: %s", error)
             else:
                 for one in found:
-                    scores.labels(one.subject).set(one.value)
-                    drops.labels(one.subject).set(1 - one.judged)
+                    metrics.quality_score.labels(one.subject).set(one.value)
+                    metrics.quality_drop.labels(one.subject).set(1 - one.judged)
             await asyncio.sleep(WATCH_SECONDS)
 
     async def close(self) -> None:

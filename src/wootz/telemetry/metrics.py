@@ -97,6 +97,16 @@ class Metrics:
         self.rows_lost = Counter(
             "wootz_ledger_rows_lost", "Records that could not be stored (they are in the log).", registry=registry
         )
+        self.work_failures = Counter(
+            "wootz_work_failures", "Works beside the answering that failed and were begun again.", ("work",),
+            registry=registry,
+        )  # fmt: skip
+        self.quality_score = Gauge(
+            "wootz_quality_score", "Mean grade in the window of the rule quality-drift.", model, registry=registry
+        )
+        self.quality_drop = Gauge(
+            "wootz_quality_drop", "Part of it that is lost to the time before.", model, registry=registry
+        )
         self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], Any] = {}
         self._outcomes = Outcomes()
         self.engines = EngineCollector()

@@ -22,7 +22,8 @@ from uuid import uuid4
 
 import msgspec
 
-from wootz.core import WootzError
+from wootz.core import UnavailableError, WootzError
+from wootz.core.atomic import atomic_file
 from wootz.telemetry.ledger import Ledger
 from wootz.telemetry.record import RequestRecord
 
@@ -83,18 +84,21 @@ class UnderWay:
 
     async def recover(self, ledger: Ledger, settle: Settle | None) -> int:
         """Write down what processes that are gone had under way; how many requests that were. What can't be written
-        now waits for the next time."""
+        now, as a database is away, waits for the next time; what never can is in the log, and keeps no other."""
         number = 0
         for file, lines in self._orphans():
+            left = list(lines)
             try:
-                for line in lines:
-                    if line.owed is not None and settle is not None:
-                        await settle(line.owed)
-                    await ledger.write(_last_word(line))
-                file.unlink(missing_ok=True)
-                number += len(lines)
-            except WootzError as error:
+                while left:
+                    left[0] = await _settled(left[0], settle)
+                    number += await _is_recorded(left[0], ledger)
+                    left.pop(0)
+            except UnavailableError as error:
                 log.warning("ledger: what was under way in a process that was killed waits: %s", error)
+                break
+            finally:
+                if left != lines or not left:
+                    _leave(file, left)
         if number:
             log.warning("ledger: %d requests were under way in a process that was killed; they are recorded", number)
         return number
@@ -111,6 +115,9 @@ class UnderWay:
             try:
                 file = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.error("ledger: %s can't be read: %s", path, error)
                 continue
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,6 +152,42 @@ class UnderWay:
         fcntl.flock(file, fcntl.LOCK_EX)
         hidden.rename(self._path)
         return file
+
+
+async def _settled(line: Line, settle: Settle | None) -> Line:
+    """Nothing is settled twice: the line that is left owes no more."""
+    if line.owed is None or settle is None:
+        return line
+    try:
+        await settle(line.owed)
+    except UnavailableError:
+        raise
+    except Exception:
+        log.exception("ledger: what the request %s owes can't be settled: %s", line.id, line.owed)
+    return msgspec.structs.replace(line, owed=None)
+
+
+async def _is_recorded(line: Line, ledger: Ledger) -> bool:
+    try:
+        await ledger.write(_last_word(line))
+    except UnavailableError:
+        raise
+    except Exception:
+        log.exception("ledger: the request %s can't be recorded: %s", line.id, line.record)
+        return False
+    return True
+
+
+def _leave(file: Path, lines: Sequence[Line]) -> None:
+    """The orphan with only these lines. A file that can't be changed stays: its rows are known by their ids."""
+    try:
+        if lines:
+            with atomic_file(file) as stream:
+                stream.writelines(msgspec.json.encode(line) + b"\n" for line in lines)
+        else:
+            file.unlink(missing_ok=True)
+    except (OSError, WootzError) as error:
+        log.error("ledger: %s can't be changed: %s", file, error)
 
 
 def _last_word(line: Line) -> RequestRecord:

@@ -33,6 +33,7 @@ from wootz.gateway.routing.deployment import Deployment
 from wootz.gateway.routing.policies.ab import position
 from wootz.gateway.routing.route import Route, Target
 from wootz.providers.cascade import Cascade
+from wootz.telemetry.works import at_work
 
 if TYPE_CHECKING:
     from wootz.gateway.gateway import Gateway
@@ -156,14 +157,12 @@ class Migrations:
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Inside of the block it keeps up, and steps that are due are taken."""
-        controller = Controller(self.store).run(self.gateway.config.migrations.check_seconds)
-        tasks = [asyncio.create_task(work) for work in (self.follow(), controller)]
+        controller, seconds = Controller(self.store), self.gateway.config.migrations.check_seconds
+        works = {"migrations": self.follow, "steps of migrations": lambda: controller.run(seconds)}
         try:
-            yield
+            async with at_work(self.gateway.telemetry.metrics, works):
+                yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await self.shadows.close()
 
     async def follow(self) -> None:

@@ -19,6 +19,7 @@ from wootz.gateway.surfaces.batch_run import BatchRun, Lost
 from wootz.gateway.surfaces.batch_store import BatchStore
 from wootz.gateway.surfaces.file_store import FileStore
 from wootz.gateway.surfaces.responses import Responses
+from wootz.telemetry.works import at_work
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +41,16 @@ class BatchWorker:
         self.folder = gateway.config.files_folder / "batches"
         self.places = asyncio.Semaphore(gateway.config.batches.concurrency)
         """First come, first served, so that a long batch does not keep a short one waiting."""
+        self._swept = 0.0
 
     async def run(self) -> None:
         """For ever; when cancelled, what was under way is given back for the next worker."""
-        swept = 0.0
         async with asyncio.TaskGroup() as group:
             runs = set[asyncio.Task[None]]()
             while True:
                 try:
-                    if time.monotonic() > swept + SWEEP_SECONDS:
-                        swept = time.monotonic()
+                    if time.monotonic() > self._swept + SWEEP_SECONDS:
+                        self._swept = time.monotonic()
                         await self.files.sweep()
                     while len(runs) < MAX_BATCHES:
                         until = time.monotonic() + self.lease
@@ -73,12 +74,8 @@ class BatchWorker:
 @asynccontextmanager
 async def working(gateway: Gateway) -> AsyncIterator[None]:
     """Batches are worked on inside of the block."""
-    task = asyncio.create_task(BatchWorker(gateway).run(), name="batches")
-    try:
+    async with at_work(gateway.telemetry.metrics, {"batches": BatchWorker(gateway).run}):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def file_store(gateway: Gateway) -> FileStore:
