@@ -428,6 +428,19 @@ async def test_who_has_most_of_it_is_kept_with_the_incident(house):
     assert incident.detail["culprit"] == {"key_id": "key-1", "user": "mallory", "share": 1.0, "value": 12.0}
 
 
+@pytest.mark.parametrize("changes", [{"enabled": False}, None], ids=["disabled", "removed"])
+@pytest.mark.parametrize("hold", [timedelta(0), timedelta(hours=1)], ids=["open", "pending"])
+async def test_an_incident_of_a_rule_that_is_gone_ends(house, changes, hold):
+    await house.memory_gone("local")
+    await house.watch("out-of-memory", changes={"hold": hold}).tick()
+    assert len(await house.incidents.list(("open", "pending"))) == 1
+    house.now += MINUTE
+    await house.watch(*(["out-of-memory"] if changes else []), changes=changes).tick()
+    assert [one.state for one in await house.incidents.list(("open", "pending", "resolved"))] == (
+        [] if hold else ["resolved"]
+    )
+
+
 # --- measured the same on both databases --------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ counts, on those that were not resolved too. The newer model may cost more if it
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -77,22 +78,20 @@ class Pair:
 async def pairs(session: AsyncSession, rule: Rule, until: datetime) -> dict[str, Pair]:
     """By the name that users ask for; where fewer than ``rule.least`` conversations went to either, it is left out."""
     since = until - rule.window
-    spent = await _spent(session, since, until)
-    seen = await _first_seen(session, until)
-    quality = await _quality(session, since, until)
-    found: dict[str, Pair] = {}
-    for model in {model for model, _ in spent}:
-        enough = [
-            one for (name, one), of in spent.items() if name == model and of.resolved and of.conversations >= rule.least
-        ]
-        if len(enough) < 2:
-            continue
-        newer = max(enough, key=lambda one: seen.get((model, one), until - FIRST_SEEN))
-        older = max((one for one in enough if one != newer), key=lambda one: spent[model, one].conversations)
-        found[model] = Pair(
-            newer, older, spent[model, newer], spent[model, older], (quality.get(newer), quality.get(older))
-        )
-    return found
+    enough: dict[str, dict[str, PerResolved]] = {}
+    for (model, deployment), of in (await _spent(session, since, until)).items():
+        if of.resolved and of.conversations >= rule.least:
+            enough.setdefault(model, {})[deployment] = of
+    enough = {model: found for model, found in enough.items() if len(found) > 1}
+    if not enough:  # As nearly always, and what follows looks far back.
+        return {}
+    seen, quality = await _first_seen(session, enough, until), await _quality(session, since, until)
+    compared: dict[str, Pair] = {}
+    for model, found in enough.items():
+        newer = max(found, key=lambda one: seen.get((model, one), until - FIRST_SEEN))
+        older = max((one for one in found if one != newer), key=lambda one: found[one].conversations)
+        compared[model] = Pair(newer, older, found[newer], found[older], (quality.get(newer), quality.get(older)))
+    return compared
 
 
 async def _spent(session: AsyncSession, since: datetime, until: datetime) -> dict[tuple[str, str], PerResolved]:
@@ -125,10 +124,10 @@ async def _spent(session: AsyncSession, since: datetime, until: datetime) -> dic
     }
 
 
-async def _first_seen(session: AsyncSession, until: datetime) -> dict[tuple[str, str], datetime]:
+async def _first_seen(session: AsyncSession, models: Iterable[str], until: datetime) -> dict[tuple[str, str], datetime]:
     c = requests.c
     query = select(c.model, c.deployment, func.min(c.started_at).label("first")).where(
-        c.started_at >= until - FIRST_SEEN, c.started_at < until, c.deployment.is_not(None)
+        c.model.in_(models), c.started_at >= until - FIRST_SEEN, c.started_at < until, c.deployment.is_not(None)
     )
     return {
         (row.model, row.deployment): row.first for row in await session.execute(query.group_by(c.model, c.deployment))

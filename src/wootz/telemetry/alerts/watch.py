@@ -146,8 +146,11 @@ class Watch:
                     alive.remove(incident)
             for incident in alive:
                 rule = self.rules.get(incident.rule)
-                if (rule is None or not rule.enabled) and incident.state == "open":
-                    resolve(incident, now)  # Nobody looks any more whether it is over.
+                if rule is None or not rule.enabled:  # Nobody looks any more whether it is over.
+                    if incident.state == "pending":
+                        await session.delete(incident)
+                        continue
+                    resolve(incident, now)
                 if not any(silence.covers(incident) for silence in silences):
                     self._tell(session, incident, now)
 
