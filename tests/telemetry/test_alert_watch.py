@@ -31,6 +31,7 @@ from wootz.telemetry.alerts import (
 )
 from wootz.telemetry.alerts.evaluate import Finding
 from wootz.telemetry.alerts.incidents import advance
+from wootz.telemetry.alerts.measures import EPOCH, measure, measure_pieces
 from wootz.telemetry.record import AttemptRecord, Timeline
 from wootz.telemetry.signals import Signals
 
@@ -468,3 +469,28 @@ async def test_attempts_in_timelines_and_straight_requests_are_counted_alike(hou
     (incident,) = await house.incidents.list()
     assert (incident.subject, incident.value, incident.detail["samples"]) == ("near", 0.25, 20)
     await ledger.close()
+
+
+@pytest.mark.parametrize("name", ["refusals", "guardrail-trips", "quality-drift"])
+async def test_pieces_that_are_read_together_are_those_that_are_read_alone(house, name):
+    """On their borders too: a moment belongs to the piece that it begins."""
+    rule, ledger, rows = load_rules()[name], Ledger(house.database), []
+    last = (NOW - EPOCH) // rule.window
+    starts = [EPOCH + n * rule.window for n in range(last - 40, last)]
+    for number, start in enumerate(starts[::3]):
+        for moment in (start - timedelta(microseconds=1), start, start + timedelta(microseconds=1)):
+            of = {"at": moment, "model": "near", "subject": f"by {number % 2}"}
+            rows += [{"kind": "quality", "value": number / 20} | of, {"kind": "guardrail_trip"} | of]
+            await ledger.write(
+                RequestRecord(
+                    request_id=f"req-{len(rows)}", started_at=moment, route="/v1/chat/completions", key_id=None,
+                    model="chat", provider="far.test", stream=False, status=200, refused=number % 3 == 0,
+                )
+            )  # fmt: skip
+    await Signals(house.database).note_all(rows)
+    await ledger.close()
+    async with house.database.session() as session:
+        together = await measure_pieces(session, rule, starts)
+        alone = {start: await measure(session, rule, start, start + rule.window) for start in starts}
+    assert together == alone
+    assert sum(stat.count for found in together.values() for stat in found.values()) == 14 * 3 - 1

@@ -189,9 +189,9 @@ def replay(
     chosen = {name: one for name, one in rules.items() if not rule or name in rule}
 
     async def run() -> list[IncidentRow]:
-        async with _incidents(ctx) as (_, database):
+        async with _incidents(ctx) as (_, database), database.session() as session:
             now = datetime.now(UTC)
-            return await replayed(database, chosen, now - parse_period(last), now, parse_period(step))
+            return await replayed(session, chosen, now - parse_period(last), now, parse_period(step))
 
     found = asyncio.run(run())
     if as_json:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
@@ -15,12 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from wootz.telemetry.alerts.measures import (
     COLUMNS,
+    EPOCH,
     GRADER,
     Stat,
     begun,
     expected,
     is_graded,
     measure,
+    measure_pieces,
     quantiles,
     standard_errors,
 )
@@ -50,28 +52,34 @@ class Baselines:
 
     def __init__(self) -> None:
         self._pieces: dict[str, dict[datetime, dict[str, Stat]]] = {}
+        self._begun: dict[str, tuple[datetime, datetime]] = {}
 
     async def of(self, session: AsyncSession, rule: Rule, now: datetime) -> tuple[dict[str, Stat], timedelta]:
         """The sums over whole pieces before the window, and how long they are together; no piece is older than the
         records themselves."""
         piece = rule.window
         end = now - piece - (now - EPOCH) % piece
-        first = await begun(session, rule) or now
+        first = await self.begun(session, rule, now) or now
         count = max(0, min(int(rule.baseline / piece), int((end - first) / piece)))
         starts = [end - n * piece for n in range(1, count + 1)]
         old = self._pieces.get(rule.name, {})
         kept = self._pieces[rule.name] = {start: old[start] for start in starts if start in old}
-        for start in starts:
-            if start not in kept:
-                kept[start] = await measure(session, rule, start, start + piece)
+        if missing := [start for start in starts if start not in kept]:
+            kept |= await measure_pieces(session, rule, missing)
         sums: dict[str, Stat] = {}
         for stats in kept.values():
             for name, stat in stats.items():
                 sums[name] = sums[name] + stat if name in sums else stat
         return sums, count * piece
 
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+    async def begun(self, session: AsyncSession, rule: Rule, now: datetime) -> datetime | None:
+        """Since when there is anything to measure. Asked once in a window: what is old goes slowly."""
+        asked, first = self._begun.get(rule.name, (now, None))
+        if first is None or now - asked >= rule.window:
+            first = await begun(session, rule)
+            if first is not None:
+                self._begun[rule.name] = now, first
+        return first
 
 
 async def evaluate(session: AsyncSession, rule: Rule, now: datetime, baselines: Baselines) -> list[Finding]:
@@ -87,7 +95,7 @@ async def _judge(session: AsyncSession, rule: Rule, now: datetime, baselines: Ba
     if rule.measure in COLUMNS:
         found = await quantiles(session, rule, since, now)
         return [_finding(rule, name, stat, stat.value) for name, stat in found.items() if stat.count >= rule.least]
-    if rule.compare in ("before", "ago") and not await _goes_back(session, rule, now):
+    if rule.compare in ("before", "ago") and not await _goes_back(session, rule, now, baselines):
         return []
     found = await measure(session, rule, since, now)
     if rule.compare == "level":
@@ -101,8 +109,8 @@ async def _judge(session: AsyncSession, rule: Rule, now: datetime, baselines: Ba
     return await _against_the_past(session, rule, found, now, baselines)
 
 
-async def _goes_back(session: AsyncSession, rule: Rule, now: datetime) -> bool:
-    first = await begun(session, rule)
+async def _goes_back(session: AsyncSession, rule: Rule, now: datetime, baselines: Baselines) -> bool:
+    first = await baselines.begun(session, rule, now)
     needed = rule.history or (rule.baseline if rule.compare == "ago" else rule.window)
     return first is not None and first <= now - rule.window - needed
 

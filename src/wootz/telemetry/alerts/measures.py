@@ -7,13 +7,26 @@ indexes on time. A query gives for each subject what every comparison needs: the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy import BigInteger as Integer64
-from sqlalchemy import Case, ColumnElement, Double, and_, case, cast, func, literal, select, type_coerce
+from sqlalchemy import (
+    Case,
+    ColumnElement,
+    Double,
+    Integer,
+    Select,
+    case,
+    cast,
+    extract,
+    func,
+    literal,
+    select,
+    type_coerce,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from wootz.core import ConfigError
@@ -23,6 +36,7 @@ from wootz.telemetry.report import grouping
 from wootz.telemetry.signals import KINDS, signals
 
 c = requests.c
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Kind = Literal["sum", "share", "mean", "max", "min"]
 
 
@@ -142,24 +156,33 @@ def is_graded(rule: Rule) -> bool:
 
 async def measure(session: AsyncSession, rule: Rule, since: datetime, until: datetime) -> dict[str, Stat]:
     """By subject, from ``since`` (included) to ``until``; without what has no subject, such as the rule's tag."""
-    if rule.measure.startswith("signal:"):
-        return await _of_signals(session, rule, since, until)
     if rule.measure in ATTEMPTS:
         return await _of_attempts(session, rule, since, until)
-    of = MEASURES[rule.measure]
-    group = _group(rule.by, _dialect(session)).label("subject")
-    # Grouped by the column's name: an expression with a parameter in it is another one when repeated.
-    query = select(
-        group,
-        func.sum(of.of).label("total"),
-        (func.count() if of.over is None else func.sum(of.over)).label("number"),
-        _squares(of).label("squares"),
-    )
-    where = [c.started_at >= since, c.started_at < until, *([of.where] if of.where is not None else ())]
-    query = query.where(*where).group_by("subject")
-    if rule.compare == "level" and of.kind == "sum" and rule.direction == "up":
-        query = query.having(func.sum(of.of) >= rule.clears)  # Conversations are many, and nearly all of them clear.
-    return await _stats(session, query, of.kind)
+    query, kind, _ = _query(session, rule, since, until)
+    return {name: stat for _, name, stat in await _stats(session, query, kind)}
+
+
+async def measure_pieces(
+    session: AsyncSession, rule: Rule, starts: Sequence[datetime]
+) -> dict[datetime, dict[str, Stat]]:
+    """The same of many windows, each from a multiple of the window since 1970: in a query for each day of them."""
+    piece, ordered = rule.window, sorted(starts)
+    if rule.measure in ATTEMPTS:
+        return {start: await measure(session, rule, start, start + piece) for start in ordered}
+    found: dict[datetime, dict[str, Stat]] = {start: {} for start in ordered}
+    seconds, at_once = int(piece.total_seconds()), max(1, timedelta(days=1) // piece)
+    for some in (ordered[begin : begin + at_once] for begin in range(0, len(ordered), at_once)):
+        query, kind, at = _query(session, rule, some[0], some[-1] + piece)
+        if _dialect(session) == "sqlite":
+            # Without its fraction: SQLite rounds that to milliseconds, so up into the next piece.
+            number = cast(func.strftime("%s", func.substr(at, 1, 19)), Integer) // seconds
+        else:
+            number = cast(func.floor(extract("epoch", at) / seconds), Integer)
+        query = query.add_columns(number.label("piece")).group_by("piece")
+        for number, name, stat in await _stats(session, query, kind):
+            if (start := EPOCH + number * piece) in found:
+                found[start][name] = stat
+    return found
 
 
 async def quantiles(session: AsyncSession, rule: Rule, since: datetime, until: datetime) -> dict[str, Stat]:
@@ -215,6 +238,27 @@ async def culprit(session: AsyncSession, rule: Rule, subject: str, since: dateti
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
+def _query(
+    session: AsyncSession, rule: Rule, since: datetime, until: datetime
+) -> tuple[Select[Any, Any, Any, Any], Kind, ColumnElement[Any]]:
+    """What gives ``subject``, ``total``, ``number`` and ``squares``, and the column with the time."""
+    if rule.measure.startswith("signal:"):
+        return _of_signals(rule, since, until)
+    of = MEASURES[rule.measure]
+    # Grouped by the column's name: an expression with a parameter in it is another one when repeated.
+    query = select(
+        _group(rule.by, _dialect(session)).label("subject"),
+        func.sum(of.of).label("total"),
+        (func.count() if of.over is None else func.sum(of.over)).label("number"),
+        _squares(of).label("squares"),
+    )
+    where = [c.started_at >= since, c.started_at < until, *([of.where] if of.where is not None else ())]
+    query = query.where(*where).group_by("subject")
+    if rule.compare == "level" and of.kind == "sum" and rule.direction == "up":
+        query = query.having(func.sum(of.of) >= rule.clears)  # Conversations are many, and nearly all of them clear.
+    return query, of.kind, c.started_at
+
+
 def _dialect(session: AsyncSession) -> str:
     return session.get_bind().dialect.name
 
@@ -231,12 +275,17 @@ def _squares(of: Measure) -> ColumnElement[Any]:
     return func.sum(of.of * of.of) if of.kind == "mean" and of.over is None else literal(0)
 
 
-async def _stats(session: AsyncSession, query: Any, kind: Kind) -> dict[str, Stat]:
-    return {
-        str(row.subject): Stat(kind, float(row.total), int(row.number), float(row.squares))
+async def _stats(session: AsyncSession, query: Select[Any, Any, Any, Any], kind: Kind) -> list[tuple[int, str, Stat]]:
+    """Of each piece, where the query tells pieces apart, and each subject."""
+    return [
+        (
+            row._mapping.get("piece", 0),
+            str(row.subject),
+            Stat(kind, float(row.total), int(row.number), float(row.squares)),
+        )
         for row in (await session.execute(query)).all()
         if row.subject not in (None, "") and row.total is not None
-    }
+    ]
 
 
 SIGNAL_GROUPS = ("all", "subject", "model", "user", "key", "caller")
@@ -250,7 +299,9 @@ def _signal_group(by: str) -> ColumnElement[Any]:
     return func.coalesce(s.user, s.key_id) if by == "caller" else columns[by]
 
 
-async def _of_signals(session: AsyncSession, rule: Rule, since: datetime, until: datetime) -> dict[str, Stat]:
+def _of_signals(
+    rule: Rule, since: datetime, until: datetime
+) -> tuple[Select[Any, Any, Any, Any], Kind, ColumnElement[Any]]:
     kind, s = rule.measure.removeprefix("signal:"), signals.c
     how = SIGNALS[kind]
     total = {"max": func.max, "min": func.min}.get(how, func.sum)(s.value)
@@ -264,9 +315,8 @@ async def _of_signals(session: AsyncSession, rule: Rule, since: datetime, until:
         func.count().label("number"),
         func.sum(s.value * s.value).label("squares"),
     )
-    where = and_(s.kind == kind, s.at >= since, s.at < until)
     # By the expression: a column of the table is called "subject" too, and PostgreSQL takes that one.
-    return await _stats(session, query.where(where).group_by(*groups), how)
+    return query.where(s.kind == kind, s.at >= since, s.at < until).group_by(*groups), how, s.at
 
 
 async def _of_attempts(session: AsyncSession, rule: Rule, since: datetime, until: datetime) -> dict[str, Stat]:
