@@ -48,7 +48,7 @@ def provider_fails(traffic: Traffic) -> None:
         traffic.usual(at, timeline=tried, num_attempts=2, deployment="spare")
 
 
-@incident("provider-refuses-key", "near")
+@incident("provider-refuses-key", "near", companions=("errors",))
 def key_is_revoked(traffic: Traffic) -> None:
     for at in each(traffic, 200):
         traffic.usual(at, timeline=timeline(attempt(error_code="upstream_refused")), status=502)
@@ -132,7 +132,7 @@ def planner_runs_wild(traffic: Traffic) -> None:
         traffic.usual(at, user="user-3", key_id="key-3", cost=40_000_000_000)
 
 
-@incident("user-spend", "user-5", HOUR)
+@incident("user-spend", "user-5", HOUR, companions=("cost-spike",))
 def one_spends(traffic: Traffic) -> None:
     for at in each(traffic, 60, HOUR):
         traffic.usual(at, user="user-5", cost=40_000_000_000)
@@ -189,7 +189,7 @@ def prompt_edited(traffic: Traffic) -> None:
 
 @incident("answer-cache-drop", "chat", 3 * HOUR)
 def cache_missed(traffic: Traffic) -> None:
-    for at in each(traffic, 400, 3 * HOUR):
+    for at in each(traffic, 300, 3 * HOUR):
         traffic.usual(at, cache="miss")
 
 
