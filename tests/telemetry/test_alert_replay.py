@@ -99,7 +99,7 @@ async def test_an_ordinary_day_is_silent(usual_days):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 async def test_an_ordinary_week_is_silent(seed, tmp_path):
     file = tmp_path / "week.db"
