@@ -22,7 +22,7 @@ RAW = {
 LENGTH = 256
 
 
-def ours(steps: int, rows: int) -> list[float]:
+def ours(steps: int, rows: int, compiled: bool = False) -> list[float]:
     import torch
 
     from wootz.data.batch import Batch
@@ -43,9 +43,18 @@ def ours(steps: int, rows: int) -> list[float]:
         def load_state_dict(self, state: dict) -> None: ...
 
     model = read_config(RAW).build()
+    if compiled:
+        from wootz.training.compiling import compile_layers
+
+        compile_layers(model)
     optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3))
     trainer = Trainer(model, optimizer, lambda step: 1.0, Rows(), TrainerConfig(steps=steps))  # type: ignore[arg-type]
+    model.train()
     return [trainer.make_step().seconds for _ in range(steps)]
+
+
+def ours_compiled(steps: int, rows: int) -> list[float]:
+    return ours(steps, rows, compiled=True)
 
 
 def transformers_loop(steps: int, rows: int) -> list[float]:
@@ -66,13 +75,16 @@ def transformers_loop(steps: int, rows: int) -> list[float]:
     return seconds
 
 
+RUNS = {"wootz": ours, "compiled": ours_compiled, "transformers": transformers_loop}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rows", type=int, default=8, help="of 256 tokens, per step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="each in turn, so that a busy moment meets both")
-    parser.add_argument("--only", choices=("wootz", "transformers"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=RUNS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
         import torch
@@ -80,13 +92,12 @@ def main() -> None:
         from wootz.training.estimate import matmul_rate
 
         torch.set_num_threads(options.threads)
-        run = ours if options.only == "wootz" else transformers_loop
-        seconds = run(options.steps + 1, options.rows)[1:]
+        seconds = RUNS[options.only](options.steps + 1, options.rows)[1:]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         rate = options.rows * LENGTH / median(seconds)
         print(json.dumps({"tokens_per_second": rate, "peak_bytes": peak, "matmul": matmul_rate()}))
         return
-    found: dict[str, list[dict]] = {"wootz": [], "transformers": []}
+    found: dict[str, list[dict]] = {name: [] for name in RUNS}
     for _ in range(options.rounds):
         for name, results in found.items():
             command = [sys.executable, "-P", __file__, "--only", name, "--steps", str(options.steps)]

@@ -15,7 +15,8 @@ def a_run(folder: Path, rate: float, losses: list[float]) -> RunFolder:
     run = RunFolder.create(folder, {"name": folder.name, "pretrain": {"learning_rate": rate}})
     for step, loss in enumerate(losses):
         run.append("metrics", {"step": step, "loss": loss, "grad_norm": 1.0, "tokens_per_second": 100.0 + step})
-    run.append("evaluations", {"step": len(losses) - 1, "bits_per_byte": 1.75})
+    scores = {"arc": {"accuracy": 0.25, "standard_error": 0.02, "items": 200}}
+    run.append("evaluations", {"step": len(losses) - 1, "bits_per_byte": 1.75, "benchmarks": scores})
     run.append("events", {"line": "step 2: update skipped <b>"})
     run.append("samples", {"step": 2, "prompt": "The", "text": "The <script>alert(1)</script> river"})
     run.set_status("done")
@@ -31,7 +32,8 @@ async def test_curves_comparison_and_what_guards_saw_are_shown(tmp_path: Path, m
         browser = Browser(house.app)
         page = (await browser.get("/runs?run=slow&run=fast")).text
         assert page.count('data-testid="runs-row"') == 2
-        assert page.count("<polyline") == 6
+        assert page.count("<polyline") == 8
+        assert "Accuracy, arc" in page
         assert "pretrain.learning_rate" in page
         assert "<script>alert" not in page
         assert "update skipped &lt;b&gt;" in page

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from wootz.data.batch import IGNORED, Batch
 from wootz.models import Decoder, read_config
 from wootz.training.fit import language_loss
+from wootz.training.loss_scale import LossScale
 from wootz.training.parallel import CountedTraffic, Layout, Parallel, parallelize, put_together, take_apart
 from wootz.training.planning.traffic import step_traffic
 
@@ -113,7 +114,9 @@ def compare(parallel: Parallel, raw: dict[str, Any]) -> dict[str, float]:
     """One step on many ranks and on one: the largest differences."""
     batch = global_batch()
     reader, readers = parallel.mesh.reader, parallel.mesh.layout.num_readers
-    loss = parallel.backward([share_of(batch, reader, readers)])
+    scale = LossScale(dynamic=True)
+    loss = parallel.backward([share_of(batch, reader, readers)], scale.value)
+    scale.unscale(parallel.model.parameters())
     whole = build(raw)
     take_apart(whole)
     theirs = language_loss(whole, batch)

@@ -25,7 +25,7 @@ from wootz.models.planning.accounting import count_parameters, on_meta
 from wootz.models.positions.rotary import Rotary
 from wootz.training.making import make
 from wootz.training.recipe import Recipe, model_config
-from wootz.training.runs import RunFolder
+from wootz.training.runs import RunFolder, compare
 from wootz.training.stages.baselines import NGrams
 from wootz.training.stages.context import parts, rope_base, set_rope_base
 from wootz.training.stages.evaluate import document_nats
@@ -49,6 +49,7 @@ def test_overrides_reach_their_section_and_mistakes_name_their_key() -> None:
         ("pretrain.tokns=3", "pretrain.tokns"),
         ("depth=-1", "depth"),
         ("depth", "not of the form"),
+        ('pretrain={"compile":true,"precision":"fp8"}', "pretrain.precision"),
         ('data.step=[{"kind":"heuristix"}]', "no kind of step"),
         ('data={"held_out":0.1}', 'set "path"'),
     ):
@@ -134,7 +135,10 @@ def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> N
     text = _write_text(tmp_path / "text.jsonl", ["iron", "steel", "water", "fire", "smith", "blade"])
     with text.open("a") as more:
         more.write(json.dumps({"text": "Spelled out, <|endoftext|> is text."}) + "\n")
-    raw = _tiny(text, phases=[{"name": "short", "share": 0.5}, {"name": "long", "share": 0.5, "context": 64}])
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"context": "iron steel", "choices": [" water", " xylophones"], "answer": 0}\n' * 3)
+    phases = [{"name": "short", "share": 0.5}, {"name": "long", "share": 0.5, "context": 64}]
+    raw = _tiny(text, phases=phases, benchmarks={"words": str(items)}, benchmark_items=2)
     recipe = Recipe.of(raw, "test")
     run = RunFolder.create(tmp_path / "run", recipe.model_dump(mode="json"))
     reports = _make(recipe, run)
@@ -146,6 +150,11 @@ def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> N
         {row["step"]: row["loss"] for row in run.rows("metrics")}
     )
     assert run.bits_per_byte == reports["evaluate"]["bits_per_byte"]
+    last = run.rows("evaluations")[-1]
+    assert last["benchmarks"]["words"]["items"] == 2
+    assert reports["evaluate"]["benchmarks"]["words"] | {"items": 2} == last["benchmarks"]["words"]
+    assert _scalars(run.path / "tensorboard")["evaluation/words"] == dict(run.curve("evaluations", "words"))
+    assert compare([run]).results["words, accuracy"] == [last["benchmarks"]["words"]["accuracy"]]
     end = json.loads((run.model / "config.json").read_text())["eos_token_id"]
     for store in (open_stores(run.data / name)["text"] for name in ("tokens", "held_out_tokens")):
         assert all(
@@ -186,6 +195,14 @@ def test_phases_weigh_sources_that_there_are(tmp_path: Path) -> None:
     raw = _tiny(tmp_path, phases=[{"name": "all", "share": 1.0, "weights": {"web": 1.0}}])
     with pytest.raises(ConfigError, match="phase all weighs web, and there is no such source"):
         Recipe.of(raw, "test")
+
+
+def test_a_benchmark_that_cannot_be_read_ends_a_run_before_it_begins(tmp_path: Path) -> None:
+    raw = _tiny(_write_text(tmp_path / "text.jsonl", ["iron"]), benchmarks={"words": str(tmp_path / "none.jsonl")})
+    run = RunFolder.create(tmp_path / "run", {})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        _make(Recipe.of(raw, "test"), run)
+    assert run.finished("clean") is None
 
 
 @pytest.mark.slow

@@ -194,6 +194,11 @@ def _show_result(report: dict[str, Any]) -> None:
     rows.add_row("5-gram, Kneser-Ney, same tokens", f"{report['five_gram_bits_per_byte']:.3f}")
     rows.add_row("unigram, same tokens", f"{report['unigram_bits_per_byte']:.3f}")
     stdout().print(rows)
+    if report["benchmarks"]:
+        rows = table("benchmark", "accuracy", "by chance", "items", right=("accuracy", "by chance", "items"))
+        for name, scored in report["benchmarks"].items():
+            rows.add_row(name, scored_text(scored), f"{scored['chance']:.1%}", f"{scored['items']:,}")
+        stdout().print(rows)
     if before := report.get("before"):
         rows = table("source", "before", "after", "change", right=("before", "after", "change"))
         for name, bits in report["sources"].items():
@@ -203,6 +208,10 @@ def _show_result(report: dict[str, Any]) -> None:
     for each in report["samples"]:
         prompt, text = each["prompt"], each["text"]
         stdout().print(f"[dim]{prompt}[/dim]" + text.removeprefix(prompt).replace("[", "\\["), soft_wrap=True)
+
+
+def scored_text(scored: dict[str, Any]) -> str:
+    return f"{scored['accuracy']:.1%} ± {scored['standard_error']:.1%}"
 
 
 def _duration(seconds: float) -> str:

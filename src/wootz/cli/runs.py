@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wootz.cli.common import PLAIN_HELP, AsJson, print_json, stdout, table
-from wootz.cli.run import RunsRoot, carry_out
+from wootz.cli.run import RunsRoot, carry_out, scored_text
 
 app = typer.Typer(no_args_is_help=True, help="Runs of recipes: list, look at, compare, go on.", **PLAIN_HELP)
 
@@ -63,9 +63,11 @@ def show(name: Name, root: RunsRoot = ROOT, as_json: AsJson = False) -> None:
         losses = [row["loss"] for row in metrics]
         stdout().print(f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses):,} steps  {_spark(losses)}")
     for row in facts["evaluations"][-5:]:
-        stdout().print(f"step {row['step'] + 1:,}: {row['bits_per_byte']:.3f} bits per byte, at a glance")
+        scores = "".join(f"; {name} {scored_text(scored)}" for name, scored in row.get("benchmarks", {}).items())
+        stdout().print(f"step {row['step'] + 1:,}: {row['bits_per_byte']:.3f} bits per byte, at a glance{scores}")
     if evaluated := run.finished("evaluate"):
-        stdout().print(f"all held-out text: {evaluated['bits_per_byte']:.3f} bits per byte")
+        scores = "".join(f"; {name} {scored_text(scored)}" for name, scored in evaluated["benchmarks"].items())
+        stdout().print(f"all held-out text: {evaluated['bits_per_byte']:.3f} bits per byte{scores}")
     for row in facts["events"][-10:]:
         stdout().print(f"! {row['line']}", style="yellow", markup=False)
     for row in facts["samples"][-2:]:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from wootz.console.charts import HEIGHT, WIDTH
 from wootz.console.sessions import Visitor
 from wootz.console.site import Site
-from wootz.training.runs import RunFolder, compare, list_runs
+from wootz.training.runs import RunFolder, benchmark_names, compare, list_runs
 
 MAX_POINTS, MAX_SHOWN = 400, 6
 
@@ -54,6 +54,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
             charts={
                 "Loss, nats per token": curves(chosen, "metrics", "loss"),
                 "Bits per byte of a few held-out documents": curves(chosen, "evaluations", "bits_per_byte"),
+                **{f"Accuracy, {name}": curves(chosen, "evaluations", name) for name in benchmark_names(chosen)},
                 "Gradient norm": curves(chosen, "metrics", "grad_norm"),
             },
             comparison=compare(chosen) if len(chosen) > 1 else None,
@@ -63,8 +64,8 @@ def add_routes(router: APIRouter, site: Site) -> None:
 
 
 def curves(runs: list[RunFolder], kind: str, figure: str) -> Curves | None:
-    """Each run's figure over its steps, on common axes; None if no run has any."""
-    found = {run.name: [(row["step"], row[figure]) for row in run.rows(kind)] for run in runs}
+    """Each run's figure (or benchmark) over its steps, on common axes; None if no run has any."""
+    found = {run.name: run.curve(kind, figure) for run in runs}
     found = {name: _thinned([point for point in points if point[1] == point[1]]) for name, points in found.items()}
     values = [value for points in found.values() for _, value in points]
     if not values:

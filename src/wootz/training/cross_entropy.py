@@ -30,9 +30,14 @@ def sliced_language_loss(model: Decoder, batch: Batch) -> Tensor:
     asked_T = labels_T != IGNORED
     if not bool(asked_T.all()):
         hidden_TD, labels_T = hidden_TD[asked_T], labels_T[asked_T]
-    if torch.is_grad_enabled() and _is_one_product(model):
+    if torch.is_grad_enabled() and _is_one_product(model) and not _is_float16(hidden_TD.device.type):
         return sliced_cross_entropy(hidden_TD, model.head.weight, labels_T)
     return F.cross_entropy(model.unembed(hidden_TD), labels_T)
+
+
+def _is_float16(device: str) -> bool:
+    """Slices make gradients before the loss is scaled, and in float16 small ones would be zero by then."""
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
 def _is_one_product(model: Decoder) -> bool:

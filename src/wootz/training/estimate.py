@@ -2,7 +2,7 @@
 
 Arithmetic is 6 operations per parameter and token (2 forward, 4 backward; the table of embeddings is only looked up)
 and 12 per layer, token and place looked at for attention, of which causal rows need half. Recomputation adds a forward
-pass. Memory per weight is 4 bytes each for weight, gradient and Adam's two averages, and 2 more for a bf16 copy;
+pass. Memory per weight is 4 bytes each for weight, gradient and Adam's two averages, and 2 more for a copy in 16 bits;
 activations are counted as what autograd keeps of each layer (arXiv 2205.05198, without dropout).
 """
 
@@ -55,12 +55,13 @@ def estimate(recipe: Recipe) -> Estimate:
     flops = float(per_token * dial.tokens)
 
     rows = dial.micro_batch_rows * model.context
-    numbers = 2 if recipe.pretrain.precision == "bf16" else 4
+    half = recipe.pretrain.precision != "fp32"
+    numbers = 2 if half else 4
     layer = rows * (10 * dial.hidden_size + 4 * dial.intermediate_size) * numbers
     kept = (
         recipe.depth * rows * dial.hidden_size * numbers + layer if recipe.pretrain.recompute else recipe.depth * layer
     )
-    state = dial.num_parameters * (18 if recipe.pretrain.precision == "bf16" else 16)
+    state = dial.num_parameters * (18 if half else 16)
     if mesh.device == "cpu":
         rate, kind, has = matmul_rate(), "cpu", None
     else:

@@ -34,6 +34,7 @@ def make(
     extra: Sequence[Callback] = (),
 ) -> dict[str, dict[str, Any]]:
     """Reports by stage. ``told`` hears each as it is finished."""
+    from wootz.training.stages.benchmarks import benchmarks_of
     from wootz.training.stages.clean import clean
     from wootz.training.stages.evaluate import evaluate_model
     from wootz.training.stages.pretrain import pretrain
@@ -47,6 +48,7 @@ def make(
     }
     reports: dict[str, dict[str, Any]] = {}
     random.seed(recipe.seed)
+    benchmarks_of(recipe)  # whether they can be read, before hours of preparing text
     try:
         for stage in recipe.stages:
             done = run.finished(stage)

@@ -107,14 +107,20 @@ class PretrainSection(Section):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     minimum: float = Field(default=0.1, ge=0, le=1)
     """Of the peak rate, at the end."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     recompute: bool = False
     """Activations are computed again for the backward pass instead of kept."""
+    compile: bool = False
+    """Layers are compiled when they are first run (`wootz.training.compiling`)."""
     isolate: bool = True
     """No token sees one of another document."""
     checkpoint_every: PositiveInt = 100
     keep: PositiveInt = 2
     evaluate_every: PositiveInt = 100
+    benchmarks: dict[str, Path] = {}
+    """Files of items (`wootz.training.stages.benchmarks`), by name: looked at with the held-out text."""
+    benchmark_items: PositiveInt = 200
+    """Of each file, while training; all of them at the end."""
     sample_every: PositiveInt = 200
     prompts: tuple[str, ...] = ("The ",)
     phases: tuple[Phase, ...] = ()
@@ -160,6 +166,14 @@ class Recipe(Section):
             for weighed in phase.weights or ():
                 if weighed not in names and weighed.rpartition(".")[0] not in names:
                     raise ValueError(f"phase {phase.name} weighs {weighed}, and there is no such source")
+        return self
+
+    @model_validator(mode="after")
+    def whole_layers_are_compiled(self) -> Recipe:
+        if self.pretrain.compile and self.mesh.tensor * self.mesh.pipeline > 1:
+            raise ValueError(
+                "pretrain.compile is for whole layers: it goes with mesh.data, not with tensor or pipeline"
+            )
         return self
 
     @staticmethod

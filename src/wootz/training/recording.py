@@ -34,6 +34,8 @@ class Recorder(Callback):
             "tokens": step.num_tokens,
             "tokens_per_second": round(step.num_tokens / step.seconds, 1),
         }
+        if trainer.loss_scale.dynamic:
+            row["loss_scale"] = trainer.loss_scale.value
         self.run.append("metrics", row | ({"skipped": step.skipped} if step.skipped else {}))
         self.run.set_status("running", stage="pretrain", step=trainer.step, steps=trainer.config.steps, loss=step.loss)
         self.watch(step, trainer)
@@ -63,6 +65,13 @@ class TensorBoard(Callback):
             }.items():
                 self._writer.add_scalar(f"train/{name}", figure, step.number)
 
+    def evaluated(self, row: dict[str, Any]) -> None:
+        if self._writer is not None:
+            figures = {"bits_per_byte": row["bits_per_byte"]}
+            figures |= {name: scored["accuracy"] for name, scored in row["benchmarks"].items()}
+            for name, figure in figures.items():
+                self._writer.add_scalar(f"evaluation/{name}", figure, row["step"])
+
     def on_end(self, trainer: Trainer) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -70,16 +79,25 @@ class TensorBoard(Callback):
 
 class Every(Callback):
     """Calls ``look(trainer)`` after every so many steps and after the last. What it returns is one line in a file of
-    the run: held-out loss, a sample, a benchmark."""
+    the run, of which ``told`` hears: held-out loss and benchmarks, a sample."""
 
-    def __init__(self, run: RunFolder, kind: str, steps: int, look: Callable[[Trainer], dict[str, Any]]) -> None:
-        self.run, self.kind, self.steps, self.look = run, kind, steps, look
+    def __init__(
+        self,
+        run: RunFolder,
+        kind: str,
+        steps: int,
+        look: Callable[[Trainer], dict[str, Any]],
+        told: Callable[[dict[str, Any]], None] = lambda row: None,
+    ) -> None:
+        self.run, self.kind, self.steps, self.look, self.told = run, kind, steps, look, told
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         if trainer.step % self.steps == 0 or trainer.step == trainer.config.steps:
             row = self.look(trainer)  # on every rank: a sharded model needs them all
             if rank() == 0:
-                self.run.append(self.kind, {"step": step.number, **row})
+                row = {"step": step.number, **row}
+                self.run.append(self.kind, row)
+                self.told(row)
 
 
 def plot_curves(run: RunFolder, file: Path) -> None:

@@ -125,6 +125,15 @@ class RunFolder:
             by_step[row.get("step", number) if kind != "events" else number] = row
         return list(by_step.values()) if kind == "events" else [by_step[step] for step in sorted(by_step)]
 
+    def curve(self, kind: str, figure: str) -> list[tuple[int, float]]:
+        """``(step, figure)``; of ``evaluations`` also the accuracy of a benchmark by its name."""
+        points = []
+        for row in self.rows(kind):
+            scored = row.get("benchmarks", {}).get(figure)
+            if figure in row or scored:
+                points.append((row["step"], scored["accuracy"] if scored else row[figure]))
+        return points
+
     def _lines(self, kind: str) -> Iterator[dict[str, Any]]:
         file = self.path / f"{kind}.jsonl"
         if not file.exists():
@@ -188,6 +197,11 @@ def find_run(root: Path, name: str) -> RunFolder:
     return RunFolder.open(root / name if (root / name / "recipe.json").exists() else name)
 
 
+def benchmark_names(runs: list[RunFolder]) -> list[str]:
+    rows = [row for run in runs for row in run.rows("evaluations")[-1:]]
+    return list(dict.fromkeys(name for row in rows for name in row.get("benchmarks", {})))
+
+
 def compare(runs: list[RunFolder]) -> Comparison:
     recipes = [_flat(run.recipe) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
@@ -199,6 +213,9 @@ def compare(runs: list[RunFolder]) -> Comparison:
         results["bits per byte"].append(run.bits_per_byte)
         speeds = sorted(row["tokens_per_second"] for row in metrics)
         results["tokens/s"].append(speeds[len(speeds) // 2] if speeds else None)
+    for name in benchmark_names(runs):
+        last = [run.curve("evaluations", name)[-1:] for run in runs]
+        results[f"{name}, accuracy"] = [points[0][1] if points else None for points in last]
     return Comparison({key: values for key, values in settings.items() if len(set(map(str, values))) > 1}, results)
 
 

@@ -27,6 +27,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from wootz.data.batch import IGNORED, Batch, Batches
 from wootz.training.cross_entropy import sliced_language_loss
+from wootz.training.loss_scale import LossScale
 from wootz.training.random_state import random_state, set_random_state
 
 Objective = Callable[[Any, Batch], Tensor]
@@ -39,8 +40,9 @@ class TrainerConfig:
     accumulate: int = 1
     """Micro-batches whose gradients are summed to one update: equal to one batch of all their rows."""
     max_grad_norm: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes products in it, and keeps weights, gradients, sums and the optimiser in float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 compute products in it, and keep weights, gradients, sums and the optimiser in float32. In fp16 the
+    loss is scaled (`LossScale`)."""
 
 
 @dataclass
@@ -116,6 +118,7 @@ class Trainer:
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.rate_factor = 1.0
         """Lowered for good when a run had to be taken back (`wootz.training.guards.spike`)."""
+        self.loss_scale = LossScale(dynamic=config.precision == "fp16")
         self.micro_batches: list[Batch] = []
         """Of this rank, of the step that is being made."""
         self.step = 0
@@ -138,9 +141,9 @@ class Trainer:
         self.micro_batches = [next(self.batches).to(self.device) for _ in range(self.config.accumulate)]
         rate = self._set_learning_rate()
         loss, num_tokens = self._backward(self.micro_batches)
+        self.loss_scale.unscale(self.parameters)
         step = Step(self.step, loss, self._clip(), rate, num_tokens, 0.0)
-        reasons = [callback.before_update(self, step) for callback in self.callbacks]
-        step.skipped = next((reason for reason in reasons if reason), None)
+        step.skipped = self.loss_scale.overflow(step.loss, step.grad_norm) or self._objection(step)
         if step.skipped is None:
             if not math.isfinite(step.loss + step.grad_norm):
                 raise FloatingPointError(f"the loss is {loss} at step {self.step}; try a smaller learning rate")
@@ -150,9 +153,14 @@ class Trainer:
         step.seconds = perf_counter() - started
         return step
 
+    def _objection(self, step: Step) -> str | None:
+        reasons = [callback.before_update(self, step) for callback in self.callbacks]
+        return next((reason for reason in reasons if reason), None)
+
     def _backward(self, micro_batches: list[Batch]) -> tuple[float, int]:
-        """Gradients of the mean over all asked labels of all micro-batches of all ranks; returns it, and how many
-        tokens were read. Ranks' gradients are averaged when they are reduced, hence the factor of the world's size."""
+        """Gradients of the mean over all asked labels of all micro-batches of all ranks, scaled; returns the mean, and
+        how many tokens were read. Ranks' gradients are averaged when they are reduced, hence the factor of the world's
+        size."""
         asked = [int((batch.labels_BT != IGNORED).sum()) for batch in micro_batches]
         read = sum(batch.tokens_BT.numel() for batch in micro_batches)
         num_asked, num_read = (int(total) for total in self.sum_over_ranks(sum(asked), read))
@@ -160,7 +168,7 @@ class Trainer:
         for batch, count in zip(micro_batches, asked, strict=True):
             with self.precision():
                 loss = self.objective(self.model, batch)
-            (loss * (count * world_size() / num_asked)).backward()
+            (loss * (count * world_size() / num_asked * self.loss_scale.value)).backward()
             total += loss.item() * count / num_asked
         return self.sum_over_ranks(total)[0], num_read
 
@@ -176,7 +184,8 @@ class Trainer:
         return self.optimizer.param_groups[0]["lr"]
 
     def precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        dtype = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32")
 
     def sum_over_ranks(self, *figures: float) -> list[float]:
         if world_size() == 1:
@@ -190,6 +199,7 @@ class Trainer:
         return {
             "step": self.step,
             "rate_factor": self.rate_factor,
+            "loss_scale": self.loss_scale.state_dict(),
             "batches": self.batches.state_dict(),
             "random": random_state(),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
@@ -197,6 +207,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.rate_factor = state["step"], state["rate_factor"]
+        self.loss_scale.load_state_dict(state["loss_scale"])
         self.batches.load_state_dict(state["batches"])
         set_random_state(state["random"])
         for callback in self.callbacks:

@@ -56,7 +56,7 @@ def _cause(trainer: Trainer) -> str | None:
 
     inner = [(name, module) for name, module in trainer.model.named_modules() if name]
     hooks = [module.register_forward_hook(look(name)) for name, module in inner]
-    with torch.no_grad():
+    with torch.no_grad(), trainer.precision():
         losses = [trainer.objective(trainer.model, batch).item() for batch in trainer.micro_batches]
     for hook in hooks:
         hook.remove()

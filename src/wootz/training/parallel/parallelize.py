@@ -60,8 +60,9 @@ class Parallel:
         shard(root, model, mesh)
         self._root = root
 
-    def backward(self, batches: Sequence[Batch]) -> float:
-        """Add up the gradients of the mean loss over all labels of these batches, on all ranks; returns that mean.
+    def backward(self, batches: Sequence[Batch], loss_scale: float = 1.0) -> float:
+        """Add up the gradients of the mean loss over all labels of these batches, on all ranks, times ``loss_scale``;
+        returns that mean.
 
         Every reader is given batches of its own, equally many and of one shape; ranks that are not readers of their
         own are given their reader's.
@@ -70,18 +71,19 @@ class Parallel:
         asked = sum(int((batch.labels_BT != IGNORED).sum()) for batch in own)
         total = torch.tensor(asked, device=self.mesh.device)
         dist.all_reduce(total, group=self.mesh["loss"].get_group())
+        num_asked = int(total) / loss_scale
         loss = torch.zeros((), device=self.mesh.device)
         for number in range(len(batches)):
             if isinstance(self._root, FSDPModule):
                 self._root.set_requires_gradient_sync(number == len(batches) - 1)
             if self._pipeline is not None:
-                loss += self._pipeline.backward(batches[number], int(total))
+                loss += self._pipeline.backward(batches[number], num_asked)
             else:
-                part = weighed(self.objective, self.model, own[number], int(total))
+                part = weighed(self.objective, self.model, own[number], num_asked)
                 part.backward()
                 loss += part.detach()
         dist.all_reduce(loss)
-        return loss.item() / self.mesh.layout.tensor
+        return loss.item() / loss_scale / self.mesh.layout.tensor
 
     def clip(self, max_norm: float) -> float:
         """Scale all gradients to a joint norm of ``max_norm`` at most; returns what it was."""

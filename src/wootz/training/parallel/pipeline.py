@@ -85,7 +85,7 @@ def _check(model: Decoder, num_stages: int) -> None:
         raise ConfigError(f'the layers of "{model.config.family}" share more than their stream: it makes no pipeline')
 
 
-def weighed(objective: Callable[..., Tensor], model: Any, batch: Batch, num_asked: int) -> Tensor:
+def weighed(objective: Callable[..., Tensor], model: Any, batch: Batch, num_asked: float) -> Tensor:
     """The objective by the batch's share of all labels. Without any, a zero that the backward pass still runs through:
     other ranks wait for this one."""
     own = int((batch.labels_BT != IGNORED).sum())
@@ -111,9 +111,9 @@ class Pipeline:
     def __init__(self, stage: Stage, mesh: Mesh, objective: Callable[..., Tensor]) -> None:
         self.stage, self.mesh, self.objective = stage, mesh, objective
         self._schedules: dict[tuple[int, int], ScheduleGPipe | Schedule1F1B] = {}
-        self._num_asked = 1
+        self._num_asked = 1.0
 
-    def backward(self, batch: Batch, num_asked: int) -> Tensor:
+    def backward(self, batch: Batch, num_asked: float) -> Tensor:
         """Gradients of the summed loss over ``num_asked`` labels are added up; returns this rank's part of that loss,
         zero on all but the last stage."""
         self._num_asked = num_asked

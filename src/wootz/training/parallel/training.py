@@ -30,7 +30,7 @@ class ParallelTrainer(Trainer):
 
     def _backward(self, micro_batches: list[Batch]) -> tuple[float, int]:
         with self.precision():
-            loss = self.parallel.backward(micro_batches)
+            loss = self.parallel.backward(micro_batches, self.loss_scale.value)
         own = sum(batch.tokens_BT.numel() for batch in micro_batches)
         return loss, own * self.parallel.mesh.layout.num_readers
 

@@ -25,6 +25,7 @@ from wootz.tokenization import Tokenizer, load_tokenizer
 from wootz.training.recipe import Recipe
 from wootz.training.runs import RunFolder
 from wootz.training.stages.baselines import NGrams
+from wootz.training.stages.benchmarks import benchmarks_of, run_benchmarks
 from wootz.training.trainer import evaluation
 
 
@@ -66,6 +67,7 @@ def evaluate_model(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) 
     if (before := recipe.pretrain.start_from) is not None:  # what of its text did it forget?
         bits = bits_per_byte(_decoder(before), held_out, progress=progress)
         report["before"] = {"bits_per_byte": held_out.overall(bits), "sources": bits}
+    report["benchmarks"] = run_benchmarks(model, tokenizer, benchmarks_of(recipe))
     train = open_stores(run.data / "tokens").values()
     train_N = np.concatenate([store.span(0, store.num_tokens) for store in train])
     held_out_N, starts = held_out.tokens_N, held_out.starts

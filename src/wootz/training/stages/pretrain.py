@@ -28,6 +28,7 @@ from wootz.training.recompute import check_recompute, recompute_layers
 from wootz.training.recording import Every, Recorder, TensorBoard, Watch
 from wootz.training.runs import RunFolder
 from wootz.training.schedules import ScheduleConfig, build_schedule
+from wootz.training.stages.benchmarks import benchmarks_of, run_benchmarks
 from wootz.training.stages.context import Part, Phases, parts
 from wootz.training.stages.evaluate import HeldOut, bits_per_byte, sample
 from wootz.training.trainer import Callback, Trainer, TrainerConfig, rank, world_size
@@ -93,6 +94,10 @@ def build(
     torch.manual_seed(recipe.seed)
     tokenizer, device = load_tokenizer(run.tokenizer), device_of(recipe)
     model = start_model(recipe, tokenizer.vocab_size, end_of_text(tokenizer)).to(device)
+    if settings.compile:
+        from wootz.training.compiling import compile_layers
+
+        compile_layers(model)
     if settings.recompute:
         recompute_layers(model)
     parallel = parallelize(model, layout, device=device) if layout.num_ranks > 1 else None
@@ -113,11 +118,14 @@ def build(
     phases = Phases(parts(recipe), lambda part: batches(recipe, run, part, reader, layout.num_readers))
     checkpoints = Checkpoints(run.checkpoints, every=settings.checkpoint_every, keep=settings.keep)
     held_out = HeldOut.of(run)
+    benchmarks = benchmarks_of(recipe, settings.benchmark_items)
+    board = TensorBoard(run.path / "tensorboard")
 
     def glance(trainer: Trainer) -> dict[str, Any]:
         with evaluation_mode(optimizer):
             bits = bits_per_byte(model, held_out, most_documents=GLANCE, multiple=layout.tensor)
-        return {"bits_per_byte": held_out.overall(bits), "sources": bits}
+            scores = run_benchmarks(model, tokenizer, benchmarks, multiple=layout.tensor)
+        return {"bits_per_byte": held_out.overall(bits), "sources": bits, "benchmarks": scores}
 
     def say(trainer: Trainer) -> dict[str, Any]:
         with evaluation_mode(optimizer):
@@ -135,11 +143,11 @@ def build(
         *extra,
         *guards_of(run, checkpoints, vocab_size=tokenizer.vocab_size, whole=layout.pipeline == 1),
         Recorder(run, watch),
-        TensorBoard(run.path / "tensorboard"),
+        board,
     ]
     if layout.pipeline == 1:  # no rank of a pipeline can call the whole model: it is evaluated at the end
         callbacks += [
-            Every(run, "evaluations", settings.evaluate_every, glance),
+            Every(run, "evaluations", settings.evaluate_every, glance, told=board.evaluated),
             Every(run, "samples", settings.sample_every, say),
         ]
     config = TrainerConfig(
@@ -156,7 +164,7 @@ def build(
 
 def layout_of(recipe: Recipe) -> Layout:
     mesh = recipe.mesh
-    dtype = torch.bfloat16 if recipe.pretrain.precision == "bf16" else None
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.pretrain.precision]
     return Layout(shard=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline, compute_dtype=dtype)
 
 
