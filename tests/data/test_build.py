@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import wootz.data.build as build_module
 from wootz.core.errors import BadRequestError, ConfigError, NotFoundError
 from wootz.data import shards
-from wootz.data.build import build
+from wootz.data.build import BuildReport, build
 from wootz.data.documents import Document
 from wootz.data.hashes import first_occurrences
 from wootz.data.recipe import DataRecipe, load_recipe, recipe_of
@@ -185,6 +185,10 @@ def test_tokens_are_the_documents(recipe: DataRecipe, built: Path) -> None:
             total += store.num_tokens
     assert sum(made.tokens.values()) == total
     assert tokenize(built, tokenizer) == made
+    told = BuildReport.read(built).tokenizing  # type: ignore[union-attr]
+    assert (told["tokens"], told["documents"]) == (total, sum(made.documents.values()))
+    assert told["tokens_per_second"] == pytest.approx(total / told["seconds"])
+    assert told["megabytes_per_second"] == pytest.approx(total * made.bytes_per_token / 1e6 / told["seconds"])
     stores = open_stores(built / "tokens")
     assert weights_of(built, stores) == {"code": 1.0, "web": 3.0, "wiki": 1.0}
 

@@ -29,6 +29,7 @@ from wootz.training.runs import RunFolder, compare
 from wootz.training.stages.baselines import NGrams
 from wootz.training.stages.context import parts, rope_base, set_rope_base
 from wootz.training.stages.evaluate import document_nats
+from wootz.training.trainer import Callback, Step, Trainer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -93,8 +94,8 @@ def _silent_bar(stage: str) -> Iterator[Progress]:
     yield SILENT
 
 
-def _make(recipe: Recipe, run: RunFolder) -> dict[str, dict[str, Any]]:
-    return make(recipe, run, run.path.parent, bar=_silent_bar, watch=lambda *_: None, report=print)
+def _make(recipe: Recipe, run: RunFolder, **how: Any) -> dict[str, dict[str, Any]]:
+    return make(recipe, run, run.path.parent, bar=_silent_bar, watch=lambda *_: None, report=print, **how)
 
 
 def _scalars(folder: Path) -> dict[str, dict[int, float]]:
@@ -189,6 +190,28 @@ def test_going_on_with_other_text_forgets_less_with_some_of_the_old(tmp_path: Pa
         forgotten[replay] = report["sources"]["old"] - report["before"]["sources"]["old"]
     assert forgotten[0.0] > forgotten[0.5] + 0.2
     assert forgotten[0.5] < 0.1
+
+
+def test_text_is_encoded_on_the_fly_and_the_run_goes_on(tmp_path: Path) -> None:
+    text = _write_text(tmp_path / "text.jsonl", ["iron", "steel", "water", "fire", "smith", "blade"])
+    raw = _tiny(text, checkpoint_every=4, evaluate_every=16)
+    raw["tokenizer"]["on_the_fly"] = True
+
+    class Stop(Callback):
+        def after_step(self, trainer: Trainer, step: Step) -> None:
+            if step.number == 9:
+                raise KeyboardInterrupt
+
+    whole, stopped = (RunFolder.create(tmp_path / name, {}) for name in ("whole", "stopped"))
+    report = _make(Recipe.of(raw, "test"), whole)["evaluate"]
+    assert report["five_gram_bits_per_byte"] < report["unigram_bits_per_byte"]
+    assert not (whole.data / "tokens").exists()
+    with pytest.raises(KeyboardInterrupt):
+        _make(Recipe.of(raw, "test"), stopped, extra=[Stop()])
+    _make(Recipe.of(raw, "test"), stopped)
+    losses = [[row["loss"] for row in run.rows("metrics")] for run in (whole, stopped)]
+    assert len(losses[0]) == 16
+    assert losses[0] == losses[1]
 
 
 def test_phases_weigh_sources_that_there_are(tmp_path: Path) -> None:

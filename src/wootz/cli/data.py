@@ -182,6 +182,7 @@ def _build(recipe: DataRecipe, out: Path, workers: int | None, as_json: bool) ->
         total = sum(tokenized.tokens.values())
         each = f"{tokenized.bytes_per_token:.2f} bytes each"
         stdout().print(f"{human_count(total)} tokens of {len(tokenized.tokens)} sources, {each}")
+        stdout().print(_speed(tokenized.throughput.rates()))
         weights = weights_of(out, open_stores(out / "tokens"))
         by_models = {source.name for source in recipe.sources if source.synthetic}
         if warning := mix_guard(weights, (name for name in weights if {name, name.rpartition(".")[0]} & by_models)):
@@ -212,8 +213,17 @@ def _show(report: BuildReport) -> None:
                 f" ({found['items'] - found['searchable']} too short to search)",
                 markup=False,
             )
+    if report.tokenizing:
+        stdout().print(_speed(report.tokenizing))
     for place in report.damaged:
         stdout().print(f"left out: {place}", style="yellow", markup=False)
+
+
+def _speed(rates: dict[str, float]) -> str:
+    return (
+        f"Tokenised at {rates['documents_per_second']:,.0f} documents/s, {rates['megabytes_per_second']:.1f} MB/s, "
+        f"{human_count(rates['tokens_per_second'])} tokens/s"
+    )
 
 
 def _show_examples(report: BuildReport) -> None:

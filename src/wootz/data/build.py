@@ -87,6 +87,8 @@ class BuildReport:
     damaged: list[str] = field(default_factory=list)
     held_out: int = 0
     finished: bool = False
+    tokenizing: dict[str, float] = field(default_factory=dict)
+    """How much was tokenised, and how fast (`wootz.data.tokens.Throughput`)."""
 
     @staticmethod
     def read(folder: Path) -> BuildReport | None:

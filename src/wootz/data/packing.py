@@ -96,19 +96,7 @@ class PackedBatches:
 
     def batch_of(self, rows: Sequence[Row]) -> Batch:
         """These rows, whichever they are."""
-        spans_BS, documents = np.empty((len(rows), self.seq_len + 1), np.int64), []
-        labels_BT = np.empty((len(rows), self.seq_len), np.int64)
-        for place, row in enumerate(rows):
-            spans_BS[place], ends = self.read(row)
-            labels_BT[place] = spans_BS[place, 1:]
-            if self.isolate:
-                labels_BT[place, [end - 1 for end in ends]] = IGNORED
-                borders = [0, *ends] if ends and ends[-1] == self.seq_len else [0, *ends, self.seq_len]
-                documents.append(tuple(stop - start for start, stop in pairwise(borders)))
-        tokens_BT = np.ascontiguousarray(spans_BS[:, :-1])
-        return Batch(
-            torch.from_numpy(tokens_BT), torch.from_numpy(labels_BT), tuple(documents) if self.isolate else None
-        )
+        return packed([self.read(row) for row in rows], isolate=self.isolate)
 
     def utilisation(self, num_batches: int) -> Utilisation:
         """Of the next batches, which stay unread."""
@@ -146,6 +134,19 @@ class PackedBatches:
         """All that the order of rows depends on, besides weights."""
         tokens = {name: store.num_tokens for name, store in self.stores.items()}
         return {"seed": self.seed, "seq_len": self.seq_len, "tokens": tokens}
+
+
+def packed(rows: Sequence[tuple[NDArray[np.int64], list[int]]], *, isolate: bool) -> Batch:
+    """Of rows of ``T + 1`` tokens each, and where documents end in the first T."""
+    spans_BS, documents = np.stack([span for span, _ in rows]), []
+    tokens_BT, labels_BT = spans_BS[:, :-1].copy(), spans_BS[:, 1:].copy()
+    length = tokens_BT.shape[1]
+    if isolate:
+        for labels_T, (_, ends) in zip(labels_BT, rows, strict=True):
+            labels_T[[end - 1 for end in ends]] = IGNORED
+            borders = [0, *ends] if ends and ends[-1] == length else [0, *ends, length]
+            documents.append(tuple(stop - start for start, stop in pairwise(borders)))
+    return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(labels_BT), tuple(documents) if isolate else None)
 
 
 def _check(stores: Mapping[str, TokenStore], seq_len: int, batch_size: int, world_size: int) -> None:

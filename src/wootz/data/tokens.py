@@ -10,8 +10,9 @@ Documents keep their order, so document n of a store is the n-th of its source i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,25 @@ class Tokenized:
     tokens: dict[str, int]
     documents: dict[str, int]
     bytes_per_token: float
+    throughput: Throughput = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Of what one call tokenised and wrote, reading it included; what a call before had done is not counted."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    seconds: float
+
+    def rates(self) -> dict[str, float]:
+        each = 1 / max(self.seconds, 1e-9)
+        return {
+            "documents_per_second": self.documents * each,
+            "megabytes_per_second": self.bytes / 1e6 * each,
+            "tokens_per_second": self.tokens * each,
+        }
 
 
 def tokenizer_for(out: Path, tokens: Tokens) -> Tokenizer | ByteTokenizer:
@@ -60,29 +80,42 @@ def tokenizer_for(out: Path, tokens: Tokens) -> Tokenizer | ByteTokenizer:
     return load_tokenizer(folder)
 
 
-def tokenize(out: Path, tokenizer: Tokenizer | ByteTokenizer, progress: Progress = SILENT) -> Tokenized:
-    """Stores of everything in ``out``. Stopped, it goes on; with other documents or another tokenizer it refuses."""
+PARTS = {"documents": "tokens", "held_out": "held_out_tokens"}
+
+
+def tokenize(
+    out: Path, tokenizer: Tokenizer | ByteTokenizer, progress: Progress = SILENT, *, parts: Mapping[str, str] = PARTS
+) -> Tokenized:
+    """Stores of everything in ``out``, or of these ``parts`` (folder of documents: folder of stores). Stopped, it goes
+    on; with other documents or another tokenizer it refuses. The report is told how fast it went."""
     report = BuildReport.read(out)
     if report is None or not report.finished:
         raise ConfigError(f"{out}: holds no finished corpus", hint="run `wootz data build` to its end first")
-    progress.set_total(report.steps[-1].after.documents)
+    progress.set_total(report.steps[-1].after.documents if "documents" in parts else report.held_out)
     sources = {source["name"]: source for source in report.recipe["sources"]}
     count, documents = dict[str, int](), dict[str, int]()
-    num_bytes = 0
-    for part, name in (("documents", "tokens"), ("held_out", "held_out_tokens")):
+    num_bytes, began = 0, time.monotonic()
+    new_documents = new_bytes = new_tokens = 0
+    for part, name in parts.items():
         writers = _Writers(out / name, tokenizer, sources)
         documents_left = read_all(shard_files(out / part))
         while batch := [*islice(documents_left, _AT_ONCE)]:
             waiting = [document for document in batch if writers.wants(document.source)]
             for document, ids in zip(waiting, encode(tokenizer, [d.text for d in waiting]), strict=True):
                 writers.add(document.source, ids)
+                new_documents, new_tokens = new_documents + 1, new_tokens + len(ids)
+                new_bytes += len(document.text.encode())
             num_bytes += sum(len(document.text.encode()) for document in batch)
             progress.advance(len(batch))
         writers.close()
         for source, store in open_stores(out / name).items():
             count[source] = count.get(source, 0) + store.num_tokens
             documents[source] = documents.get(source, 0) + store.num_documents
-    return Tokenized(count, documents, num_bytes / max(1, sum(count.values())))
+    throughput = Throughput(new_documents, new_bytes, new_tokens, time.monotonic() - began)
+    if new_documents:
+        report.tokenizing = asdict(throughput) | throughput.rates()
+        report.write(out)
+    return Tokenized(count, documents, num_bytes / max(1, sum(count.values())), throughput)
 
 
 def open_stores(folder: Path | str, *, verify: bool = False) -> dict[str, TokenStore]:
@@ -95,13 +128,22 @@ def open_stores(folder: Path | str, *, verify: bool = False) -> dict[str, TokenS
 def weights_of(out: Path, stores: dict[str, TokenStore]) -> dict[str, float]:
     """The recipe's weights for these stores. Sources that a language step made of one share its weight by their
     size."""
+    return weights_by_size(out, {name: store.num_tokens for name, store in stores.items()})
+
+
+def weights_by_size(out: Path, sizes: Mapping[str, int]) -> dict[str, float]:
     report = BuildReport.read(out)
     if report is None:
         raise NotFoundError(f"{out}: holds no report of a build")
     weights = {source["name"]: source["weight"] for source in report.recipe["sources"]}
-    origin = {name: name if name in weights else name.rpartition(".")[0] for name in stores}
-    size = {name: sum(stores[n].num_tokens for n in stores if origin[n] == name) for name in origin.values()}
-    return {name: weights[origin[name]] * store.num_tokens / size[origin[name]] for name, store in stores.items()}
+    origin = {name: name if name in weights else name.rpartition(".")[0] for name in sizes}
+    total = {name: sum(sizes[n] for n in sizes if origin[n] == name) for name in origin.values()}
+    return {name: weights[origin[name]] * size / total[origin[name]] for name, size in sizes.items()}
+
+
+def vocabulary(tokenizer: Tokenizer | ByteTokenizer) -> dict[str, str]:
+    """What made a store's ids, as its index has it."""
+    return {"vocabulary": "bytes"} if isinstance(tokenizer, ByteTokenizer) else fingerprint(tokenizer)
 
 
 def encode(tokenizer: Tokenizer | ByteTokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -132,7 +174,7 @@ class _Writers:
     """A store for each source, made when its first document comes; those that it holds already are passed over."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer | ByteTokenizer, about: dict[str, Any]) -> None:
-        made_by = {"vocabulary": "bytes"} if isinstance(tokenizer, ByteTokenizer) else fingerprint(tokenizer)
+        made_by = vocabulary(tokenizer)
         self._open: Callable[[str], TokenStoreWriter] = lambda source: TokenStoreWriter(
             folder / source,
             vocab_size=tokenizer.vocab_size,

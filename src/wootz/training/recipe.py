@@ -64,6 +64,8 @@ class TokenizerSection(Section):
     vocab_size: PositiveInt = 4096
     path: Path | None = None
     """A tokenizer that is there already, instead of training one."""
+    on_the_fly: bool = False
+    """Text is encoded while it is trained on (`wootz.data.streaming`), and only held-out tokens are kept."""
 
 
 class ModelSection(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wootz.core.progress import SILENT, Progress
+from wootz.data.shards import read_all, shard_files
 from wootz.data.token_store import TokenStore
-from wootz.data.tokens import open_stores
+from wootz.data.tokens import encode, open_stores
 from wootz.models import Decoder, PackedContext, load
 from wootz.tokenization import Tokenizer, load_tokenizer
 from wootz.training.recipe import Recipe
@@ -68,8 +70,7 @@ def evaluate_model(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) 
         bits = bits_per_byte(_decoder(before), held_out, progress=progress)
         report["before"] = {"bits_per_byte": held_out.overall(bits), "sources": bits}
     report["benchmarks"] = run_benchmarks(model, tokenizer, benchmarks_of(recipe))
-    train = open_stores(run.data / "tokens").values()
-    train_N = np.concatenate([store.span(0, store.num_tokens) for store in train])
+    train_N = _trained_on(recipe, run, tokenizer)
     held_out_N, starts = held_out.tokens_N, held_out.starts
     for name, order in (("unigram", 1), ("five_gram", 5)):
         nats = NGrams(train_N, tokenizer.vocab_size, order).nats(held_out_N)
@@ -81,6 +82,17 @@ def evaluate_model(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) 
     ]
     (run.path / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return report
+
+
+def _trained_on(recipe: Recipe, run: RunFolder, tokenizer: Tokenizer) -> NDArray[np.int64]:
+    if not recipe.tokenizer.on_the_fly:
+        stores = open_stores(run.data / "tokens").values()
+        return np.concatenate([store.span(0, store.num_tokens) for store in stores])
+    texts = (document.text for document in read_all(shard_files(run.data / "documents")))
+    encoded: list[NDArray[np.int64]] = []
+    while batch := [*islice(texts, 512)]:
+        encoded += [np.asarray(ids, np.int64) for ids in encode(tokenizer, batch)]
+    return np.concatenate(encoded)
 
 
 def _decoder(folder: Path) -> Decoder:

@@ -13,7 +13,8 @@ import torch
 from wootz.core.errors import ConfigError
 from wootz.data.batch import Batches
 from wootz.data.packing import PackedBatches
-from wootz.data.tokens import end_of_text, open_stores, weights_of
+from wootz.data.streaming import StreamedBatches, open_texts
+from wootz.data.tokens import end_of_text, open_stores, weights_by_size, weights_of
 from wootz.models import Decoder, load, read_config, save
 from wootz.tokenization import load_tokenizer
 from wootz.tokenization.fingerprint import write_fingerprint
@@ -196,18 +197,22 @@ def start_model(recipe: Recipe, vocab_size: int, end: int) -> Decoder:
 def batches(recipe: Recipe, run: RunFolder, part: Part, reader: int, num_readers: int) -> Batches:
     """Micro-batches of one phase, a reader's share of them. Sources are weighed as the phase says, or else as the
     recipe does. The seed differs by phase: none repeats the rows of the one before."""
+    how: dict[str, Any] = {
+        "seq_len": part.context,
+        "batch_size": part.rows,
+        "seed": recipe.seed + part.first_step,
+        "rank": reader,
+        "world_size": num_readers,
+        "isolate": recipe.pretrain.isolate,
+    }
+    given = part.phase.weights
+    if recipe.tokenizer.on_the_fly:
+        texts = open_texts(run.data / "documents", load_tokenizer(run.tokenizer), how["seed"])
+        weights = weights_by_size(run.data, {name: each.num_documents for name, each in texts.items()})
+        return StreamedBatches(texts, weights if given is None else {n: given.get(n, 0.0) for n in texts}, **how)
     stores = open_stores(run.data / "tokens")
-    weights = part.phase.weights
-    return PackedBatches(
-        stores,
-        weights_of(run.data, stores) if weights is None else {name: weights.get(name, 0.0) for name in stores},
-        seq_len=part.context,
-        batch_size=part.rows,
-        seed=recipe.seed + part.first_step,
-        rank=reader,
-        world_size=num_readers,
-        isolate=recipe.pretrain.isolate,
-    )
+    weights = weights_of(run.data, stores)
+    return PackedBatches(stores, weights if given is None else {n: given.get(n, 0.0) for n in stores}, **how)
 
 
 def _finish_config(folder: Path, last: Part, end: int) -> None:

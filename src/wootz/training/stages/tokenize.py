@@ -24,7 +24,8 @@ def tokenize(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) -> dic
         run.tokenizer.mkdir(exist_ok=True)
         for file in Path(given).glob("*token*.json*"):
             shutil.copy(file, run.tokenizer)
-    made = tokens.tokenize(run.data, tokenizer, progress)
+    parts = {"held_out": tokens.PARTS["held_out"]} if recipe.tokenizer.on_the_fly else tokens.PARTS
+    made = tokens.tokenize(run.data, tokenizer, progress, parts=parts)
     held_out_bytes = dict.fromkeys(tokens.open_stores(run.data / "held_out_tokens"), 0)
     for document in read_all(shard_files(run.data / "held_out")):
         held_out_bytes[document.source] += len(document.text.encode())
@@ -34,4 +35,5 @@ def tokenize(recipe: Recipe, run: RunFolder, progress: Progress = SILENT) -> dic
         "documents": sum(made.documents.values()),
         "bytes_per_token": made.bytes_per_token,
         "held_out_bytes": held_out_bytes,
+        **made.throughput.rates(),
     }
