@@ -65,11 +65,10 @@ class TextDocuments:
         """The file, and the document in it."""
         epoch, left = divmod(place, self.num_documents)
         key = key_of(self.seed, self.source, epoch)
-        for turn in range(len(self._files)):
-            file = permuted(turn, len(self._files), key)
-            if left < self._counts[file]:
-                break
+        file = permuted(turn := 0, len(self._files), key)
+        while left >= self._counts[file]:
             left -= self._counts[file]
+            file = permuted(turn := turn + 1, len(self._files), key)
         return file, permuted(left, self._counts[file], key_of(key, file))
 
     def _texts(self, file: int) -> list[str]:
