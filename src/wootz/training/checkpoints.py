@@ -144,6 +144,7 @@ class Checkpoints(Callback):
         folder, batches = self.folder / f"step_{step}", trainer.batches.state_dict()
         own = folder / f"rank_{rank()}.json"
         state = json.loads((own if own.exists() else folder / "rank_0.json").read_text())
+        _freeze(trainer, state["frozen"])
         tensors = _tensors(trainer)
         own_part = held(tensors)
         with warnings.catch_warnings(action="ignore"):
@@ -218,7 +219,19 @@ def _tensors(trainer: Trainer) -> dict[str, Any]:
 
 def _numbers(trainer: Trainer) -> dict[str, Any]:
     groups: Any = get_optimizer_state_dict(trainer.model, trainer.optimizer)["param_groups"]
-    return {"groups": [{name: value for name, value in group.items() if name != "params"} for group in groups]}
+    return {
+        "groups": [{name: value for name, value in group.items() if name != "params"} for group in groups],
+        "frozen": [name for name, parameter in trainer.model.named_parameters() if not parameter.requires_grad],
+    }
+
+
+def _freeze(trainer: Trainer, names: list[str]) -> None:
+    """Weights that were not trained (`wootz.training.unfreezing`) have no state in a checkpoint, and are to have none
+    after it is read."""
+    for name, parameter in trainer.model.named_parameters():
+        parameter.requires_grad_(name not in names)
+        if name in names:
+            trainer.optimizer.state.pop(parameter, None)
 
 
 def _names(trainer: Trainer) -> list[list[str]]:

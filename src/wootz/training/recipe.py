@@ -103,6 +103,11 @@ class PretrainSection(Section):
     optimizer: str = "adamw"
     learning_rate: PositiveFloat | None = None
     weight_decay: float = Field(default=0.1, ge=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each layer's rate is this times that of the layer above it."""
+    unfreeze: tuple[float, ...] = ()
+    """Shares of all steps, from 0 on, at which the next lower group of layers joins training
+    (`wootz.training.unfreezing`); as many groups as shares."""
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: PositiveFloat = 1.0
     schedule: str = "cosine"
@@ -133,6 +138,13 @@ class PretrainSection(Section):
     def shares_make_a_whole(self) -> PretrainSection:
         if self.phases and not math.isclose(sum(phase.share for phase in self.phases), 1.0, abs_tol=1e-6):
             raise ValueError("the shares of all phases must sum to 1")
+        return self
+
+    @model_validator(mode="after")
+    def the_top_is_trained_first(self) -> PretrainSection:
+        shares = self.unfreeze
+        if shares and (shares[0] != 0 or sorted(set(shares)) != list(shares) or shares[-1] >= 1):
+            raise ValueError("unfreeze holds rising shares of the steps, of which the first is 0 and all are below 1")
         return self
 
 
@@ -171,7 +183,9 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def whole_layers_are_compiled(self) -> Recipe:
+    def its_mesh_can_do_it(self) -> Recipe:
+        if self.pretrain.unfreeze and self.mesh.devices > 1:
+            raise ValueError("pretrain.unfreeze is for one process")
         if self.pretrain.compile and self.mesh.tensor * self.mesh.pipeline > 1:
             raise ValueError(
                 "pretrain.compile is for whole layers: it goes with mesh.data, not with tensor or pipeline"

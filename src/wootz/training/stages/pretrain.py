@@ -33,6 +33,7 @@ from wootz.training.stages.benchmarks import benchmarks_of, run_benchmarks
 from wootz.training.stages.context import Part, Phases, parts
 from wootz.training.stages.evaluate import HeldOut, bits_per_byte, sample
 from wootz.training.trainer import Callback, Trainer, TrainerConfig, rank, world_size
+from wootz.training.unfreezing import GradualUnfreezing
 
 GLANCE = 64
 """Held-out documents that are looked at while training."""
@@ -109,6 +110,7 @@ def build(
             learning_rate=dial.learning_rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay,
             extra={"full_precision": True} if settings.optimizer == "muon" and recipe.mesh.device == "cpu" else {},
         ),
     )
@@ -138,8 +140,10 @@ def build(
             run.append("events", {"line": line})
             report(line)
 
+    joining = [round(share * dial.steps) for share in settings.unfreeze]
     callbacks: list[Callback] = [
         phases,
+        *([GradualUnfreezing(model, joining)] if joining else []),
         CurvatureRefresh(),
         *extra,
         *guards_of(run, checkpoints, vocab_size=tokenizer.vocab_size, whole=layout.pipeline == 1),
