@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,20 @@ import pytest
 import torch
 from small_runs import small_model
 from tensorboardX.proto.event_pb2 import Event
+from transformers import AutoModelForCausalLM
 
 from wootz.core.errors import ConfigError
 from wootz.core.progress import SILENT, Progress
 from wootz.data.tokens import open_stores
 from wootz.models import load
 from wootz.models.planning.accounting import count_parameters, on_meta
-from wootz.models.positions.rotary import Rotary
 from wootz.training.making import make
 from wootz.training.recipe import Recipe, model_config
 from wootz.training.runs import RunFolder, compare
 from wootz.training.stages.baselines import NGrams
-from wootz.training.stages.context import parts, rope_base, set_rope_base
+from wootz.training.stages.context import parts, rope_base, set_positions
 from wootz.training.stages.evaluate import document_nats
+from wootz.training.stages.pretrain import build
 from wootz.training.trainer import Callback, Step, Trainer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -63,9 +65,39 @@ def test_longer_rows_turn_the_slowest_pair_as_far_as_before() -> None:
     slowest = lambda theta: theta ** -((head_dim - 2) / head_dim)  # noqa: E731
     assert slowest(rope_base(base, factor, head_dim)) * factor == pytest.approx(slowest(base))
     model = small_model()
-    set_rope_base(model, 50_000.0)
-    rotary = next(module for module in model.modules() if isinstance(module, Rotary))
-    torch.testing.assert_close(rotary.frequencies, small_model(rope_theta=5e4).layers[0].mixer.rotary.frequencies)
+    set_positions(model, replace(model.config.layers[0].mixer.rotary, theta=50_000.0))
+    tokens_T = torch.arange(32)
+    torch.testing.assert_close(model.logits(tokens_T), small_model(rope_theta=5e4).logits(tokens_T))
+
+
+@pytest.mark.parametrize("how", ["base", "yarn"])
+def test_what_is_saved_has_the_positions_of_the_last_phase(tmp_path: Path, how: str) -> None:
+    """And a run that goes on from it counts from there, as transformers reads it."""
+    text = _write_text(tmp_path / "text.jsonl", ["iron", "steel", "water", "fire", "smith", "blade"], 100)
+    phases = [{"name": "short", "share": 0.5}, {"name": "long", "share": 0.5, "context": 128}]
+    recipe = Recipe.of(_tiny(text, phases=phases, longer_rows=how, tokens=2048, sample_every=99), "test")
+    run = RunFolder.create(tmp_path / "run", {})
+    _make(recipe, run)
+    trainer, checkpoints = build(recipe, run)
+    assert checkpoints.restore(trainer) == 4
+    trainer.batches.before_step(trainer)  # type: ignore[attr-defined]
+    tokens_T = torch.arange(128) % 300
+    logits_TV = trainer.model.eval().logits(tokens_T)  # type: ignore[operator]
+    with torch.inference_mode():
+        torch.testing.assert_close(load(run.model).logits(tokens_T), logits_TV)
+        theirs = AutoModelForCausalLM.from_pretrained(run.model, attn_implementation="eager")
+        torch.testing.assert_close(theirs(tokens_T[None]).logits[0], logits_TV, rtol=1e-4, atol=1e-4)
+    phases = [{"name": "more", "share": 1.0, "context": 256}]
+    raw = _tiny(text, phases=phases, longer_rows=how, start_from=str(run.model))
+    if how == "yarn":
+        with pytest.raises(ConfigError, match="rows of 256 are longer than the 128 that"):
+            parts(Recipe.of(raw, "test"))
+    else:
+        (part,) = parts(Recipe.of(raw, "test"))
+        assert part.rotary is not None
+        assert part.rotary.theta == pytest.approx(rope_base(1e4, 8, 16))
+    (part,) = parts(Recipe.of(_tiny(text, start_from=str(run.model)), "test"))
+    assert part.rotary == (None if how == "yarn" else load(run.model).config.layers[0].mixer.rotary)
 
 
 def test_n_gram_probabilities_sum_to_one() -> None:

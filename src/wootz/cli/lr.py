@@ -308,6 +308,29 @@ def doctor(
 
 
 @app.command()
+def warmup(
+    rate: Annotated[float, typer.Option("--lr", help="The peak rate.")] = 0.01,
+    share: Annotated[float, typer.Option("--warmup", min=0, max=1, help="Of the steps.")] = 0.2,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sharpness as AdamW sees it, with warmup, without, and with weights held still, beside what the rate bears.
+
+    Example:
+      [bold]wootz lr warmup --lr 0.03[/bold]
+    """
+    from wootz.training.studies.optimizers import SMALL
+    from wootz.training.studies.warmup import warmup_study
+
+    study = warmup_study(size=replace(SMALL, **given(steps=steps)), learning_rate=rate, warmup=share, text=text)
+    run_studies([study], seeds, out, threads, as_json)
+
+
+@app.command()
 def compare(
     rate: Annotated[float, typer.Option("--lr", help="The peak rate of all of them.")] = 0.01,
     steps: Steps = None,

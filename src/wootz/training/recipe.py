@@ -88,7 +88,7 @@ class Phase(Section):
     share: float = Field(gt=0, le=1)
     """Of all tokens."""
     context: PositiveInt | None = None
-    """The rotary base grows with it (`wootz.training.stages.context`)."""
+    """Positions follow (``longer_rows``)."""
     weights: dict[str, float] | None = None
     """Of the sources, in this phase."""
     rate_factor: PositiveFloat = 1.0
@@ -131,6 +131,8 @@ class PretrainSection(Section):
     sample_every: PositiveInt = 200
     prompts: tuple[str, ...] = ("The ",)
     phases: tuple[Phase, ...] = ()
+    longer_rows: Literal["base", "yarn"] = "base"
+    """How positions follow when a phase has longer rows (`wootz.training.stages.context`)."""
     start_from: Path | None = None
     """A model folder to go on from (continual pretraining); its tokenizer is used."""
 

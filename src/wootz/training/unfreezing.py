@@ -1,7 +1,7 @@
 """`GradualUnfreezing`: of a model that goes on with other text, the top learns first, and lower layers join it one
 after another (ULMFiT, arXiv 1801.06146): while the top is far off, its gradients would tear at what the bottom knows.
-Layers that have not joined are not moved, need no gradients and no state, and what lies below the lowest that has joined is
-not even run backward. Layer-wise rates (``layer_decay``, from the same paper) go with it.
+Layers that have not joined are not moved, need no gradients and no state, and what lies below the lowest that has
+joined is not even run backward. Layer-wise rates (``layer_decay``, from the same paper) go with it.
 """
 
 from __future__ import annotations

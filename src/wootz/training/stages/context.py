@@ -1,25 +1,32 @@
 """Phases of one pretraining: short rows first, long ones late; a broad mixture first, the best text last.
 
 A phase has its share of all tokens. Where its rows are longer there are fewer of them, so that each step reads about as
-many tokens, and the base of the rotary positions grows as NTK-aware scaling has it,
+many tokens, and rotary positions are stretched, in one of two ways (``pretrain.longer_rows``):
 
-    base * (length / first length) ** (d / (d - 2)),
+- ``base``: the base grows as NTK-aware scaling has it, ``base * (length / first length) ** (d / (d - 2))``, for the
+  slowest pair of dimensions to turn over the longer rows exactly as far as it did over the first ones;
+- ``yarn`` (arXiv 2309.00071): pairs that turned often within the first rows are left alone, slow ones are slowed down
+  by ``length / first length``, and scores are sharpened a little. It asks for fewer steps at the new length.
 
-for the slowest pair of dimensions to turn over the longer rows exactly as far as it did over the first ones. Rows of
-all phases are read from the same stores. An anneal is a phase: the last share, other weights, a lower rate.
+A model that the run goes on from counts with the length that it was made for: up to that, its positions stay. Rows of
+all phases are read from the same text. An anneal is a phase: the last share, other weights, a lower rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from wootz.core.errors import ConfigError
 from wootz.data.batch import Batch, Batches
-from wootz.models.positions.rotary import Rotary
+from wootz.models.decoder import DecoderConfig
+from wootz.models.model_folder import read_config as read_model_config
+from wootz.models.positions.extension import extend
+from wootz.models.positions.rotary import Rotary, RotaryConfig
+from wootz.models.positions.scaling import YarnScaling
 from wootz.training.recipe import Phase, Recipe
 from wootz.training.trainer import Callback, Trainer
 
@@ -34,7 +41,8 @@ class Part:
     context: int
     rows: int
     """Of a micro-batch, over all ranks."""
-    rope_base: float
+    rotary: RotaryConfig | None
+    """None: as the model has its positions."""
 
     @property
     def end(self) -> int:
@@ -42,9 +50,10 @@ class Part:
 
 
 def parts(recipe: Recipe) -> list[Part]:
-    """The whole run is one phase if the recipe names none."""
+    """The whole run is one phase if the recipe names none. Raises `ConfigError` for rows that no batch holds, or for
+    which a model's positions cannot be stretched."""
     dial, model = recipe.dial, recipe.model
-    head_dim = dial.hidden_size // dial.num_heads
+    first_rotary, trained_length = first_positions(recipe)
     tokens_at_once = dial.micro_batch_rows * model.context * recipe.mesh.data
     found: list[Part] = []
     share = 0.0
@@ -56,22 +65,63 @@ def parts(recipe: Recipe) -> list[Part]:
                 f"phase {phase.name}: a batch of {tokens_at_once:,} tokens has no row of {context:,} for each process",
                 hint="set pretrain.batch_tokens",
             )
+        if first_rotary is None and context > trained_length:
+            raise ConfigError(
+                f"phase {phase.name}: rows of {context:,} are longer than the {trained_length:,} that "
+                f"{recipe.pretrain.start_from} was made for, and its positions cannot be stretched",
+                hint="only plain rotary positions can be",
+            )
         share += phase.share
         first = found[-1].end if found else 0
-        base = rope_base(model.rope_base, context / model.context, head_dim)
-        found.append(Part(phase, first, round(share * dial.steps) - first, context, rows, base))
+        rotary = first_rotary and stretched(first_rotary, trained_length, context, recipe.pretrain.longer_rows)
+        found.append(Part(phase, first, round(share * dial.steps) - first, context, rows, rotary))
     return found
 
 
-def rope_base(base: float, factor: float, head_dim: int) -> float:
-    return base * factor ** (head_dim / (head_dim - 2))
+def first_positions(recipe: Recipe) -> tuple[RotaryConfig | None, int]:
+    """The model's before any phase, None if they cannot be stretched, and the length of rows they are meant for."""
+    if (folder := recipe.pretrain.start_from) is None:
+        dial, model = recipe.dial, recipe.model
+        return RotaryConfig(dial.hidden_size // dial.num_heads, model.rope_base), model.context
+    config = read_model_config(folder)
+    assert isinstance(config, DecoderConfig)
+    rotaries = {getattr(layer.mixer, "rotary", None) for layer in config.layers}
+    rotary = rotaries.pop()
+    plain = not rotaries and rotary is not None and rotary.scaling is None
+    return rotary if plain else None, config.max_position_embeddings
 
 
-def set_rope_base(model: nn.Module, base: float) -> None:
+def stretched(rotary: RotaryConfig, trained_length: int, length: int, how: Literal["base", "yarn"]) -> RotaryConfig:
+    """For rows of ``length``. No model is unlearned what it can: shorter rows change nothing."""
+    factor = length / trained_length
+    if factor <= 1:
+        return rotary
+    if how == "yarn":
+        return replace(rotary, scaling=YarnScaling(factor, trained_length))
+    return replace(rotary, theta=rope_base(rotary.theta, factor, rotary.dim))
+
+
+def rope_base(base: float, factor: float, dim: int) -> float:
+    return base * factor ** (dim / (dim - 2))
+
+
+def set_positions(model: nn.Module, config: RotaryConfig) -> None:
     for module in model.modules():
-        if isinstance(module, Rotary):
-            module.config = replace(module.config, theta=base)
-            module.frequencies = module.config.frequencies(module.length).to(module.frequencies.device)
+        rotary = getattr(module, "rotary", None)
+        if isinstance(rotary, Rotary) and rotary.config != config:
+            setattr(module, "rotary", Rotary(config).to(rotary.frequencies.device))  # noqa: B010
+
+
+def finished_config(raw: dict[str, Any], last: Part, trained_length: int) -> dict[str, Any]:
+    """A model's ``config.json``, with the positions of the last phase."""
+    raw = raw | {"max_position_embeddings": max(last.context, trained_length)}
+    if last.rotary is None:
+        return raw
+    if isinstance(yarn := last.rotary.scaling, YarnScaling):
+        return extend(raw | {"max_position_embeddings": trained_length}, "yarn", yarn.factor)
+    if "rope_parameters" in raw:
+        return raw | {"rope_parameters": raw["rope_parameters"] | {"rope_theta": last.rotary.theta}}
+    return raw | {"rope_theta": last.rotary.theta}
 
 
 class Phases(Callback):
@@ -97,7 +147,8 @@ class Phases(Callback):
             trainer.report(
                 f"phase {self.part.phase.name}: rows of {self.part.context:,} tokens from step {trainer.step}"
             )
-        set_rope_base(trainer.model, self.part.rope_base)
+        if self.part.rotary is not None:
+            set_positions(trainer.model, self.part.rotary)
 
     def __next__(self) -> Batch:
         return next(self._batches)

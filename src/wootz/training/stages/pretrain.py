@@ -30,7 +30,7 @@ from wootz.training.recording import Every, Recorder, TensorBoard, Watch
 from wootz.training.runs import RunFolder
 from wootz.training.schedules import ScheduleConfig, build_schedule
 from wootz.training.stages.benchmarks import benchmarks_of, run_benchmarks
-from wootz.training.stages.context import Part, Phases, parts
+from wootz.training.stages.context import Part, Phases, finished_config, first_positions, parts
 from wootz.training.stages.evaluate import HeldOut, bits_per_byte, sample
 from wootz.training.trainer import Callback, Trainer, TrainerConfig, rank, world_size
 from wootz.training.unfreezing import GradualUnfreezing
@@ -79,7 +79,7 @@ def export(recipe: Recipe, run: RunFolder, trainer: Trainer) -> Decoder:
         )
     assert isinstance(model, Decoder)
     save(model, run.model, beside=run.tokenizer, replace=True)
-    _finish_config(run.model, parts(recipe)[-1], end_of_text(tokenizer))
+    _finish_config(recipe, run.model, end_of_text(tokenizer))
     write_fingerprint(run.model, tokenizer)
     return model
 
@@ -219,9 +219,9 @@ def batches(recipe: Recipe, run: RunFolder, part: Part, reader: int, num_readers
     return PackedBatches(stores, weights if given is None else {n: given.get(n, 0.0) for n in stores}, **how)
 
 
-def _finish_config(folder: Path, last: Part, end: int) -> None:
+def _finish_config(recipe: Recipe, folder: Path, end: int) -> None:
     """The config of what was learned: the positions of the last phase, and where an answer ends."""
     file = folder / "config.json"
-    raw = json.loads(file.read_text())
-    raw |= {"rope_theta": last.rope_base, "max_position_embeddings": last.context, "eos_token_id": end}
-    file.write_text(json.dumps(raw, indent=2) + "\n")
+    _, trained_length = first_positions(recipe)
+    raw = finished_config(json.loads(file.read_text()), parts(recipe)[-1], trained_length)
+    file.write_text(json.dumps(raw | {"eos_token_id": end}, indent=2) + "\n")
