@@ -86,19 +86,31 @@ class RoutingReport:
     drop_rate: float
     """Share of choices that found their expert full."""
 
+    choices_per_token: float
+
     @classmethod
     @torch.no_grad()
     def of(cls, routing: Routing) -> RoutingReport:
-        load_E, probabilities_TE = routing.load_E, routing.probabilities_TE
-        entropy_of_uniform = torch.log(torch.tensor(max(2.0, load_E.numel())))
         kept_Tk = routing.kept_Tk
+        return cls.of_sums(
+            routing.load_E,
+            num_tokens=len(routing.experts_Tk),
+            entropy=_entropy(routing.probabilities_TE).sum().item(),
+            turned_away=0.0 if kept_Tk is None else (~kept_Tk).sum().item(),
+        )
+
+    @classmethod
+    def of_sums(cls, load_E: Tensor, *, num_tokens: int, entropy: float, turned_away: float) -> RoutingReport:
+        """Of any number of passes: their loads, tokens, tokens' entropies in nats, and refused choices added up."""
+        entropy_of_uniform = torch.log(torch.tensor(max(2.0, load_E.numel())))
         return cls(
             load=tuple(load_E.tolist()),
             max_over_mean=(load_E.max() / load_E.float().mean()).item(),
             load_entropy=(_entropy(load_E / load_E.sum()) / entropy_of_uniform).item(),
-            token_entropy=(_entropy(probabilities_TE).mean() / entropy_of_uniform).item(),
+            token_entropy=entropy / num_tokens / entropy_of_uniform.item(),
             dead=tuple((load_E == 0).nonzero().flatten().tolist()),
-            drop_rate=0.0 if kept_Tk is None else 1 - kept_Tk.float().mean().item(),
+            drop_rate=turned_away / load_E.sum().item(),
+            choices_per_token=load_E.sum().item() / num_tokens,
         )
 
 

@@ -6,6 +6,7 @@
     metrics.jsonl      a line per step: loss, grad_norm, learning_rate, tokens_per_second
     evaluations.jsonl  held-out loss and bits per byte at steps
     samples.jsonl      what the model wrote at steps
+    experts.jsonl      of a mixture of experts, how busy each is
     events.jsonl       what guards saw and did
     checkpoints/       `wootz.training.checkpoints`
     plots/             curves as pictures

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wootz.training.checkpoints import Checkpoints
 from wootz.training.guards.corruption import CorruptionGuard
+from wootz.training.guards.experts import ExpertMonitor
 from wootz.training.guards.finite import FiniteGuard
 from wootz.training.guards.health import HealthMonitor
 from wootz.training.guards.spike import SpikeGuard
@@ -15,9 +16,9 @@ from wootz.training.trainer import Callback
 
 def guards_of(run: RunFolder, checkpoints: Checkpoints, *, vocab_size: int, whole: bool = True) -> list[Callback]:
     """Those that a run has unless it is told otherwise. The first that objects to an update gives the reason, so what
-    is no number is said to be that, and not a spike. Two of them ask the ``whole`` model, which no rank of a pipeline
+    is no number is said to be that, and not a spike. Three of them ask the ``whole`` model, which no rank of a pipeline
     can."""
-    asking = [CorruptionGuard(every=100), HealthMonitor(run, vocab_size)] if whole else []
+    asking = [CorruptionGuard(every=100), ExpertMonitor(run), HealthMonitor(run, vocab_size)] if whole else []
     return [
         FiniteGuard(),
         SpikeGuard(checkpoints),
