@@ -95,6 +95,8 @@ def test_a_stopped_stream_goes_on_with_any_number_of_ranks(corpus: tuple[Path, A
         assert torch.equal(batch.tokens_BT, torch.cat([part.tokens_BT for part in parts])), number
         assert torch.equal(batch.labels_BT, torch.cat([part.labels_BT for part in parts]))
         assert rest[1].state_dict() == whole.state_dict()
+        rest[0].load_state_dict(states)  # taken back, it reads the same again
+        assert torch.equal(next(rest[0]).tokens_BT, parts[0].tokens_BT)
 
 
 def test_a_state_of_other_data_is_refused(corpus: tuple[Path, Any]) -> None:

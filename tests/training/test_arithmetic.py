@@ -64,6 +64,19 @@ def test_float16_trains_as_with_pytorchs_scaler(monkeypatch: pytest.MonkeyPatch)
         assert weight.dtype == torch.float32
 
 
+def test_small_gradients_of_the_head_are_scaled_before_they_are_rounded() -> None:
+    """Of 2,048 tokens and 4,096 words each has a share of 1e-7, which float16 has no digits for."""
+    batch = Batch.of(torch.randint(64, (8, 257), generator=torch.Generator().manual_seed(0)))
+    gradients = []
+    for precision in ("fp32", "fp16"):
+        model = small_model(vocab_size=4096, tie_word_embeddings=False, max_position_embeddings=256)
+        trainer = small_trainer(model=model, precision=precision)
+        trainer._backward([batch])
+        trainer.loss_scale.unscale(trainer.parameters)
+        gradients.append(model.head.weight.grad[64:])  # of words that are nowhere
+    assert ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item() < 5e-3
+
+
 def one_rank_overflows(folder: Path) -> None:
     trainer = small_trainer(notes := Notes(), precision="fp16", steps=4)
     plain = trainer.objective
