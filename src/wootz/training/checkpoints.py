@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import (
@@ -221,17 +221,22 @@ def _numbers(trainer: Trainer) -> dict[str, Any]:
     groups: Any = get_optimizer_state_dict(trainer.model, trainer.optimizer)["param_groups"]
     return {
         "groups": [{name: value for name, value in group.items() if name != "params"} for group in groups],
-        "frozen": [name for name, parameter in trainer.model.named_parameters() if not parameter.requires_grad],
+        "frozen": [name for name, parameter in _weights(trainer) if not parameter.requires_grad],
     }
 
 
 def _freeze(trainer: Trainer, names: list[str]) -> None:
     """Weights that were not trained (`wootz.training.unfreezing`) have no state in a checkpoint, and are to have none
     after it is read."""
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in _weights(trainer):
         parameter.requires_grad_(name not in names)
         if name in names:
             trainer.optimizer.state.pop(parameter, None)
+
+
+def _weights(trainer: Trainer) -> list[tuple[str, nn.Parameter]]:
+    """Without those of nothing, such as the embedding of a pipeline's later stages."""
+    return [(name, parameter) for name, parameter in trainer.model.named_parameters() if parameter.numel()]
 
 
 def _names(trainer: Trainer) -> list[list[str]]:
