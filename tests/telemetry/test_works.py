@@ -15,13 +15,12 @@ from wootz.telemetry.works import at_work
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Those that were made; none takes time."""
     made = list[float]()
-    sleep = asyncio.sleep
 
     async def at_once(seconds: float) -> None:
         made.append(seconds)
-        await sleep(0)
+        await asyncio.sleep(0)
 
-    monkeypatch.setattr(works.asyncio, "sleep", at_once)
+    monkeypatch.setattr(works, "sleep", at_once)
     return made
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from asyncio import sleep
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -50,5 +51,5 @@ async def _keep_up(metrics: Metrics, name: str, work: Work) -> None:
                 pause = FIRST_PAUSE
             metrics.work_failures.labels(name).inc()
             log.exception("%s failed; begun again in %g s", name, pause)
-        await asyncio.sleep(pause)
+        await sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
