@@ -202,6 +202,15 @@ def test_a_recipe_is_carried_out_resumed_and_leaves_a_model(tmp_path: Path) -> N
         RunFolder.create(tmp_path / "run", Recipe.of(raw | {"seed": 1}, "test").model_dump(mode="json"))
 
 
+def test_a_run_of_an_older_version_lacks_what_is_new_since_and_goes_on(tmp_path: Path) -> None:
+    recipe = Recipe.load(RECIPES / "spark.toml").model_dump(mode="json")
+    older = recipe | {"pretrain": {name: value for name, value in recipe["pretrain"].items() if name != "unfreeze"}}
+    RunFolder.create(tmp_path, older)
+    with pytest.raises(ConfigError, match="other settings"):
+        RunFolder.create(tmp_path, recipe)
+    RunFolder.create(tmp_path, recipe, lambda kept: Recipe.of(kept, "kept").model_dump(mode="json"))
+
+
 @pytest.mark.slow
 def test_going_on_with_other_text_forgets_less_with_some_of_the_old(tmp_path: Path) -> None:
     old = _write_text(tmp_path / "old.jsonl", ["iron", "steel", "water", "fire", "smith", "blade"])

@@ -62,6 +62,7 @@ def carry_out(ctx: typer.Context, recipe: Recipe, out: Path, chaos: str = "") ->
     from wootz.training.guards.chaos import Chaos
     from wootz.training.making import make
     from wootz.training.processes import joined, start_all, started_by_torchrun
+    from wootz.training.recipe import Recipe
     from wootz.training.runs import RunFolder
     from wootz.training.stages.pretrain import device_of
     from wootz.training.trainer import rank
@@ -76,7 +77,11 @@ def carry_out(ctx: typer.Context, recipe: Recipe, out: Path, chaos: str = "") ->
     extra = [Chaos.parse(chaos)] if chaos else []
     with joined(recipe.mesh), live:
         device_of(recipe)  # Whether it is here, before hours of preparing text for it.
-        run = RunFolder.create(out, recipe.model_dump(mode="json")) if rank() == 0 else RunFolder(out)
+        run = RunFolder(out)
+        if rank() == 0:
+            RunFolder.create(
+                out, recipe.model_dump(mode="json"), lambda kept: Recipe.of(kept, str(out)).model_dump(mode="json")
+            )
         reports = make(
             recipe, run, home, bar=lambda stage: progress_bar(stage, quiet=stage == "pretrain"),
             watch=live.step, report=live.say, told=live.told, extra=extra,

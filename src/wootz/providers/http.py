@@ -33,6 +33,10 @@ from wootz.providers.upstream_errors import error_from_response
 MAX_BODY_BYTES = 64 * 2**20
 """Of a whole answer: embeddings of a large batch are the longest."""
 
+IDLE_SECONDS = {"http": 4.0, "https": 15.0}
+"""How long a connection is kept for the next request. A server that hangs up just as it is asked fails a request that
+can't be repeated safely, so we have to be first: uvicorn, and so most servers of one's own, wait for 5 seconds, what
+stands behind a balancer for a minute."""
 LAST_WORD_SECONDS = 0.1
 """An endpoint that does not end its answer by then is left, and a new connection costs less than waiting."""
 
@@ -161,7 +165,9 @@ class Http:
         if self._session is None:
             timeouts, scheme = self.endpoint.timeouts, urlsplit(self.endpoint.base_url).scheme
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=_tls() if scheme == "https" else True),
+                connector=aiohttp.TCPConnector(
+                    limit=0, ssl=_tls() if scheme == "https" else True, keepalive_timeout=IDLE_SECONDS[scheme]
+                ),
                 timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect, sock_read=timeouts.silence),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

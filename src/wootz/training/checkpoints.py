@@ -144,7 +144,7 @@ class Checkpoints(Callback):
         folder, batches = self.folder / f"step_{step}", trainer.batches.state_dict()
         own = folder / f"rank_{rank()}.json"
         state = json.loads((own if own.exists() else folder / "rank_0.json").read_text())
-        _freeze(trainer, state["frozen"])
+        _freeze(trainer, state.get("frozen", []))  # Checkpoints of older versions do not say.
         tensors = _tensors(trainer)
         own_part = held(tensors)
         with warnings.catch_warnings(action="ignore"):

@@ -25,7 +25,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -45,12 +45,18 @@ class RunFolder:
         self.path = Path(path)
 
     @staticmethod
-    def create(path: Path | str, recipe: dict[str, Any]) -> RunFolder:
-        """A new folder, or that of the same recipe to go on in. Raises `ConfigError` for one of another recipe."""
+    def create(
+        path: Path | str, recipe: dict[str, Any], today: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    ) -> RunFolder:
+        """A new folder, or that of the same recipe to go on in. Raises `ConfigError` for one of another recipe.
+
+        ``today`` makes of a recipe that an older version of us wrote what this one would write.
+        """
         run = RunFolder(path)
         if (run.path / "recipe.json").exists():
-            if run.recipe != json.loads(json.dumps(recipe)):
-                changed = ", ".join(_differences(run.recipe, json.loads(json.dumps(recipe))))
+            wanted = json.loads(json.dumps(recipe))
+            if (kept := today(run.recipe)) != wanted:
+                changed = ", ".join(_differences(kept, wanted))
                 raise ConfigError(f"{path}: holds a run with other settings ({changed})", hint="choose another --out")
             return run
         if run.path.exists() and any(run.path.iterdir()):

@@ -207,7 +207,8 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.rate_factor = state["step"], state["rate_factor"]
-        self.loss_scale.load_state_dict(state["loss_scale"])
+        if "loss_scale" in state:  # Checkpoints of older versions have none.
+            self.loss_scale.load_state_dict(state["loss_scale"])
         self.batches.load_state_dict(state["batches"])
         set_random_state(state["random"])
         for callback in self.callbacks:
