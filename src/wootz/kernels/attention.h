@@ -1,7 +1,14 @@
 // Causal attention over paged keys and values, read where they lie.
 //
 // A place in the cache holds a token's keys and then its values, all heads: (2, kv_heads, head_dim) numbers, floats or
-// halves (Number), which are computed with as floats. The query heads that share a key/value head are computed together, so that each key and value is read once for all of them.
+// halves (Number), which are computed with as floats. The query heads that share a key/value head are computed together,
+// so that each key and value is read once for all of them.
+//
+// Keys are seen in blocks, each by itself, whose sums are then merged in their order (online softmax, arXiv 1805.02867;
+// FlashAttention). So a prompt's tasks are (query tokens, a head), which keep a block of keys in the cache for all their
+// rows; and those of a single token are its blocks, with all heads, which read memory in the order in which it lies and
+// spread over threads (Flash-Decoding). Blocks begin at multiples of `keys_at_once`: a token sees the same numbers, to
+// the last bit, whether it is computed alone, in a prompt or in a draft that is being checked.
 
 #pragma once
 #include <type_traits>
@@ -13,22 +20,32 @@
 namespace wootz::WOOTZ_ISA {
 namespace {
 
-template <class Number>
-inline void fetch(const Number* p, long count) {
-    for (long i = 0; i < count; i += 64 / long(sizeof(Number))) __builtin_prefetch(p + i);
-}
+constexpr long keys_at_once = 64, rows_at_once = 3;
 
-struct AttentionScratch {
-    std::vector<const void*> keys;  // where each token's key of this head lies; its value is `value_offset` further on
-    std::vector<float> queries, scores, sums, tops, totals, factors;
+// What queries saw of some keys: the largest score, the sum of weights, and the sum of weighted values (head_dim).
+struct Seen {
+    float *tops, *totals, *sums;
 };
 
-// --- one key/value head of one sequence --------------------------------------------------------------------------
-// Keys come in blocks, with a running maximum and sum per query (online softmax, arXiv 1805.02867; FlashAttention).
-// Blocks begin at multiples of `keys_at_once`, and no sum's order depends on what else is computed: a token sees the
-// same numbers, to the last bit, whether it is computed alone, in a prompt or in a draft that is being checked.
+struct SeenBuffer {
+    std::vector<float> tops, totals, sums;
 
-constexpr long keys_at_once = 64, rows_at_once = 3;
+    void resize(long rows, long head_dim) {
+        tops.resize(rows);
+        totals.resize(rows);
+        sums.resize(rows * head_dim);
+    }
+    Seen from(long row, long head_dim) { return {&tops[row], &totals[row], &sums[row * head_dim]}; }
+};
+
+struct AttentionScratch {
+    std::vector<const void*> tokens;  // where each lies in the cache
+    std::vector<float> queries, scores;
+    SeenBuffer block, all;
+};
+
+// --- one block of keys -------------------------------------------------------------------------------------------
+
 constexpr long value_vecs = lanes == 4 ? 4 : 32 / lanes;  // of a value, summed up together, in registers
 
 // The sums of `lanes` vectors, each in its lane.
@@ -55,15 +72,15 @@ inline void in_threes(long rows, const Work& work) {
     if (rows - r == 1) work(std::integral_constant<int, 1>{}, r);
 }
 
-// scores[r, j] = q[r] . key[j] for a block of keys.
+// scores[r, j] = q[r] . key[j] for a block of tokens, whose keys of this head are at `offset` of what is kept of them.
 template <int rows, class Number>
-inline void score_rows(const float* q, const Number* const* keys, long count, long head_dim, float* scores) {
+inline void score_rows(const float* q, const Number* const* kept, long offset, long count, long head_dim, float* scores) {
     constexpr int together = 4;  // keys
     for (long first = 0; first < count; first += lanes) {
         vec products[rows][lanes];
         for (long j = 0; j < lanes; j += together) {
             const Number* own[together];
-            for (int k = 0; k < together; ++k) own[k] = keys[std::min(first + j + k, count - 1)];
+            for (int k = 0; k < together; ++k) own[k] = kept[std::min(first + j + k, count - 1)] + offset;
             vec acc[rows][together] = {};
             for (long i = 0; i < head_dim; i += lanes)
                 for (int k = 0; k < together; ++k) {
@@ -77,16 +94,14 @@ inline void score_rows(const float* q, const Number* const* keys, long count, lo
     }
 }
 
-// sums[r] = factors[r] * sums[r] + sum over keys of weights[r, j] * value[j].
+// sums[r] = sum over tokens of weights[r, j] * value[j].
 template <int rows, class Number>
-inline void add_values(const float* weights, const Number* const* keys, long count, long head_dim, long value_offset,
-                       const float* factors, float* sums) {
+inline void sum_values(const float* weights, const Number* const* kept, long offset, long count, long head_dim,
+                       float* sums) {
     for (long i = 0; i < head_dim; i += value_vecs * lanes) {
-        vec acc[rows][value_vecs];
-        for (int r = 0; r < rows; ++r)
-            for (int w = 0; w < value_vecs; ++w) acc[r][w] = load(sums + r * head_dim + i + w * lanes) * factors[r];
+        vec acc[rows][value_vecs] = {};
         for (long j = 0; j < count; ++j) {
-            const Number* value = keys[j] + value_offset + i;
+            const Number* value = kept[j] + offset + i;
             vec v[value_vecs];
             for (int w = 0; w < value_vecs; ++w) v[w] = load(value + w * lanes);
             for (int r = 0; r < rows; ++r) {
@@ -100,109 +115,199 @@ inline void add_values(const float* weights, const Number* const* keys, long cou
 }
 
 // Make weights of the scores that a query at position `at` may see, the block's first key being at `key`.
-inline void soften(float* row, long count, long key, long at, long window, float& top, float& total, float& factor) {
+inline void soften(float* row, long count, long key, long at, long window, float& top, float& total) {
     const long end = std::min(count, at + 1 - key);
     const long begin = window ? std::max(0L, at - window + 1 - key) : 0;
     for (long j = 0; j < std::min(begin, keys_at_once); ++j) row[j] = -INFINITY;
     for (long j = std::max(0L, end); j < keys_at_once; ++j) row[j] = -INFINITY;
     vec tops = load(row);
     for (long j = lanes; j < keys_at_once; j += lanes) tops = larger(tops, load(row + j));
-    const float most = std::max(top, largest(tops));
-    if (most == -INFINITY) {  // nothing to see yet
-        std::fill_n(row, keys_at_once, 0.0f);
-        factor = 1.0f;
-        return;
-    }
+    top = largest(tops), total = 0;
+    if (top == -INFINITY) return std::fill_n(row, keys_at_once, 0.0f), void();  // nothing to see
     vec totals = {};
     for (long j = 0; j < keys_at_once; j += lanes) {
         const vec scores = load(row + j);
-        const vec weights = scores == -INFINITY ? vec{} : exp_of(scores - most);
+        const vec weights = scores == -INFINITY ? vec{} : exp_of(scores - top);
         totals += weights;
         store(row + j, weights);
     }
-    factor = top == -INFINITY ? 0.0f : std::exp(top - most);
-    total = total * factor + sum(totals);
+    total = sum(totals);
+}
+
+// What `rows` scaled queries see of the tokens `kept`, the first of which is at position `key`. Row r stands at position
+// `at + r / group`.
+template <class Number>
+inline void see_block(const float* queries, long rows, long group, long at, const Number* const* kept, long count, long key,
+                      long window, const CacheView& cache, long kv_head, float* scores, Seen seen) {
+    const long d = cache.head_dim, keys = kv_head * d, values = (cache.kv_heads + kv_head) * d;
+    in_threes(rows, [&](auto n, long r) {
+        score_rows<n>(queries + r * d, kept, keys, count, d, scores + r * keys_at_once);
+    });
+    for (long r = 0; r < rows; ++r)
+        soften(scores + r * keys_at_once, count, key, at + r / group, window, seen.tops[r], seen.totals[r]);
+    in_threes(rows, [&](auto n, long r) {
+        sum_values<n>(scores + r * keys_at_once, kept, values, count, d, seen.sums + r * d);
+    });
+}
+
+// Add a block to what was seen before it. Never inlined, so that its roundings are the same wherever it is used.
+__attribute__((noinline)) void merge(float block_top, float block_total, const float* block, float& top, float& total,
+                                     float* sums, long head_dim) {
+    if (block_top == -INFINITY) return;
+    const float most = std::max(top, block_top);
+    const float before = top == -INFINITY ? 0.0f : std::exp(top - most), now = std::exp(block_top - most);
+    total = total * before + block_total * now;
+    for (long i = 0; i < head_dim; i += lanes) store(sums + i, load(sums + i) * before + load(block + i) * now);
     top = most;
 }
 
-// `tokens` queries at positions position.. over `scratch.keys`, the first of which is at `first_key`. Query and output
-// rows: token t, head h at t * row_stride + h * head_dim.
-template <class Number>
-inline void attend_rows(const float* q, float* out, long row_stride, long tokens, long heads, long position,
-                        long first_key, long window, long head_dim, long value_offset, float scale, AttentionScratch& s) {
-    const long rows = tokens * heads, end = position + tokens;
-    s.queries.resize(rows * head_dim);
-    s.scores.resize(rows * keys_at_once);
-    s.sums.assign(rows * head_dim, 0.0f);
-    s.tops.assign(rows, -INFINITY);
-    s.totals.assign(rows, 0.0f);
-    s.factors.resize(rows);
-    for (long r = 0; r < rows; ++r)
-        for (long i = 0; i < head_dim; i += lanes)
-            store(&s.queries[r * head_dim + i], scale * load(q + r / heads * row_stride + r % heads * head_dim + i));
-    const auto all = reinterpret_cast<const Number* const*>(s.keys.data());
-    for (long key = first_key; key < end; key += keys_at_once) {
-        const Number* const* keys = all + (key - first_key);
-        const long count = std::min(keys_at_once, end - key);
-        if (tokens == 1)  // what is read only once lies too far apart for the processor to see it coming
-            for (long j = count; j < std::min(count + keys_at_once, end - key); ++j) {
-                fetch(keys[j], head_dim);
-                fetch(keys[j] + value_offset, head_dim);
-            }
-        const auto score = [&](auto n, long r) {
-            score_rows<n>(&s.queries[r * head_dim], keys, count, head_dim, &s.scores[r * keys_at_once]);
-        };
-        const auto add = [&](auto n, long r) {
-            add_values<n>(&s.scores[r * keys_at_once], keys, count, head_dim, value_offset, &s.factors[r],
-                          &s.sums[r * head_dim]);
-        };
-        in_threes(rows, score);
-        for (long r = 0; r < rows; ++r)
-            soften(&s.scores[r * keys_at_once], count, key, position + r / heads, window, s.tops[r], s.totals[r],
-                   s.factors[r]);
-        in_threes(rows, add);
-    }
-    for (long r = 0; r < rows; ++r)
-        for (long i = 0; i < head_dim; i += lanes)
-            store(out + r / heads * row_stride + r % heads * head_dim + i,
-                  load(&s.sums[r * head_dim + i]) * (1.0f / s.totals[r]));
+inline void scaled(const float* q, float scale, long count, float* out) {
+    for (long i = 0; i < count; i += lanes) store(out + i, scale * load(q + i));
+}
+
+inline void finish(const Seen& seen, long row, long head_dim, float* out) {
+    for (long i = 0; i < head_dim; i += lanes)
+        store(out + i, load(seen.sums + row * head_dim + i) * (1.0f / seen.totals[row]));
 }
 
 // --- all sequences of a step -------------------------------------------------------------------------------------
 
 constexpr long query_tokens = 24;  // of one task; with three heads each, 72 rows share what is read of a block of keys
 
-// Keys of one head, from the first that any of the chunk's tokens may see.
+// Where tokens [first, end) of a sequence lie.
 template <class Number>
-inline void gather_keys(const CacheView& cache, const Chunk& chunk, long kv_head, long first, long end,
-                        AttentionScratch& scratch) {
+inline const Number* const* find_tokens(const CacheView& cache, const Chunk& chunk, long first, long end,
+                                        std::vector<const void*>& found) {
     const long token_size = 2 * cache.kv_heads * cache.head_dim;
-    scratch.keys.resize(end - first);
+    found.resize(end - first);
     for (long p = first; p < end; ++p) {
         const long place = long(chunk.table[p / cache.block_size]) * cache.block_size + p % cache.block_size;
-        scratch.keys[p - first] = static_cast<const Number*>(cache.data) + place * token_size + kv_head * cache.head_dim;
+        found[p - first] = static_cast<const Number*>(cache.data) + place * token_size;
+    }
+    return reinterpret_cast<const Number* const*>(found.data());
+}
+
+// The block of keys in which the window of a token begins.
+inline long first_block(long position, long window) {
+    return window ? std::max(0L, position - window + 1) / keys_at_once : 0;
+}
+
+// What attention has to do in a step, the same for all layers.
+struct AttentionPlan {
+    struct Prompt {
+        const Chunk* chunk;
+        long from, count;  // of its tokens, more than one
+    };
+    struct Single {
+        const Chunk* chunk;
+        long from;      // the token
+        long seen_at;   // of its first block
+        long blocks;
+        long position() const { return chunk->start + from; }
+    };
+    struct Block {
+        const Single* single;
+        long index;
+    };
+    std::vector<Prompt> prompts;
+    std::vector<Single> singles;
+    std::vector<Block> blocks;
+
+    explicit AttentionPlan(const std::vector<Chunk>& chunks) {
+        for (const Chunk& chunk : chunks)
+            for (long from = 0; from < chunk.tokens; from += query_tokens) {
+                const long count = std::min(query_tokens, chunk.tokens - from);
+                if (count > 1)
+                    prompts.push_back({&chunk, from, count});
+                else
+                    singles.push_back({&chunk, from, 0, (chunk.start + from) / keys_at_once + 1});
+            }
+        for (Single& single : singles) {
+            single.seen_at = long(blocks.size());
+            for (long i = 0; i < single.blocks; ++i) blocks.push_back({&single, i});
+        }
+    }
+};
+
+struct AttentionCall {
+    const CacheView& cache;
+    long heads;
+    const float* q;  // (tokens, heads, head_dim), as is `out`
+    float* out;
+    float scale;
+    long window;
+};
+
+// Query tokens [from, from + count) of a chunk, for the query heads that read `kv_head`.
+template <class Number>
+inline void attend_prompt_of(const AttentionCall& call, const AttentionPlan::Prompt& task, long kv_head, AttentionScratch& s) {
+    const CacheView& cache = call.cache;
+    const long d = cache.head_dim, group = call.heads / cache.kv_heads, rows = task.count * group;
+    const long position = task.chunk->start + task.from, end = position + task.count;
+    const long first = first_block(position, call.window) * keys_at_once;
+    const auto all = find_tokens<Number>(cache, *task.chunk, first, end, s.tokens);
+    const auto place = [&](long row) {
+        return ((task.chunk->row + task.from + row / group) * call.heads + kv_head * group + row % group) * d;
+    };
+    s.queries.resize(rows * d);
+    s.scores.resize(rows * keys_at_once);
+    s.block.resize(rows, d);
+    s.all.tops.assign(rows, -INFINITY);
+    s.all.totals.assign(rows, 0.0f);
+    s.all.sums.assign(rows * d, 0.0f);
+    const Seen block = s.block.from(0, d), seen = s.all.from(0, d);
+    for (long r = 0; r < rows; ++r) scaled(call.q + place(r), call.scale, d, &s.queries[r * d]);
+    for (long key = first; key < end; key += keys_at_once) {
+        see_block(s.queries.data(), rows, group, position, all + (key - first), std::min(keys_at_once, end - key), key,
+                  call.window, cache, kv_head, s.scores.data(), block);
+        for (long r = 0; r < rows; ++r)
+            merge(block.tops[r], block.totals[r], block.sums + r * d, seen.tops[r], seen.totals[r], seen.sums + r * d, d);
+    }
+    for (long r = 0; r < rows; ++r) finish(seen, r, d, call.out + place(r));
+}
+
+// One block of keys of a single token: all heads, as its keys and values lie together. Into `seen`: rows (blocks, heads).
+template <class Number>
+inline void attend_block_of(const AttentionCall& call, const AttentionPlan::Block& task, SeenBuffer& seen,
+                            AttentionScratch& s) {
+    const AttentionPlan::Single& single = *task.single;
+    if (task.index < first_block(single.position(), call.window)) return;
+    const CacheView& cache = call.cache;
+    const long d = cache.head_dim, group = call.heads / cache.kv_heads;
+    const long key = task.index * keys_at_once, count = std::min(keys_at_once, single.position() + 1 - key);
+    const auto kept = find_tokens<Number>(cache, *single.chunk, key, key + count, s.tokens);
+    s.queries.resize(call.heads * d);
+    s.scores.resize(group * keys_at_once);
+    scaled(call.q + (single.chunk->row + single.from) * call.heads * d, call.scale, call.heads * d, s.queries.data());
+    for (long kv_head = 0; kv_head < cache.kv_heads; ++kv_head) {
+        const long head = kv_head * group;
+        see_block(&s.queries[head * d], group, group, single.position(), kept, count, key, call.window, cache, kv_head,
+                  s.scores.data(), seen.from((single.seen_at + task.index) * call.heads + head, d));
     }
 }
 
-// Attention of query tokens [from, from + count) of a chunk, for the query heads that read `kv_head`.
-template <class Number>
-inline void attend_chunk_of(const CacheView& cache, const Chunk& chunk, long kv_head, long from, long count, long group,
-                         const float* q, float* out, float scale, long window, AttentionScratch& scratch) {
-    const long head_dim = cache.head_dim, value_offset = cache.kv_heads * head_dim;
-    const long row_stride = cache.kv_heads * group * head_dim;
-    const long position = chunk.start + from, end = position + count;
-    // From the block of keys in which the first token's window begins.
-    const long first = window ? std::max(0L, position - window + 1) / keys_at_once * keys_at_once : 0;
-    gather_keys<Number>(cache, chunk, kv_head, first, end, scratch);
-    const long at = (chunk.row + from) * row_stride + kv_head * group * head_dim;
-    attend_rows<Number>(q + at, out + at, row_stride, count, group, position, first, window, head_dim, value_offset, scale,
-                        scratch);
+// One head of a single token, of what its blocks saw.
+inline void merge_blocks(const AttentionCall& call, const AttentionPlan::Single& single, long head, SeenBuffer& seen,
+                         AttentionScratch& s) {
+    const long d = call.cache.head_dim;
+    float top = -INFINITY, total = 0;
+    s.all.sums.assign(d, 0.0f);
+    for (long i = first_block(single.position(), call.window); i < single.blocks; ++i) {
+        const Seen block = seen.from((single.seen_at + i) * call.heads + head, d);
+        merge(*block.tops, *block.totals, block.sums, top, total, s.all.sums.data(), d);
+    }
+    finish({&top, &total, s.all.sums.data()}, 0, d,
+           call.out + ((single.chunk->row + single.from) * call.heads + head) * d);
 }
 
-template <class... Rest>
-inline void attend_chunk(const CacheView& cache, Rest&&... rest) {
-    if (cache.is_half) return attend_chunk_of<Half>(cache, rest...);
-    attend_chunk_of<float>(cache, rest...);
+inline void attend_prompt(const AttentionCall& call, const AttentionPlan::Prompt& task, long kv_head, AttentionScratch& s) {
+    if (call.cache.is_half) return attend_prompt_of<Half>(call, task, kv_head, s);
+    attend_prompt_of<float>(call, task, kv_head, s);
+}
+
+inline void attend_block(const AttentionCall& call, const AttentionPlan::Block& task, SeenBuffer& seen, AttentionScratch& s) {
+    if (call.cache.is_half) return attend_block_of<Half>(call, task, seen, s);
+    attend_block_of<float>(call, task, seen, s);
 }
 
 // Put a head's numbers where they belong.

@@ -1,5 +1,5 @@
 // A whole decoder in one parallel region: what would be some dozen operations per layer, each started and awaited from
-// Python, is seven phases with a barrier in between. At one token per step that waiting is as long as the work.
+// Python, is seven or eight phases with a barrier in between. At one token per step that waiting is as long as the work.
 //
 //     norm, round  ->  q, k, v by head: norm, turn, into the cache  ->  attention, round  ->  output into the stream
 //     norm, round  ->  gate and up: activate, round                ->  down into the stream
@@ -177,27 +177,39 @@ inline void norm_row(const Norm& output_norm, const Norm& norm, StackRun& run, W
     run.normed.put_row(t, normed);
 }
 
-struct AttentionTask {
-    const Chunk* chunk;
-    long from, count;  // of its tokens
-};
-
-inline std::vector<AttentionTask> attention_tasks(const std::vector<Chunk>& chunks) {
-    std::vector<AttentionTask> tasks;
-    for (const Chunk& chunk : chunks)
-        for (long from = 0; from < chunk.tokens; from += query_tokens)
-            tasks.push_back({&chunk, from, std::min(query_tokens, chunk.tokens - from)});
-    return tasks;
+// Attention in two phases: prompts, and blocks of keys of single tokens; then what the latter saw, merged. `done(token,
+// first head, heads)` for what is ready.
+template <class Share, class Done>
+inline void attend_all(const AttentionCall& call, const AttentionPlan& plan, SeenBuffer& seen, AttentionScratch& own,
+                       const Share& share, const Done& done) {
+    const long kv_heads = call.cache.kv_heads, group = call.heads / kv_heads;
+    const long prompts = long(plan.prompts.size()) * kv_heads;
+    share(prompts + long(plan.blocks.size()), [&](long i) {
+        if (i >= prompts) return attend_block(call, plan.blocks[i - prompts], seen, own);
+        const AttentionPlan::Prompt& task = plan.prompts[plan.prompts.size() - 1 - i / kv_heads];  // the longest first
+        attend_prompt(call, task, i % kv_heads, own);
+        const long first = task.chunk->row + task.from;
+        for (long t = first; t < first + task.count; ++t) done(t, i % kv_heads * group, group);
+    });
+    if (plan.singles.empty()) return;
+    share(long(plan.singles.size()) * kv_heads, [&](long i) {
+        const AttentionPlan::Single& single = plan.singles[i / kv_heads];
+        const long first = i % kv_heads * group;
+        for (long head = first; head < first + group; ++head) merge_blocks(call, single, head, seen, own);
+        done(single.chunk->row + single.from, first, group);
+    });
 }
 
 void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& step, int threads) {
     StackRun run(layers, step);
     const long T = step.tokens, blocks_of_tokens = (T + tokens_of_task - 1) / tokens_of_task;
-    const auto tasks = attention_tasks(step.chunks);
+    const AttentionPlan plan(step.chunks);
+    SeenBuffer seen;
     long widest = 0, q_width = 0;
     for (const StackLayer& layer : layers) {
         widest = std::max(widest, layer.down.columns);
         q_width = std::max(q_width, layer.heads * layer.cache.head_dim);
+        seen.resize(std::max(long(seen.tops.size()), long(plan.blocks.size()) * layer.heads), layer.cache.head_dim);
     }
     run.normed.resize(T, step.hidden);
     run.gated.resize(T, widest);
@@ -212,7 +224,7 @@ void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& s
             run.places.push_back(chunk.table[p / block_size] * block_size + p % block_size);
         }
     const Norm none;
-    Phases phases(7 * layers.size() + 1, threads);
+    Phases phases(8 * layers.size() + 1, threads);
 
 #pragma omp parallel num_threads(threads)
     {
@@ -228,19 +240,16 @@ void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& s
         };
         const Norm* waiting = &none;
         for (const StackLayer& layer : layers) {
-            const long d = layer.cache.head_dim, kv_heads = layer.cache.kv_heads, group = layer.heads / kv_heads;
+            const long d = layer.cache.head_dim, kv_heads = layer.cache.kv_heads;
             const long hidden_groups = (step.hidden + rows_of_task - 1) / rows_of_task;
             share(T, [&](long t) { norm_row(*waiting, layer.attention_norm, run, own, t); });
             pieces(layer.heads + 2 * kv_heads,
                    [&](long head, long t0, long n) { project_head(layer, run, own, head, t0, n); });
-            share(long(tasks.size()) * kv_heads, [&](long i) {
-                const AttentionTask& task = tasks[tasks.size() - 1 - i / kv_heads];  // the longest first
-                const long kv_head = i % kv_heads;
-                attend_chunk(layer.cache, *task.chunk, kv_head, task.from, task.count, group, run.q.data(),
-                             run.attention_out.data(), layer.scale, layer.window, own.attention);
-                for (long t = task.chunk->row + task.from; t < task.chunk->row + task.from + task.count; ++t)
-                    for (long c = kv_head * group * d; c < (kv_head + 1) * group * d; c += packed_columns)
-                        run.attended.put(t, c, &run.attention_out[t * layer.heads * d + c]);
+            const AttentionCall call{layer.cache, layer.heads, run.q.data(), run.attention_out.data(), layer.scale,
+                                     layer.window};
+            attend_all(call, plan, seen, own.attention, share, [&](long t, long head, long heads) {
+                for (long c = head * d; c < (head + heads) * d; c += packed_columns)
+                    run.attended.put(t, c, &run.attention_out[t * layer.heads * d + c]);
             });
             pieces(hidden_groups, [&](long i, long t0, long n) {
                 into_stream(layer.output, layer.attention_output_norm.weight, run.attended, run, own, i * rows_of_task, t0, n);
@@ -291,17 +300,16 @@ void unpacked_rows(const PackedMatrix& w, const int64_t* rows, long count, float
 
 void attend(const CacheView& cache, const std::vector<Chunk>& chunks, const float* q, float* out, long heads, float scale,
             long window, int threads) {
-    const auto tasks = attention_tasks(chunks);
-    Phases phases(1, threads);
+    const AttentionPlan plan(chunks);
+    SeenBuffer seen;
+    seen.resize(long(plan.blocks.size()) * heads, cache.head_dim);
+    Phases phases(2, threads);
 #pragma omp parallel num_threads(threads)
     {
         AttentionScratch scratch;
         long phase = 0;
-        phases.run(phase, long(tasks.size()) * cache.kv_heads, [&](long i) {
-            const AttentionTask& task = tasks[tasks.size() - 1 - i / cache.kv_heads];
-            attend_chunk(cache, *task.chunk, i % cache.kv_heads, task.from, task.count, heads / cache.kv_heads, q, out,
-                         scale, window, scratch);
-        });
+        attend_all({cache, heads, q, out, scale, window}, plan, seen, scratch,
+                   [&](long count, auto&& work) { phases.run(phase, count, work); }, [](long, long, long) {});
     }
 }
 
