@@ -22,6 +22,11 @@ namespace {
 
 constexpr long keys_at_once = 64, rows_at_once = 3;
 
+template <class Number>
+inline void fetch(const Number* p, long count) {
+    for (long i = 0; i < count; i += 64 / long(sizeof(Number))) __builtin_prefetch(p + i, 0, 2);
+}
+
 // What queries saw of some keys: the largest score, the sum of weights, and the sum of weighted values (head_dim).
 struct Seen {
     float *tops, *totals, *sums;
@@ -275,12 +280,14 @@ inline void attend_block_of(const AttentionCall& call, const AttentionPlan::Bloc
     const CacheView& cache = call.cache;
     const long d = cache.head_dim, group = call.heads / cache.kv_heads;
     const long key = task.index * keys_at_once, count = std::min(keys_at_once, single.position() + 1 - key);
-    const auto kept = find_tokens<Number>(cache, *single.chunk, key, key + count, s.tokens);
+    const long fetched = std::min(key + count + keys_at_once, single.position() + 1);  // the block that comes next
+    const auto kept = find_tokens<Number>(cache, *single.chunk, key, fetched, s.tokens);
     s.queries.resize(call.heads * d);
     s.scores.resize(group * keys_at_once);
     scaled(call.q + (single.chunk->row + single.from) * call.heads * d, call.scale, call.heads * d, s.queries.data());
     for (long kv_head = 0; kv_head < cache.kv_heads; ++kv_head) {
         const long head = kv_head * group;
+        for (long p = key + count + kv_head; p < fetched; p += cache.kv_heads) fetch(kept[p - key], 2 * cache.kv_heads * d);
         see_block(&s.queries[head * d], group, group, single.position(), kept, count, key, call.window, cache, kv_head,
                   s.scores.data(), seen.from((single.seen_at + task.index) * call.heads + head, d));
     }
