@@ -184,8 +184,8 @@ inline void attend_all(const AttentionCall& call, const AttentionPlan& plan, See
                        const Share& share, const Done& done) {
     const long kv_heads = call.cache.kv_heads, group = call.heads / kv_heads;
     const long prompts = long(plan.prompts.size()) * kv_heads;
-    share(prompts + long(plan.blocks.size()), [&](long i) {
-        if (i >= prompts) return attend_block(call, plan.blocks[i - prompts], seen, own);
+    share(prompts + long(plan.blocks.size()) * kv_heads, [&](long i) {
+        if (i >= prompts) return attend_block(call, plan.blocks[(i - prompts) / kv_heads], (i - prompts) % kv_heads, seen, own);
         const AttentionPlan::Prompt& task = plan.prompts[plan.prompts.size() - 1 - i / kv_heads];  // the longest first
         attend_prompt(call, task, i % kv_heads, own);
         const long first = task.chunk->row + task.from;
