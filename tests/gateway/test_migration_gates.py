@@ -134,7 +134,7 @@ def test_in_the_shadow_nobody_is_satisfied() -> None:
     assert "satisfaction" not in verdicts(arm(300, 1), arm(300, 2), shadow=True)
 
 
-@pytest.mark.parametrize("migrations", [10, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("migrations", [10, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_two_equal_models_are_hardly_ever_rolled_back(migrations: int) -> None:
     """17 looks at each, from the new one's first request to its 2,000th."""
     rolled_back = 0

@@ -229,7 +229,7 @@ def case_of(examples: int, steps: int) -> type:
 
 
 TestMachine = case_of(8, 20)
-TestMachineForLong = pytest.mark.slow(case_of(150, 40))
+TestMachineForLong = pytest.mark.timeout(900)(pytest.mark.slow(case_of(150, 40)))
 
 CHILD = """
 import asyncio, sys
