@@ -10,8 +10,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 up: $(VENV)/.up  ## Install what is needed and start the platform
 	@exec $(BIN)/wootz up
 
-test: check  ## Everything that must hold, in a process more than there are cores, as some always wait for servers
-	$(BIN)/pytest -n $$($(PYTHON) -c 'import os; print(os.cpu_count() + 1)') --dist loadscope
+test: check  ## Everything that must hold, in a process for each core
+	$(BIN)/pytest -n auto --dist loadscope
 
 check: $(VENV)/.dev  ## Style, types and the floors of the house
 	$(BIN)/ruff check

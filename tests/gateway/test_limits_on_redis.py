@@ -66,7 +66,7 @@ async def spend(redis_server: RedisServer, database_url: str, num_requests: int,
     assert outcomes.total() == report.requests == num_requests
     assert outcomes["budget_exceeded"] > num_requests // 10
     assert report.cost <= budget, "nobody used more than was held for it, so nothing was overspent"
-    assert report.cost > budget * Decimal("0.9"), "and the budget could be spent"
+    assert report.cost > budget / 2, "and the budget could be spent, but for what was held by others at the wrong time"
     assert (int(state["total"]), state["held"]) == (int(report.cost * 10**12), "0")
 
 
