@@ -116,7 +116,10 @@ def plot(study: Study, curves: dict[str, dict[str, Point]], file: Path) -> None:
         import matplotlib.pyplot as plt
     except ImportError:
         raise MissingExtraError("training.studies", "bench", "matplotlib") from None
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    many = len(curves) > 10  # More than there are colours to tell apart by default, or room for their names.
+    figure, axes = plt.subplots(figsize=(8.4 if many else 7, 4.2), layout="constrained")
+    if many:
+        axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # pyright: ignore[reportAttributeAccessIssue]
     for variant, curve in curves.items():
         xs, means = [float(x) for x in curve], [point.mean for point in curve.values()]
         (line,) = axes.plot(xs, means, "--" if variant in study.references else "o-", label=variant, markersize=3)
@@ -129,6 +132,9 @@ def plot(study: Study, curves: dict[str, dict[str, Point]], file: Path) -> None:
     if study.log_y:
         axes.set_yscale("log")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    if many:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    else:
+        axes.legend(frameon=False, fontsize=8)
     figure.savefig(file, dpi=130)
     plt.close(figure)
