@@ -6,8 +6,8 @@
 //
 // Keys are seen in blocks, each by itself, whose sums are then merged in their order (online softmax, arXiv 1805.02867;
 // FlashAttention). So a prompt's tasks are (query tokens, a head), which keep a block of keys in the cache for all their
-// rows; and those of a single token are its blocks, head by head, so that a thread reads memory nearly in the order in
-// which it lies, and a long text is spread over threads (Flash-Decoding). Blocks begin at multiples of `keys_at_once`: a
+// rows; and those of a single token are its blocks, all heads of each, so that a thread reads memory in the order in which
+// it lies, and a long text is spread over threads (Flash-Decoding). Blocks begin at multiples of `keys_at_once`: a
 // token sees the same numbers, to the last bit, whether it is computed alone, in a prompt or in a draft that is being
 // checked.
 
@@ -272,24 +272,28 @@ inline void attend_prompt_of(const AttentionCall& call, const AttentionPlan::Pro
     for (long r = 0; r < rows; ++r) finish(seen, r, d, call.out + place(r));
 }
 
-// One block of keys of a single token, for the query heads that read `kv_head`. Into `seen`: rows (blocks, heads).
+// One block of keys of a single token, for the query heads that read key/value heads [kv_head, kv_head + kv_heads). Into
+// `seen`: rows (blocks, heads).
 template <class Number>
-inline void attend_block_of(const AttentionCall& call, const AttentionPlan::Block& task, long kv_head, SeenBuffer& seen,
-                            AttentionScratch& s) {
+inline void attend_block_of(const AttentionCall& call, const AttentionPlan::Block& task, long kv_head, long kv_heads,
+                            SeenBuffer& seen, AttentionScratch& s) {
     const AttentionPlan::Single& single = *task.single;
     if (task.index < first_block(single.position(), call.window)) return;
     const CacheView& cache = call.cache;
-    const long d = cache.head_dim, group = call.heads / cache.kv_heads, head = kv_head * group;
+    const long d = cache.head_dim, group = call.heads / cache.kv_heads;
     const long key = task.index * keys_at_once, count = std::min(keys_at_once, single.position() + 1 - key);
     const long fetched = std::min(key + count + keys_at_once, single.position() + 1);  // the block that comes next
     const auto kept = find_tokens<Number>(cache, *single.chunk, key, fetched, s.tokens);
-    for (long p = key + count + kv_head; p < fetched; p += cache.kv_heads) fetch(kept[p - key], 2 * cache.kv_heads * d);
     s.queries.resize(group * d);
     s.scores.resize(group * keys_at_once);
-    const float* q = call.q + ((single.chunk->row + single.from) * call.heads + head) * d;
-    scaled(q, call.scale, group * d, s.queries.data());
-    see_block(s.queries.data(), group, group, single.position(), kept, count, key, call.window, cache, kv_head,
-              s.scores.data(), seen.from((single.seen_at + task.index) * call.heads + head, d));
+    for (const long end = kv_head + kv_heads; kv_head < end; ++kv_head) {
+        for (long p = key + count + kv_head; p < fetched; p += cache.kv_heads) fetch(kept[p - key], 2 * cache.kv_heads * d);
+        const long head = kv_head * group;
+        const float* q = call.q + ((single.chunk->row + single.from) * call.heads + head) * d;
+        scaled(q, call.scale, group * d, s.queries.data());
+        see_block(s.queries.data(), group, group, single.position(), kept, count, key, call.window, cache, kv_head,
+                  s.scores.data(), seen.from((single.seen_at + task.index) * call.heads + head, d));
+    }
 }
 
 // One head of a single token, of what its blocks saw.
@@ -311,10 +315,10 @@ inline void attend_prompt(const AttentionCall& call, const AttentionPlan::Prompt
     attend_prompt_of<float>(call, task, kv_head, s);
 }
 
-inline void attend_block(const AttentionCall& call, const AttentionPlan::Block& task, long kv_head, SeenBuffer& seen,
-                         AttentionScratch& s) {
-    if (call.cache.is_half) return attend_block_of<Half>(call, task, kv_head, seen, s);
-    attend_block_of<float>(call, task, kv_head, seen, s);
+inline void attend_block(const AttentionCall& call, const AttentionPlan::Block& task, long kv_head, long kv_heads,
+                         SeenBuffer& seen, AttentionScratch& s) {
+    if (call.cache.is_half) return attend_block_of<Half>(call, task, kv_head, kv_heads, seen, s);
+    attend_block_of<float>(call, task, kv_head, kv_heads, seen, s);
 }
 
 // Put a head's numbers where they belong.

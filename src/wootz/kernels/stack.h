@@ -183,9 +183,11 @@ template <class Share, class Done>
 inline void attend_all(const AttentionCall& call, const AttentionPlan& plan, SeenBuffer& seen, AttentionScratch& own,
                        const Share& share, const Done& done) {
     const long kv_heads = call.cache.kv_heads, group = call.heads / kv_heads;
-    const long prompts = long(plan.prompts.size()) * kv_heads;
-    share(prompts + long(plan.blocks.size()) * kv_heads, [&](long i) {
-        if (i >= prompts) return attend_block(call, plan.blocks[(i - prompts) / kv_heads], (i - prompts) % kv_heads, seen, own);
+    const long prompts = long(plan.prompts.size()) * kv_heads, blocks = long(plan.blocks.size());
+    const long parts = blocks < 2 * omp_get_num_threads() ? kv_heads : 1;  // of a block: a short text has to be shared out too
+    share(prompts + blocks * parts, [&](long i) {
+        if (i >= prompts)
+            return attend_block(call, plan.blocks[(i - prompts) / parts], (i - prompts) % parts, kv_heads / parts, seen, own);
         const AttentionPlan::Prompt& task = plan.prompts[plan.prompts.size() - 1 - i / kv_heads];  // the longest first
         attend_prompt(call, task, i % kv_heads, own);
         const long first = task.chunk->row + task.from;
