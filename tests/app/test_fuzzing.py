@@ -21,7 +21,7 @@ def test_no_request_makes_a_server_error(start, tiny_model_folder):
         path = operation.path
 
         @settings(
-            max_examples=2,
+            max_examples=6,
             deadline=None,
             derandomize=True,
             phases=[Phase.generate],

@@ -132,7 +132,7 @@ def test_tokens_do_not_depend_on_drafts(kind, seed, num_tokens, **scenario):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @speculating
 def test_tokens_do_not_depend_on_drafts_in_many_scenarios(kind, seed, num_tokens, **scenario):
     check_speculation(kind, seed, num_tokens, **scenario)

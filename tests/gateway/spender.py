@@ -1,6 +1,6 @@
 """A gateway in a process of its own that sends itself many requests at once. Run by `test_limits_on_redis.py`.
 
-python spender.py DATABASE_URL REDIS_URL TOKEN REQUESTS SEED
+python spender.py DATABASE_URL REDIS_URL TOKEN REQUESTS SEED AT_ONCE
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from wootz.store import Database
 from wootz.telemetry import Ledger, Telemetry
 
 PRICE = PriceConfig(input=Decimal("0.123456"), output=Decimal("7.654321"))
-AT_ONCE = 500
 
 
 class Unsteady(ScriptedModel):
@@ -45,13 +44,13 @@ class Unsteady(ScriptedModel):
             yield chunk
 
 
-async def main(database_url: str, redis_url: str, token: str, num_requests: int, seed: int) -> None:
+async def main(database_url: str, redis_url: str, token: str, num_requests: int, seed: int, at_once: int) -> None:
     database = Database(database_url)
     keys, telemetry = KeyStore(database), Telemetry(Ledger(database), {"m": PRICE})
     config = Config(limits=LimitsConfig(redis=redis_url))
     gateway = Gateway(config, {"m": Unsteady(seed)}, keys, telemetry)
     key = await keys.authenticate(token)
-    outcomes, places = Counter[str](), asyncio.Semaphore(AT_ONCE)
+    outcomes, places = Counter[str](), asyncio.Semaphore(at_once)
 
     async def ask() -> None:
         request = ChatRequest.model_validate(
@@ -77,4 +76,4 @@ async def main(database_url: str, redis_url: str, token: str, num_requests: int,
 if __name__ == "__main__":
     # Several such processes on a busy machine hold each other up; Redis is not gone.
     redis_module.TIMEOUT_SECONDS = 120.0
-    asyncio.run(main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])))
+    asyncio.run(main(*sys.argv[1:4], *map(int, sys.argv[4:7])))

@@ -79,4 +79,4 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 TestBreaker = BreakerMachine.TestCase
-TestBreaker.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
+TestBreaker.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -34,7 +34,7 @@ values = st.recursive(
 objects = st.dictionaries(st.text("abc d", min_size=1, max_size=4), values, min_size=1, max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(value=objects, indent=st.sampled_from([None, 2]))
 def test_what_models_put_around_and_into_json(value: dict, indent: int | None) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=False)

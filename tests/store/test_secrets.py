@@ -187,7 +187,7 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=2, stateful_step_count=10, deadline=None)
+TestLife.settings = settings(max_examples=6, stateful_step_count=10, deadline=None)
 
 
 def test_a_server_reads_what_its_config_names_and_nothing_else(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 async def test_a_row_whose_end_returned_survives_kill_9(database: Database, rounds: int) -> None:
     """The process is killed as it says that the first answer ended, in the middle of recording others."""
     url = database.url.render_as_string(hide_password=False)

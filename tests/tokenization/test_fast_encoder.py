@@ -64,7 +64,7 @@ odd = st.sampled_from(
 text = st.lists(st.one_of(odd, odd, st.characters(codec="utf-8"), st.text(st.characters(codec="utf-8")))).map("".join)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=text)
 def test_any_text(both: tuple[tokenizers.Tokenizer, FastEncoder], text: str) -> None:
     backend, encoder = both
@@ -113,7 +113,7 @@ def test_added_tokens_that_it_would_find_elsewhere_are_refused(added: list[Added
     assert FastEncoder.of(library(model, cut_named("gpt-2"), *added)) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(parts=st.lists(st.sampled_from(["<t>", "<t", "think", " ", "\n", "a", "1", "<|im_end|>", "<a1>", "\u3000"])))
 def test_added_tokens_that_take_space_or_are_normalised(model: dict[str, Any], parts: list[str]) -> None:
     added = [AddedToken("<t>", lstrip=True, rstrip=True, normalized=False), AddedToken("think", normalized=True)]

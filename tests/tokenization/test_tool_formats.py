@@ -75,7 +75,7 @@ def test_what_a_template_writes_is_read(template: str, format: str, end: str) ->
     assert rest == (end if format == "hermes" else "")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(format=formats, calls=calls, sizes=st.lists(st.integers(1, 9), min_size=1), eager=st.booleans())
 def test_calls_are_read_as_they_were_written_wherever_the_text_is_cut(format, calls, sizes, eager) -> None:
     calls = calls[:1] if format.name in ONE_AT_A_TIME else calls
@@ -91,7 +91,7 @@ def test_calls_are_read_as_they_were_written_wherever_the_text_is_cut(format, ca
     assert said(events) == words.strip()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(format=formats, calls=calls, required=st.booleans())
 def test_what_a_format_writes_its_grammar_allows(format, calls, required) -> None:
     """Over bytes, so that nothing depends on a vocabulary. Parameters stand in the order of the schema."""
