@@ -121,12 +121,7 @@ class PackedBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Of any rank of any number of ranks. Raises `ConfigError` if the order was made of other data or settings."""
-        changed = [name for name, value in self._order().items() if state["order"].get(name) != value]
-        if changed:
-            raise ConfigError(
-                f"the run was begun with other data: {', '.join(changed)} changed since",
-                hint="bring it back, or start a new run",
-            )
+        check_order(state["order"], self._order())
         self.step = state["step"]
         self.mixture.load_state_dict(state["mixture"])
 
@@ -134,6 +129,15 @@ class PackedBatches:
         """All that the order of rows depends on, besides weights."""
         tokens = {name: store.num_tokens for name, store in self.stores.items()}
         return {"seed": self.seed, "seq_len": self.seq_len, "tokens": tokens}
+
+
+def check_order(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if rows would not go on in the order in which a run was begun."""
+    if changed := [name for name, value in now.items() if before.get(name) != value]:
+        raise ConfigError(
+            f"the run was begun with other data: {', '.join(changed)} changed since",
+            hint="bring it back, or start a new run",
+        )
 
 
 def packed(rows: Sequence[tuple[NDArray[np.int64], list[int]]], *, isolate: bool) -> Batch:

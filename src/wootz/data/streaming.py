@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from wootz.core.errors import ConfigError, NotFoundError
 from wootz.data.batch import Batch
 from wootz.data.mixture import Mixture
-from wootz.data.packing import packed
+from wootz.data.packing import check_order, packed
 from wootz.data.permutation import key_of, permuted
 from wootz.data.shards import read_shard, shard_files
 from wootz.data.tokens import encode, vocabulary
@@ -159,12 +159,7 @@ class StreamedBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Of any rank of any number of ranks. Raises `ConfigError` if the order was made of other data or settings."""
-        changed = [name for name, value in self._order().items() if state["order"].get(name) != value]
-        if changed:
-            raise ConfigError(
-                f"the run was begun with other data: {', '.join(changed)} changed since",
-                hint="bring it back, or start a new run",
-            )
+        check_order(state["order"], self._order())
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
         self.mixture.load_state_dict(state["mixture"])
