@@ -12,7 +12,7 @@ from wootz.models.packed_weight import PackedWeight
 from wootz.models.quantize_blocks import quantize
 
 SMALL = {
-    "vocab_size": 160,
+    "vocab_size": 157,
     "hidden_size": 96,
     "intermediate_size": 160,
     "num_hidden_layers": 3,
@@ -56,4 +56,10 @@ def packed_model(name: str) -> Decoder:
             nn.init.normal_(module.weight, 1.0, 0.3)  # pyright: ignore[reportArgumentType]
         if isinstance(module, Linear) and module.bias is not None:
             nn.init.normal_(module.bias, std=0.3)
+    if isinstance(head := model.head.blocks, PackedWeight) and model.config.tie_embeddings:
+        model.embedding.hold_packed(*head.matrices)
+    elif isinstance(weight := model.embedding.weight, torch.Tensor):
+        blocks = [BlockWeight(quantize(weight, "Q8_0"), "Q8_0", (len(weight), weight.shape[1]))]
+        memory = torch.empty(PackedWeight.size(blocks), dtype=torch.uint8)
+        model.embedding.hold_packed(*PackedWeight.of(blocks, memory).matrices)
     return model.eval()

@@ -20,7 +20,7 @@ from test_sampler import p_value, reference_distribution
 from wootz.core import ConfigError, EngineConfig, SpeculationConfig, UnsupportedError
 from wootz.engine import Engine, SamplingParams
 from wootz.engine.output import NoText, TextStream
-from wootz.engine.sampler import pick, sample
+from wootz.engine.sampler import Logits, pick, sample
 from wootz.engine.sequence import Request, Sequence
 from wootz.engine.speculation.draft import ROOT, Draft
 from wootz.engine.speculation.draft_model import DraftModel
@@ -227,7 +227,7 @@ def test_each_node_of_a_tree_sees_the_text_and_its_own_way():
     draft = Draft([5, 6, 7, 8, 9, 4], [ROOT, ROOT, 0, 1, 0, 2])
     assert engine.scheduler.make_room(chunk.sequence, len(draft)) == len(draft)
     with torch.inference_mode():
-        logits_SV = engine.runner.run([replace(chunk, draft=draft)])
+        logits_SV = engine.runner.run([replace(chunk, draft=draft)]).rows_SV
         texts = {ROOT: chunk.sequence.token_ids}
         for node, (token, parent) in enumerate(zip(draft.token_ids, draft.parents, strict=True)):
             texts[node] = [*texts[parent], token]
@@ -272,7 +272,7 @@ def test_drafts_by_chance_leave_the_distribution_as_it_is(draft, params):
         answer = Sequence(Request("", [1], params, seed, frozenset(), 100), 0, [1], TextStream(NoText()))
         token = int(pick(q_V[None], [random_number(answer, DRAFT_STREAM)]))
         walks.append(Walk(answer, 2 * seed, Draft.chain([token], q_V[None])))
-    chosen = [sampled.token_id for sampled in choose(logits_V.expand(8000, -1).clone(), walks)]
+    chosen = [sampled.token_id for sampled in choose(Logits(logits_V.expand(8000, -1).clone()), walks)]
     counts = Counter(chosen)
     possible = [token for token in range(9) if p_V[token] > 0]
     assert set(counts) <= set(possible)

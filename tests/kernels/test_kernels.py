@@ -249,7 +249,7 @@ def test_a_decoder_in_one_call_equals_its_operations(instruction_set: str, name:
     fused, plain = Engine(packed_model(name)), Engine(packed_model(name))
     assert fused.model.layer_loop is not None, "nothing was fused"  # pyright: ignore[reportAttributeAccessIssue]
     plain.model.layer_loop = None  # pyright: ignore[reportAttributeAccessIssue]
-    prompts = [torch.randint(0, 160, (n,)).tolist() for n in (1, 5, 90)]
+    prompts = [torch.randint(0, 157, (n,)).tolist() for n in (1, 5, 90)]
     params = SamplingParams(max_tokens=0, prompt_logprobs=0)
     for one, other in zip(fused.generate(prompts, params), plain.generate(prompts, params), strict=True):
         for a, b in zip(one.prompt_logprobs or [], other.prompt_logprobs or [], strict=True):

@@ -176,16 +176,17 @@ class Engine:
             chunks = self.speculation.extend(chunks)
         masks = self.masks.begin({row: chunk.sequence.constraint for row, chunk in choosing(chunks).items()})
         self.timeline.mark("schedule")
-        logits_SV = self.runner.run(chunks)
+        logits = self.runner.run(chunks)
         self.scheduler.computed(chunks)
         self._count(chunks)
         walks = walks_of(chunks, self._fork)
-        beams = [walk for walk in walks if walk.sequence.request.beams is not None]
-        events = lost + self._search([walk.sequence for walk in beams], logits_SV[[walk.row for walk in beams]])
+        events = lost
+        if beams := [walk for walk in walks if walk.sequence.request.beams is not None]:
+            events += self._search([walk.sequence for walk in beams], logits.rows_SV[[walk.row for walk in beams]])
         walks = going = [walk for walk in walks if walk.sequence.request.beams is None]
         self.timeline.mark("schedule")
         while going:  # one round, and one more for each token of a draft that was right
-            chosen = choose(logits_SV, going, masks)
+            chosen = choose(logits, going, masks)
             self.timeline.mark("sample")
             for walk, sampled in zip(going, chosen, strict=True):
                 outputs = self._extend(walk.sequence, sampled)

@@ -9,7 +9,7 @@ Whatever is not of that kind runs module by module.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from wootz import kernels
 from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.gpu import layers as gpu
+from wootz.engine.sampler import Logits
 from wootz.kernels.packing import PackedMatrix
 from wootz.models.blocks.attention import Attention
 from wootz.models.blocks.mlp import GatedMLP, GatedMLPConfig
@@ -26,6 +27,9 @@ from wootz.models.linear import Linear
 from wootz.models.packed_weight import PackedWeight
 from wootz.models.positions.rotary import Rotary, RotaryConfig
 from wootz.models.run import Run
+
+if TYPE_CHECKING:
+    from wootz.engine.scheduler import Chunk
 
 
 def fuse(model: object, cache: PagedCache, num_positions: int) -> bool:
@@ -42,8 +46,15 @@ def fuse(model: object, cache: PagedCache, num_positions: int) -> bool:
         return False
     if type(model.norm) is not RMSNorm:
         return False
-    model.layer_loop = FusedLayers(layers, model.norm, cache, num_positions)
+    model.layer_loop = fused = FusedLayers(layers, model.norm, cache, num_positions)
+    fused.add_ends(model)
     return True
+
+
+def whole_step(model: object, chunks: list[Chunk]) -> Logits | None:
+    """A step's logits in one call, or from a CUDA graph; None if it has to be computed otherwise."""
+    loop = getattr(model, "layer_loop", None)
+    return loop.step(chunks) if isinstance(loop, FusedLayers | gpu.GpuLayers) else None
 
 
 def unfuse(model: object) -> None:
@@ -58,6 +69,7 @@ class FusedLayers:
     def __init__(self, layers: list[Layer], norm: RMSNorm, cache: PagedCache, num_positions: int) -> None:
         self.layers, self.norm, self.stack = layers, norm, kernels.Stack()
         self.last_norm = _scale(norm)
+        self._logits_SV: Tensor | None = None
         angles: dict[RotaryConfig, tuple[Tensor, Tensor]] = {}
         for layer in layers:
             attention, mlp = cast(Attention, layer.mixer), cast(GatedMLP, layer.ffn)
@@ -82,6 +94,38 @@ class FusedLayers:
                 scale=attention.scale,
                 activation=mlp.config.activation,
             )
+
+    def add_ends(self, model: Decoder) -> None:
+        """Compute whole steps too, if the model has nothing special before and behind its layers."""
+        config, embedding, head = model.config, model.embedding.packed, model.head
+        if (
+            embedding is not None
+            and isinstance(head.blocks, PackedWeight)
+            and len(head.blocks.matrices) == 1
+            and head.bias is None
+            and model.embedding_positions is None
+            and model.embedding_norm is None
+            and config.logit_scale == 1.0
+            and config.logit_softcap is None
+        ):
+            self.stack.set_ends(self.last_norm, embedding, head.blocks.matrices[0], config.embedding_scale)
+            self._logits_SV = torch.empty(0, config.vocab_size)
+
+    def step(self, chunks: list[Chunk]) -> Logits | None:
+        """A whole step from tokens to logits, which are valid until the next one; None if it can't be."""
+        if self._logits_SV is None or not all(map(_is_plain, chunks)):
+            return None
+        token_ids: list[int] = []
+        choosing_rows: list[int] = []
+        places: list[tuple[int, int, int, list[int]]] = []
+        for chunk in chunks:
+            places.append((len(token_ids), chunk.num_rows, chunk.start, chunk.sequence.table.blocks))
+            token_ids += chunk.token_ids
+            if chunk.samples:
+                choosing_rows += range(len(token_ids) - 1 - chunk.num_drafted, len(token_ids))
+        if len(self._logits_SV) != len(choosing_rows):
+            self._logits_SV = self._logits_SV.new_empty(len(choosing_rows), self._logits_SV.shape[1])
+        return Logits(self._logits_SV, self.stack.whole(token_ids, places, choosing_rows, self._logits_SV))
 
     def __call__(self, x_TD: Tensor, run: Run) -> Tensor:
         context = run.context
@@ -131,6 +175,12 @@ def _is_packed(layer: Layer) -> bool:
 def _can_hold(layer: Layer, cache: PagedCache) -> bool:
     held = cache.layers[cast(Attention, layer.mixer).slot]
     return isinstance(held, Tensor) and kernels.can_attend(held)
+
+
+def _is_plain(chunk: Chunk) -> bool:
+    """Whether it asks for nothing but logits: no adapter, no scores of its prompt, no draft with branches."""
+    request, draft = chunk.sequence.request, chunk.draft
+    return request.adapter is None and request.prompt_scores is None and (draft is None or draft.is_chain)
 
 
 def _scale(norm: RMSNorm) -> tuple[Tensor, float]:

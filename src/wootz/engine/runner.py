@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from wootz.engine.adapters import AdapterCache, KnownAdapter
 from wootz.engine.attention import PagedCache, PagedContext
-from wootz.engine.gpu.layers import replay
+from wootz.engine.fused import whole_step
+from wootz.engine.sampler import Logits
 from wootz.engine.scheduler import Chunk
 from wootz.engine.scoring import score_prompts
 from wootz.engine.timeline import Unwatched
@@ -60,23 +61,23 @@ class Runner:
         self.observe: Callable[[list[Chunk], Tensor, PagedContext], None] | None = None
         """Called with what was computed: the chunks, their hidden states, their context."""
 
-    def run(self, chunks: list[Chunk]) -> Tensor:
-        """Logits ``(S, V)``: for each chunk that `samples`, in their order, a row for its last token and one for each
-        token of its draft."""
+    def run(self, chunks: list[Chunk]) -> Logits:
+        """Logits ``(S, V)``, valid until the next step: for each chunk that `samples`, in their order, a row for its
+        last token and one for each token of its draft."""
         passes = self.adapters.passes(chunks)
         if len(passes) == 1:
             return self._run(chunks)
-        logits_SV = torch.cat([self._run(part) for part in passes])
+        logits_SV = torch.cat([self._run(part).rows_SV for part in passes])
         rows: dict[int, list[int]] = {}
         first = 0
         for chunk in (chunk for part in passes for chunk in part if chunk.samples):
             rows[id(chunk)] = list(range(first, first := first + 1 + chunk.num_drafted))
-        return logits_SV[[row for chunk in chunks if chunk.samples for row in rows[id(chunk)]]]
+        return Logits(logits_SV[[row for chunk in chunks if chunk.samples for row in rows[id(chunk)]]])
 
-    def _run(self, chunks: list[Chunk]) -> Tensor:
-        if self.observe is None and (logits_SV := replay(self.model, chunks)) is not None:
+    def _run(self, chunks: list[Chunk]) -> Logits:
+        if self.observe is None and (logits := whole_step(self.model, chunks)) is not None:
             self.timeline.mark("forward")
-            return logits_SV
+            return logits
         token_ids: list[int] = []
         positions: list[int] = []
         choosing_rows: list[int] = []
@@ -101,4 +102,4 @@ class Runner:
         with self.adapters.rows([owners[row] for row in choosing_rows]):
             logits_SV = self.model.unembed(hidden_TD[torch.tensor(choosing_rows, dtype=torch.int64, device=device)])
         self.timeline.mark("forward")
-        return logits_SV
+        return Logits(logits_SV)

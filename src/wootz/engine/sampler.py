@@ -22,6 +22,7 @@ import struct
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,14 @@ from wootz.engine.sequence import Sequence
 from wootz.engine.watermark import add_bias
 
 NUM_CANDIDATES = 256
+
+
+class Logits(NamedTuple):
+    """Of a step, ``(S, V)``; and each row's largest, where that was found on the way."""
+
+    rows_SV: Tensor
+    likeliest_S: list[int] | None = None
+
 
 Draw = Callable[[Tensor, Rows[Sequence]], Tensor]
 """From adjusted logits ``(S, V)`` a token for each row, ``(S,)``."""
@@ -50,9 +59,13 @@ def sample(
     sequences: Rows[Sequence],
     draw: Draw | None = None,
     forbid: Callable[[Tensor], None] | None = None,
+    likeliest_S: list[int] | None = None,
 ) -> list[Sampled]:
     """The next token of each sequence. ``logits_SV`` is changed in place. ``draw`` chooses for the rows that choose by
-    chance, `draw_tokens` if None; ``forbid`` does what grammars ask for."""
+    chance, `draw_tokens` if None; ``forbid`` does what grammars ask for; ``likeliest`` are the rows'
+    largest, if known."""
+    if likeliest_S is not None and forbid is None and all(_takes_likeliest(s.request.params) for s in sequences):
+        return [Sampled(token) for token in likeliest_S]
     draw = draw or draw_tokens
     logprobs = {
         row: logits_SV[row].log_softmax(-1) for row, s in enumerate(sequences) if s.request.params.logprobs is not None
@@ -73,6 +86,20 @@ def sample(
         _with_logprobs(token, logprobs[row], sequences[row]) if row in logprobs else Sampled(token)
         for row, token in enumerate(tokens_S.tolist())
     ]
+
+
+def _takes_likeliest(params: SamplingParams) -> bool:
+    """Whether the token is that of the largest logit, and nobody asks for more."""
+    return (
+        params.temperature == 0
+        and params.logprobs is None
+        and not params.logit_bias
+        and params.repetition_penalty == 1
+        and not params.presence_penalty
+        and not params.frequency_penalty
+        and not params.min_tokens
+        and params.watermark is None
+    )
 
 
 def draw_tokens(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:

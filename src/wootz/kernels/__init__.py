@@ -220,3 +220,19 @@ class Stack:
         num_tokens, hidden_size = x_TD.shape
         threads = torch.get_num_threads()
         self._native.run(x_TD.data_ptr(), num_tokens, hidden_size, chunks.entries, norm, threads)
+
+    def set_ends(
+        self, last_norm: tuple[Tensor, float], embedding: PackedMatrix, head: PackedMatrix, scale: float
+    ) -> None:
+        """What is before and behind the layers, for `whole`: vectors of ``embedding`` are multiplied by ``scale``."""
+        self.kept += [last_norm, embedding, head]
+        self._native.set_ends((last_norm[0].data_ptr(), last_norm[1]), matrix(embedding), matrix(head), scale)
+
+    def whole(
+        self, token_ids: list[int], chunks: list[tuple[int, int, int, list[int]]], rows: list[int], logits_SV: Tensor
+    ) -> list[int]:
+        """From a step's tokens to the logits of some of its ``rows``, into ``logits``; returns the likeliest token of
+        each. ``chunks`` are row, tokens, start and the sequence's blocks."""
+        _, vocab_size = logits_SV.shape
+        threads = torch.get_num_threads()
+        return self._native.whole(token_ids, chunks, rows, logits_SV.data_ptr(), vocab_size, threads)

@@ -210,6 +210,6 @@ void dequantize(int format, const uint8_t* weight, float* out, long rows, long c
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {lanes, linear, packed_linear, unpacked_rows, dequantize, attend, stack};
+const Kernels kernels = {lanes, linear, packed_linear, unpacked_rows, dequantize, attend, stack, whole};
 
 }  // namespace wootz::WOOTZ_ISA

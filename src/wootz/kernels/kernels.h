@@ -56,10 +56,26 @@ struct StackLayer {
     Activation activation = SILU;
 };
 
+// What stands before and behind the layers: tokens become rows of `embedding` times `scale`, the last norm's output
+// becomes logits.
+struct StackEnds {
+    Norm norm;
+    PackedMatrix embedding, head;
+    float scale = 1;
+};
+
 struct StackStep {
     float* x;  // (tokens, hidden), the residual stream, changed in place
     long tokens, hidden;
     std::vector<Chunk> chunks;
+};
+
+// The logits that a whole step was asked for, and each row's largest.
+struct StackLogits {
+    std::vector<long> rows;  // of the step
+    float* out;              // (rows, vocabulary)
+    long vocabulary;
+    std::vector<long> likeliest;
 };
 
 struct Kernels {
@@ -85,6 +101,10 @@ struct Kernels {
 
     // All layers of a decoder and its last norm, for one step.
     void (*stack)(const std::vector<StackLayer>& layers, const Norm& last, StackStep& step, int threads);
+
+    // The same from tokens to logits.
+    void (*whole)(const std::vector<StackLayer>& layers, const StackEnds& ends, StackStep& step, const int64_t* tokens,
+                  StackLogits& logits, int threads);
 };
 
 }  // namespace wootz

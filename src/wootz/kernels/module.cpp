@@ -74,6 +74,7 @@ using Address = uintptr_t;
 using Matrix = std::tuple<int, Address, long, long, Address>;  // format, data, rows, columns, bias
 using NormOf = std::tuple<Address, float>;                     // weight, eps
 using ChunkOf = std::tuple<long, long, long, Address>;         // row, tokens, start, table
+using WholeChunkOf = std::tuple<long, long, long, std::vector<int32_t>>;
 using AnglesOf = std::tuple<Address, Address, long>;           // cos, sin, dim
 using CacheOf = std::tuple<Address, long, long, long, bool>;   // data, block_size, kv_heads, head_dim, is_half
 
@@ -97,6 +98,7 @@ static std::vector<Chunk> chunks_of(const std::vector<ChunkOf>& given) {
 
 struct Stack {
     std::vector<StackLayer> layers;
+    StackEnds ends;
 };
 
 }  // namespace wootz
@@ -178,6 +180,22 @@ NB_MODULE(_native, m) {
                const NormOf& last, int threads) {
                 StackStep step{(float*)x, tokens, hidden, chunks_of(chunks)};
                 k.stack(stack.layers, norm(last), step, threads);
+            },
+            release())
+        .def("set_ends",
+             [](Stack& stack, const NormOf& last, const Matrix& embedding, const Matrix& head, float scale) {
+                 stack.ends = {norm(last), matrix(embedding), matrix(head), scale};
+             })
+        .def(
+            "whole",
+            [](const Stack& stack, const std::vector<int64_t>& tokens, const std::vector<WholeChunkOf>& given,
+               const std::vector<long>& rows, Address logits, long vocabulary, int threads) {
+                StackStep step{nullptr, long(tokens.size()), stack.ends.embedding.columns, {}};
+                for (const auto& [row, count, start, table] : given)
+                    step.chunks.push_back({row, count, start, table.data()});
+                StackLogits asked{rows, (float*)logits, vocabulary, {}};
+                k.whole(stack.layers, stack.ends, step, tokens.data(), asked, threads);
+                return asked.likeliest;
             },
             release());
 }

@@ -49,6 +49,15 @@ inline vec activated(vec gate, Activation activation) {
     return gate / (1.0f + exp_of(-x));  // gelu's tanh form is x * sigmoid(2 u)
 }
 
+struct Likeliest {
+    float logit = -INFINITY;
+    long token = 0;
+    // Of equals the first, in whatever order they come.
+    void see(float other, long at) {
+        if (other > logit || (other == logit && at < token)) logit = other, token = at;
+    }
+};
+
 struct Worker {  // what one thread needs for itself
     AttentionScratch attention;
     std::vector<float> first, second;
@@ -202,9 +211,27 @@ inline void attend_all(const AttentionCall& call, const AttentionPlan& plan, See
     });
 }
 
-void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& step, int threads) {
+// Rows of the output layer, times the tokens that were asked for; `best` are those tokens'.
+inline void logits_of(const PackedMatrix& head, StackRun& run, Worker& own, StackLogits& logits, Likeliest* best, long row,
+                      long t0, long n) {
+    const long rows_here = std::min(rows_of_task, head.rows - row), shown = std::min(rows_here, logits.vocabulary - row);
+    product(head, row, rows_here, run.normed, t0, n, own.first);
+    for (long t = 0; t < n; ++t) {
+        const float* found = own.first.data() + t * rows_here;
+        std::memcpy(logits.out + (t0 + t) * logits.vocabulary + row, found, shown * sizeof(float));
+        vec tops = splat(-INFINITY);
+        long i = 0;
+        for (; i + lanes <= shown; i += lanes) tops = larger(tops, load(found + i));
+        const float top = std::max(largest(tops), i < shown ? *std::max_element(found + i, found + shown) : -INFINITY);
+        if (top >= best[t0 + t].logit) best[t0 + t].see(top, row + (std::find(found, found + shown, top) - found));
+    }
+}
+
+// Layers and last norm, and for a whole step what is before and behind them: `tokens` and `logits` are given together.
+inline void run_stack(const std::vector<StackLayer>& layers, const StackEnds& ends, StackStep& step, const int64_t* tokens,
+                      StackLogits* logits, int threads) {
     StackRun run(layers, step);
-    const long T = step.tokens, blocks_of_tokens = (T + tokens_of_task - 1) / tokens_of_task;
+    const long T = step.tokens;
     const AttentionPlan plan(step.chunks);
     SeenBuffer seen;
     long widest = 0, q_width = 0;
@@ -226,7 +253,9 @@ void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& s
             run.places.push_back(chunk.table[p / block_size] * block_size + p % block_size);
         }
     const Norm none;
-    Phases phases(8 * layers.size() + 1, threads);
+    const long asked = logits ? long(logits->rows.size()) : 0;
+    std::vector<Likeliest> likeliest(asked * threads);
+    Phases phases(8 * layers.size() + 4, threads);
 
 #pragma omp parallel num_threads(threads)
     {
@@ -234,18 +263,24 @@ void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& s
         long phase = 0;
         const auto share = [&](long count, auto&& work) { phases.run(phase, count, work); };
         // Pieces of (rows, tokens): all rows for one block of tokens, which stays in the cache, before the next block.
-        const auto pieces = [&](long groups, auto&& work) {
-            share(groups * blocks_of_tokens, [&](long i) {
+        const auto pieces = [&](long tokens, long groups, auto&& work) {
+            share(groups * ((tokens + tokens_of_task - 1) / tokens_of_task), [&](long i) {
                 const long t0 = i / groups * tokens_of_task;
-                work(i % groups, t0, std::min(tokens_of_task, T - t0));
+                work(i % groups, t0, std::min(tokens_of_task, tokens - t0));
             });
         };
         const Norm* waiting = &none;
+        if (tokens)
+            share(T, [&](long t) {
+                float* x = step.x + t * step.hidden;
+                packings[ends.embedding.format].rows(ends.embedding.data, step.hidden, tokens + t, 1, x);
+                for (long i = 0; i < step.hidden; ++i) x[i] *= ends.scale;
+            });
         for (const StackLayer& layer : layers) {
             const long d = layer.cache.head_dim, kv_heads = layer.cache.kv_heads;
             const long hidden_groups = (step.hidden + rows_of_task - 1) / rows_of_task;
             share(T, [&](long t) { norm_row(*waiting, layer.attention_norm, run, own, t); });
-            pieces(layer.heads + 2 * kv_heads,
+            pieces(T, layer.heads + 2 * kv_heads,
                    [&](long head, long t0, long n) { project_head(layer, run, own, head, t0, n); });
             const AttentionCall call{layer.cache, layer.heads, run.q.data(), run.attention_out.data(), layer.scale,
                                      layer.window};
@@ -253,13 +288,13 @@ void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& s
                 for (long c = head * d; c < (head + heads) * d; c += packed_columns)
                     run.attended.put(t, c, &run.attention_out[t * layer.heads * d + c]);
             });
-            pieces(hidden_groups, [&](long i, long t0, long n) {
+            pieces(T, hidden_groups, [&](long i, long t0, long n) {
                 into_stream(layer.output, layer.attention_output_norm.weight, run.attended, run, own, i * rows_of_task, t0, n);
             });
             share(T, [&](long t) { norm_row(layer.attention_output_norm, layer.mlp_norm, run, own, t); });
-            pieces(layer.down.columns / rows_of_task,
+            pieces(T, layer.down.columns / rows_of_task,
                    [&](long i, long t0, long n) { gate_and_up(layer, run, own, i * rows_of_task, t0, n); });
-            pieces(hidden_groups, [&](long i, long t0, long n) {
+            pieces(T, hidden_groups, [&](long i, long t0, long n) {
                 into_stream(layer.down, layer.mlp_output_norm.weight, run.gated, run, own, i * rows_of_task, t0, n);
             });
             waiting = &layer.mlp_output_norm;
@@ -267,9 +302,32 @@ void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& s
         share(T, [&](long t) {
             float* x = step.x + t * step.hidden;
             add_waiting(*waiting, run, own, t);
-            rms_norm(x, last, x, step.hidden);
+            rms_norm(x, ends.norm, x, step.hidden);
         });
+        if (asked) {
+            Likeliest* best = likeliest.data() + omp_get_thread_num() * asked;
+            share(asked, [&](long i) { run.normed.put_row(i, step.x + logits->rows[i] * step.hidden); });
+            pieces(asked, (ends.head.rows + rows_of_task - 1) / rows_of_task, [&](long i, long t0, long n) {
+                logits_of(ends.head, run, own, *logits, best, i * rows_of_task, t0, n);
+            });
+        }
     }
+    for (long i = 0; i < asked; ++i) {
+        for (int other = 1; other < threads; ++other)
+            likeliest[i].see(likeliest[other * asked + i].logit, likeliest[other * asked + i].token);
+        logits->likeliest.push_back(likeliest[i].token);
+    }
+}
+
+void stack(const std::vector<StackLayer>& layers, const Norm& last, StackStep& step, int threads) {
+    run_stack(layers, {last}, step, nullptr, nullptr, threads);
+}
+
+void whole(const std::vector<StackLayer>& layers, const StackEnds& ends, StackStep& step, const int64_t* tokens,
+           StackLogits& logits, int threads) {
+    std::vector<float> x(step.tokens * step.hidden);
+    step.x = x.data();
+    run_stack(layers, ends, step, tokens, &logits, threads);
 }
 
 // --- one product, and attention, by themselves -------------------------------------------------------------------

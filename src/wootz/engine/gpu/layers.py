@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wootz.engine.attention import PagedCache, PagedContext
 from wootz.engine.gpu.graphs import DecodeContext, DecodeGraphs
 from wootz.engine.gpu.paged import serves
+from wootz.engine.sampler import Logits
 from wootz.engine.scheduler import Chunk
 from wootz.models.blocks.attention import Attention
 from wootz.models.blocks.mlp import GatedMLP
@@ -37,18 +38,17 @@ def fuse(model: Decoder, cache: PagedCache, is_common: Callable[[Layer], bool]) 
     return True
 
 
-def replay(model: object, chunks: list[Chunk]) -> Tensor | None:
-    """A step's logits from a CUDA graph; None if it has to be computed otherwise."""
-    loop = getattr(model, "layer_loop", None)
-    return loop.graphs.run(chunks) if isinstance(loop, GpuLayers) else None
-
-
 class GpuLayers:
     """In place of a loop over ``layers``, and of the last norm."""
 
     def __init__(self, model: Decoder, layers: list[Layer], norm: RMSNorm, cache: PagedCache) -> None:
         self.layers, self.norm, self.cache = layers, norm, cache
         self.graphs = DecodeGraphs(model, cache)
+
+    def step(self, chunks: list[Chunk]) -> Logits | None:
+        """A whole step from a CUDA graph; None if it has to be computed otherwise."""
+        logits_SV = self.graphs.run(chunks)
+        return None if logits_SV is None else Logits(logits_SV)
 
     def __call__(self, x_TD: Tensor, run: Run) -> Tensor:
         from wootz.kernels.triton import activations

@@ -80,7 +80,7 @@ class DraftModel:
             shadow.num_computed = min(known, sequence.num_computed)
         for step in range(max(writing.values())):
             going = [shadow for shadow, limit in writing.items() if step < limit]
-            logits_SV = self.runner.run([Chunk(s, s.num_computed, s.num_remaining) for s in going])
+            logits_SV = self.runner.run([Chunk(s, s.num_computed, s.num_remaining) for s in going]).rows_SV
             chosen = sample(self._in_vocabulary(logits_SV), going, partial(self._draw, drawn_from))
             for shadow, sampled in zip(going, chosen, strict=True):
                 shadow.num_computed = len(shadow.token_ids)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wootz.engine.grammar import StepMasks
 from wootz.engine.protocol import Output
-from wootz.engine.sampler import Sampled, pick, probability_weights, sample, uniform
+from wootz.engine.sampler import Logits, Sampled, pick, probability_weights, sample, uniform
 from wootz.engine.scheduler import Chunk
 from wootz.engine.sequence import Sequence
 from wootz.engine.speculation.draft import ROOT, Draft
@@ -76,7 +76,7 @@ def walks_of(chunks: list[Chunk], fork: Callable[[Sequence], list[Sequence]]) ->
     ]
 
 
-def choose(logits_SV: Tensor, walks: list[Walk], masks: StepMasks | None = None) -> list[Sampled]:
+def choose(logits: Logits, walks: list[Walk], masks: StepMasks | None = None) -> list[Sampled]:
     """The next token of each walk; ``masks`` are those of walks that follow a grammar."""
     walk_of = {walk.sequence: walk for walk in walks}
     sequences = [walk.sequence for walk in walks]
@@ -89,9 +89,11 @@ def choose(logits_SV: Tensor, walks: list[Walk], masks: StepMasks | None = None)
         return pick(weights_RV, [random_number(sequence) for sequence in sequences])
 
     rows = [walk.row for walk in walks]
+    logits_SV, likeliest_S = logits
     if rows != list(range(len(logits_SV))):
         logits_SV = logits_SV[torch.tensor(rows, device=logits_SV.device)]
-    return sample(logits_SV, sequences, draw, masks and masks.forbidding(rows))
+    likeliest_S = likeliest_S and [likeliest_S[row] for row in rows]
+    return sample(logits_SV, sequences, draw, masks and masks.forbidding(rows), likeliest_S)
 
 
 def judge(weights_V: Tensor, token_id: int, q_V: Tensor, number: float) -> Tensor:
