@@ -88,6 +88,18 @@ def test_the_type_of_a_tensor_follows_llama_cpps_rules() -> None:
     assert type_for("token_embd.weight", (1000, 576), "Q4_0", tied=True) == "Q8_0"
 
 
+def test_the_output_matrix_may_have_a_type_of_its_own(tmp_path: Path) -> None:
+    """llama.cpp's name for it is ``--output-tensor-type``."""
+    save_reference(tmp_path / "theirs", "qwen2")
+    convert(tmp_path / "theirs", tmp_path / "model.gguf", type="q8_0", output_type="q4_1")
+    tensors = GGUFFile(tmp_path / "model.gguf").tensors
+    output = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+    assert tensors[output].type == "Q4_1"
+    assert tensors["blk.0.attn_q.weight"].type == "Q8_0"
+    with pytest.raises(ConfigError):
+        convert(tmp_path / "theirs", tmp_path / "other.gguf", type="q8_0", output_type="q3_x")
+
+
 def test_a_folder_keeps_its_type_and_can_be_given_another(tmp_path: Path, tiny_model_folder: Path) -> None:
     convert(tiny_model_folder, tmp_path / "half", type="bf16", max_shard_bytes=100_000)
     convert(tmp_path / "half", tmp_path / "same")

@@ -29,6 +29,10 @@ def quantize(
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale. \\[default: 128, 64 or 32, as divides all]")
     ] = None,
+    output_tensor_type: Annotated[
+        str | None,
+        typer.Option(help="GGUF: of the output layer, q4_1 for instance. \\[default: six bits at least]"),
+    ] = None,
     act_order: Annotated[bool, typer.Option("--act-order", help="GPTQ: columns of large activations first.")] = False,
     clip: Annotated[bool, typer.Option(help="AWQ: search for where to cut each group's range off.")] = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace what was quantised there before.")] = False,
@@ -43,6 +47,7 @@ def quantize(
       [bold]wootz quantize smollm2 smollm2-awq --method awq --calib book.txt[/bold]
       [bold]wootz quantize smollm2 smollm2-w8a8 --method smoothquant --calib chats.jsonl --samples 64[/bold]
       [bold]wootz quantize smollm2 smollm2.gguf --method q4_k[/bold]
+      [bold]wootz quantize smollm2 fast.gguf --method q4_1 --output-tensor-type q4_1[/bold]
     """
     from wootz.core import progress_bar
     from wootz.core.errors import BadRequestError
@@ -54,6 +59,8 @@ def quantize(
     if to_gguf != (target.suffix == ".gguf"):
         kind = "a .gguf file" if to_gguf else "a folder"
         raise BadRequestError(f"{target}: {method} is written to {kind}", hint="name another target or method")
+    if output_tensor_type and not to_gguf:
+        raise BadRequestError(f"{method} leaves the output layer as it is", hint="--output-tensor-type is for GGUF")
     pieces = _pieces(source, calib, seq, samples + test_samples) if calib else []
     if calib and len(pieces) < 2:
         raise BadRequestError(f"{calib}: has less than two pieces of {seq} tokens", hint="use more text or --seq")
@@ -63,7 +70,7 @@ def quantize(
     test = pieces[every - 1 :: every][:num_test]
     calibration = [piece for piece in pieces if piece not in test][:samples]
     if to_gguf:
-        report = _to_gguf(source, target, method, test, replace)
+        report = _to_gguf(source, target, method, output_tensor_type, test, replace)
     else:
         with progress_bar(f"Quantising {source.name}") as progress:
             report = quantize_model(
@@ -87,7 +94,9 @@ def quantize(
     stderr().print(f"[green]✓[/green] [bold]{target}[/bold]  {human_bytes(report.bytes_after)}")
 
 
-def _to_gguf(source: Path, target: Path, method: str, test: list[list[int]], replace: bool) -> Any:
+def _to_gguf(
+    source: Path, target: Path, method: str, output_type: str | None, test: list[list[int]], replace: bool
+) -> Any:
     from wootz.core import progress_bar
     from wootz.models import converting, load
     from wootz.models.weight_quantization.report import perplexity
@@ -96,7 +105,15 @@ def _to_gguf(source: Path, target: Path, method: str, test: list[list[int]], rep
 
     vocabulary = gguf_vocabulary(source) if source.suffix != ".gguf" else None
     with progress_bar(f"Quantising {source.name}", unit="bytes") as progress:
-        converting.convert(source, target, type=method, vocabulary=vocabulary, replace=replace, progress=progress)
+        converting.convert(
+            source,
+            target,
+            type=method,
+            output_type=output_type,
+            vocabulary=vocabulary,
+            replace=replace,
+            progress=progress,
+        )
     report = Report(method, None, {}, bytes_of_weights(source), bytes_of_weights(target))
     if test:
         report.perplexity_before = perplexity(load(source), test)

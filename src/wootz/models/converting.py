@@ -41,6 +41,7 @@ def convert(
     target: Path | str,
     *,
     type: str | None = None,
+    output_type: str | None = None,
     config: Path | str | None = None,
     adapter: Path | str | None = None,
     vocabulary: Mapping[str, Any] | None = None,
@@ -53,10 +54,12 @@ def convert(
     a GGUF file if that ends in ``.gguf``, else a folder.
 
     ``type`` is F32, F16 or BF16, and for GGUF also a block format (`FILE_TYPES`), in any case; by default the type of
-    the source, which is F32 for what was quantised. ``config`` names the folder with a distributed checkpoint's
-    ``config.json``. ``adapter`` names a LoRA folder in PEFT's format that is merged into the source, which then has to
-    fit into memory. The tokenizer comes along where source and target are of one kind; from one kind into the other it
-    is the caller's (`wootz.tokenization.export`): ``vocabulary`` for a GGUF file, ``files`` for a folder.
+    the source, which is F32 for what was quantised. ``output_type`` is for a GGUF file's output matrix (or the
+    embedding that it is tied to), which otherwise gets six bits at least. ``config`` names the folder with a
+    distributed checkpoint's ``config.json``. ``adapter`` names a LoRA folder in PEFT's format that is merged into the
+    source, which then has to fit into memory. The tokenizer comes along where source and target are of one kind; from
+    one kind into the other it is the caller's (`wootz.tokenization.export`): ``vocabulary`` for a GGUF file, ``files``
+    for a folder.
 
     Raises `ModelFileError` for what is wrong with the source, `ConfigError` for what cannot be written.
     """
@@ -68,8 +71,9 @@ def convert(
     if adapter is not None:
         model = _with_adapter(source, adapter, model)
     type = _type(type, model, to_gguf=to_gguf)
+    output_type = output_type and _type(output_type, model, to_gguf=to_gguf)
     if to_gguf:
-        tensors = gguf_tensors(model.config, model.shapes, model.read, type)
+        tensors = gguf_tensors(model.config, model.shapes, model.read, type, output_type)
         metadata = gguf_metadata(model.config, type, tensors.keys())
         metadata |= _own_metadata(model.gguf or {}) | dict(vocabulary or {})
         progress.set_total(sum(tensor.num_bytes for tensor in tensors.values()))

@@ -31,16 +31,21 @@ _NEVER_QUANTISED = re.compile(r".*(ffn_gate_inp|ssm_conv1d|_norm)\.weight|(?!.*\
 
 
 def gguf_tensors(
-    config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], type: str
+    config: DecoderConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], Tensor],
+    type: str,
+    output_type: str | None = None,
 ) -> dict[str, TensorSource]:
-    """What is to be written, by GGUF name; ``shapes`` and ``read`` are by Hugging Face name.
+    """What is to be written, by GGUF name; ``shapes`` and ``read`` are by Hugging Face name. ``output_type`` is for the
+    output matrix, if not that of llama.cpp's rules.
 
     Each tensor is read, reordered and quantised when it is written. Raises `ConfigError` for what has no name there.
     """
     architecture, sources, experts = architecture_of(config), {}, {}
 
     def add(name: str, shape: tuple[int, ...], weights: Callable[[], Tensor]) -> None:
-        kind = type_for(name, tuple(shape), type, tied=config.tie_embeddings)
+        kind = type_for(name, tuple(shape), type, tied=config.tie_embeddings, output_type=output_type)
         sources[name] = TensorSource(
             tuple(shape), kind, lambda: quantize(weights().float().contiguous(), kind).flatten().numpy().data
         )
@@ -70,12 +75,14 @@ def gguf_tensors(
     return sources
 
 
-def type_for(name: str, shape: tuple[int, ...], wanted: str, *, tied: bool = False) -> str:
+def type_for(
+    name: str, shape: tuple[int, ...], wanted: str, *, tied: bool = False, output_type: str | None = None
+) -> str:
     """The type of one tensor in a file whose matrices are to be ``wanted``."""
     if len(shape) < 2 or _NEVER_QUANTISED.fullmatch(name):
         return "F32"
-    if name == ("token_embd.weight" if tied else "output.weight") and wanted in _SIX_BITS:
-        wanted = "Q6_K"
+    if name == ("token_embd.weight" if tied else "output.weight"):
+        wanted = output_type or ("Q6_K" if wanted in _SIX_BITS else wanted)
     if shape[-1] % WEIGHTS_PER_BLOCK[wanted]:
         wanted = _NARROWER.get(wanted, wanted)
     return wanted if shape[-1] % WEIGHTS_PER_BLOCK[wanted] == 0 else "F16"
