@@ -32,11 +32,13 @@ def chosen(logits_SV: torch.Tensor, *sequences: Sequence) -> list[int]:
         SamplingParams(top_k=8, top_p=0.8, min_p=0.05, temperature=1.2),
     ],
 )
-def test_tokens_come_with_their_probabilities(params):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["by PyTorch", "by the kernels"])
+def test_tokens_come_with_their_probabilities(params, dtype):
     """Chi-square against the distribution computed by hand; seeds are fixed, so this never flickers."""
     torch.manual_seed(1)
     logits_1V = torch.randn(1, 20, dtype=torch.float64) * 1.5
     wanted = reference_distribution(logits_1V, params)[0]
+    logits_1V = logits_1V.to(dtype)
     num_draws = 20_000
     sequences = [sequence(params, seed=seed) for seed in range(num_draws)]
     counts = Counter(chosen(logits_1V.expand(num_draws, -1), *sequences))

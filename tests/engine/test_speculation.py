@@ -270,7 +270,7 @@ def test_drafts_by_chance_leave_the_distribution_as_it_is(draft, params):
     walks = []
     for seed in range(4000):
         answer = Sequence(Request("", [1], params, seed, frozenset(), 100), 0, [1], TextStream(NoText()))
-        token = int(pick(q_V[None], [random_number(answer, DRAFT_STREAM)]))
+        (token,) = pick(q_V[None], [random_number(answer, DRAFT_STREAM)])
         walks.append(Walk(answer, 2 * seed, Draft.chain([token], q_V[None])))
     chosen = [sampled.token_id for sampled in choose(Logits(logits_V.expand(8000, -1).clone()), walks)]
     counts = Counter(chosen)

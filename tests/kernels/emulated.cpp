@@ -2,6 +2,7 @@
 // processor runs (`emulation.py`). Every message is numbers (doubles, which hold any address), the memory that the call
 // reads or writes, and after the call that memory comes back. Addresses are those of the other process.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -117,6 +118,34 @@ static void call() {
             step.x = memory<float>(), step.tokens = whole(), step.hidden = whole(), step.chunks = chunks();
             const Norm last = norm();
             return kernels.stack(layers, last, step, whole());
+        }
+        case 6: {
+            std::vector<StackLayer> layers(whole());
+            for (StackLayer& l : layers) l = layer();
+            StackEnds ends;
+            ends.norm = norm(), ends.embedding = matrix(), ends.head = matrix(), ends.scale = numbers.at(at++);
+            StackStep step{nullptr, whole(), ends.embedding.columns, {}};
+            auto tokens = memory<int64_t>();
+            step.chunks = chunks();
+            StackLogits logits;
+            logits.rows.resize(whole());
+            for (long& row : logits.rows) row = whole();
+            logits.out = memory<float>(), logits.vocabulary = whole();
+            auto likeliest = memory<int64_t>();
+            kernels.whole(layers, ends, step, tokens, logits, whole());
+            std::copy(logits.likeliest.begin(), logits.likeliest.end(), likeliest);
+            return;
+        }
+        case 7: {
+            auto logits = memory<float>();
+            const long vocabulary = whole();
+            std::vector<Draw> draws(whole());
+            for (Draw& d : draws) {
+                d.temperature = numbers.at(at++), d.top_k = whole(), d.top_p = numbers.at(at++);
+                d.min_p = numbers.at(at++), d.place = numbers.at(at++);
+            }
+            auto tokens = memory<int64_t>();
+            return kernels.draw(logits, long(draws.size()), vocabulary, draws.data(), tokens, whole());
         }
     }
 }

@@ -14,6 +14,8 @@ import struct
 import subprocess
 from pathlib import Path
 
+import numpy as np
+
 from wootz import kernels
 from wootz.kernels.packing import LAYOUTS
 
@@ -109,6 +111,15 @@ class Emulated:
         sizes = chunk_sizes(cache, chunks) | {q: rows * row_bytes, out: rows * row_bytes}
         self.call(sizes, 4, *cache, *flat(chunks), q, out, heads, scale, window, threads)
 
+    def draw(
+        self, logits: int, vocabulary: int, draws: list[tuple[float, int, float, float, float]], threads: int
+    ) -> list[int]:
+        tokens = np.zeros(len(draws), np.int64)
+        sizes = {logits: len(draws) * vocabulary * 4, tokens.ctypes.data: tokens.nbytes}
+        numbers = [number for draw in draws for number in draw]
+        self.call(sizes, 7, logits, vocabulary, len(draws), *numbers, tokens.ctypes.data, threads)
+        return tokens.tolist()
+
     def call(self, sizes: dict[int, int], *numbers: float) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -141,7 +152,38 @@ class EmulatedStack:
         last_norm: tuple[int, float],
         threads: int,
     ) -> None:
-        sizes = {x: tokens * hidden * 4, last_norm[0]: hidden * 4}
+        sizes, numbers = self._layers(hidden, chunks)
+        sizes |= {x: tokens * hidden * 4, last_norm[0]: hidden * 4}
+        self.native.call(sizes, 5, *numbers, x, tokens, hidden, *flat(chunks), *last_norm, threads)
+
+    def set_ends(self, last_norm: tuple[int, float], embedding: Matrix, head: Matrix, scale: float) -> None:
+        self.ends = last_norm, embedding, head, scale
+
+    def whole(
+        self,
+        token_ids: list[int],
+        chunks: list[tuple[int, int, int, list[int]]],
+        rows: list[int],
+        logits: int,
+        vocabulary: int,
+        threads: int,
+    ) -> list[int]:
+        last_norm, embedding, head, scale = self.ends
+        tables = [np.array(blocks, np.int32) for *_, blocks in chunks]
+        told = [(*chunk[:3], table.ctypes.data) for chunk, table in zip(chunks, tables, strict=True)]
+        tokens, likeliest = np.array(token_ids, np.int64), np.zeros(len(rows), np.int64)
+        sizes, numbers = self._layers(embedding[3], told)
+        sizes |= matrix_sizes(embedding) | matrix_sizes(head) | {last_norm[0]: embedding[3] * 4}
+        sizes |= {array.ctypes.data: array.nbytes for array in (tokens, likeliest)}
+        sizes[logits] = len(rows) * vocabulary * 4
+        numbers += [*last_norm, *embedding, *head, scale, len(tokens), tokens.ctypes.data, *flat(told)]
+        numbers += [len(rows), *rows, logits, vocabulary, likeliest.ctypes.data]
+        self.native.call(sizes, 6, *numbers, threads)
+        return likeliest.tolist()
+
+    def _layers(self, hidden: int, chunks: list[Chunk]) -> tuple[dict[int, int], list[float]]:
+        """The memory that they read and write, and what is to be said of them."""
+        sizes: dict[int, int] = {}
         numbers: list[float] = [len(self.layers)]
         positions = max(start + tokens for _, tokens, start, _ in chunks)
         for norms, matrices, cache, heads, window, (cos, sin, dim), scale, activation in self.layers:
@@ -153,7 +195,7 @@ class EmulatedStack:
                 numbers += weight
             sizes |= chunk_sizes(cache, chunks) | {cos: positions * dim * 4, sin: positions * dim * 4}
             numbers += [*cache, heads, window, cos, sin, dim, scale, activation]
-        self.native.call(sizes, 5, *numbers, x, tokens, hidden, *flat(chunks), *last_norm, threads)
+        return sizes, numbers
 
 
 def matrix_sizes(weight: Matrix) -> dict[int, int]:

@@ -22,6 +22,7 @@ from wootz import kernels
 from wootz.core import EngineConfig
 from wootz.core.gguf import GGML_TYPES
 from wootz.engine import Engine, SamplingParams
+from wootz.engine.sampler import probability_weights
 from wootz.kernels.packing import Parts, pack
 from wootz.models.block_weight import MOST_KERNEL_TOKENS, BlockWeight
 from wootz.models.context import relative_places, visible
@@ -255,6 +256,57 @@ def test_a_decoder_in_one_call_equals_its_operations(instruction_set: str, name:
         for a, b in zip(one.prompt_logprobs or [], other.prompt_logprobs or [], strict=True):
             # A number that lies between two steps may be rounded to either: logits differ a little.
             assert (a is None and b is None) or (a and b and abs(a.logprob - b.logprob) < 0.02)
+    first = SamplingParams(temperature=0, max_tokens=1, logprobs=3)
+    for one, other in zip(fused.generate(prompts, first), plain.generate(prompts, first), strict=True):
+        assert one.logprobs is not None
+        assert other.logprobs is not None
+        assert one.logprobs[0].top[0][2] == pytest.approx(other.logprobs[0].top[0][2], abs=0.02)
+    (greedy,) = fused.generate([prompts[2]], SamplingParams(temperature=0, max_tokens=1))
+    assert greedy.token_ids == [one.logprobs[0].top[0][0]]
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
+@pytest.mark.parametrize("num_tokens", [5, 1000, 1003])
+def test_what_is_drawn_stands_where_the_number_points(instruction_set: str, num_tokens: int, spread: float) -> None:
+    """In the cumulative distribution that PyTorch makes of the same logits, up to rounding; forbidden ones never."""
+    torch.manual_seed(5)
+    places = [0.0, 1e-9, *torch.rand(8, dtype=torch.float64).tolist(), 1 - 2**-53]
+    logits_SV = spread * torch.randn(len(places), num_tokens)
+    logits_SV[:, 3] = float("-inf")
+    for params in (
+        SamplingParams(),
+        SamplingParams(temperature=0.3),
+        SamplingParams(top_k=1),
+        SamplingParams(top_k=7, temperature=1.5),
+        SamplingParams(top_p=0.5),
+        SamplingParams(top_p=0.999),
+        SamplingParams(min_p=0.2),
+        SamplingParams(top_k=50, top_p=0.8, min_p=0.01, temperature=0.8),
+        SamplingParams(top_k=5000),
+    ):
+        how = [(params.temperature, params.top_k, params.top_p, params.min_p, place) for place in places]
+        drawn_S = torch.tensor(kernels.draw(logits_SV, how))
+        weights_SV = probability_weights(logits_SV.double(), [params] * len(places))
+        ends_SV = (weights_SV / weights_SV.sum(-1, keepdim=True)).cumsum(-1)
+        end_S = ends_SV.gather(1, drawn_S[:, None])[:, 0]
+        start_S = end_S - (weights_SV / weights_SV.sum(-1, keepdim=True)).gather(1, drawn_S[:, None])[:, 0]
+        place_S = torch.tensor(places, dtype=torch.float64)
+        assert (weights_SV.gather(1, drawn_S[:, None]) > 0).all(), params
+        assert (start_S <= place_S + 1e-5).all(), params
+        assert (place_S <= end_S + 1e-5).all(), params
+
+
+def test_rows_are_drawn_alike_alone_and_together(instruction_set: str) -> None:
+    torch.manual_seed(6)
+    logits_SV = torch.randn(9, 2000)
+    how = [(1.0, row * 10, 1 - row / 20, 0.0, row / 9) for row in range(9)]
+    assert kernels.draw(logits_SV, how) == [kernels.draw(logits_SV[row : row + 1], [how[row]])[0] for row in range(9)]
+
+
+def test_equal_logits_are_all_kept_at_the_cut(instruction_set: str) -> None:
+    how = [(1.0, 2, 1.0, 0.0, place / 10) for place in range(10)]
+    assert set(kernels.draw(torch.zeros(10, 40), how)) == {0, 4, 8, 12, 16, 20, 24, 28, 32, 36}
+    assert kernels.draw(torch.zeros(10, 40), [(1.0, 0, 0.5, 0.0, place / 10) for place in range(10)])[9] == 36
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wootz import kernels
 from wootz.engine.protocol import SamplingParams
 from wootz.engine.sequence import Sequence
 from wootz.engine.watermark import add_bias
@@ -41,8 +42,8 @@ class Logits(NamedTuple):
     likeliest_S: list[int] | None = None
 
 
-Draw = Callable[[Tensor, Rows[Sequence]], Tensor]
-"""From adjusted logits ``(S, V)`` a token for each row, ``(S,)``."""
+Draw = Callable[[Tensor, Rows[Sequence]], list[int]]
+"""From adjusted logits ``(S, V)`` a token for each row."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,16 @@ def sample(
         adjust(logits_SV[row], sequence)
     random_rows = [row for row, s in enumerate(sequences) if s.request.params.temperature > 0]
     if len(random_rows) == len(sequences):
-        tokens_S = draw(logits_SV, sequences)
+        tokens = draw(logits_SV, sequences)
     else:
-        tokens_S = logits_SV.argmax(-1)
+        tokens = logits_SV.argmax(-1).tolist()
         if random_rows:
-            rows = torch.tensor(random_rows, device=logits_SV.device)
-            tokens_S[rows] = draw(logits_SV[rows], [sequences[row] for row in random_rows])
+            drawn = draw(logits_SV[random_rows], [sequences[row] for row in random_rows])
+            for row, token in zip(random_rows, drawn, strict=True):
+                tokens[row] = token
     return [
         _with_logprobs(token, logprobs[row], sequences[row]) if row in logprobs else Sampled(token)
-        for row, token in enumerate(tokens_S.tolist())
+        for row, token in enumerate(tokens)
     ]
 
 
@@ -102,19 +104,24 @@ def _takes_likeliest(params: SamplingParams) -> bool:
     )
 
 
-def draw_tokens(logits_SV: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    """A random token for each row, from the distribution that its parameters leave. ``(S,)`` int64."""
-    weights_SV = probability_weights(logits_SV, [s.request.params for s in sequences])
-    return pick(weights_SV, [uniform(s.request.seed, s.index, s.num_output_tokens) for s in sequences])
+def draw_tokens(logits_SV: Tensor, sequences: Rows[Sequence]) -> list[int]:
+    """A random token for each row, from the distribution that its parameters leave. On a CPU the kernels do in one
+    pass what `probability_weights` and `pick` say."""
+    params = [s.request.params for s in sequences]
+    places = [uniform(s.request.seed, s.index, s.num_output_tokens) for s in sequences]
+    if kernels.can_draw(logits_SV):
+        how = [(p.temperature, p.top_k, p.top_p, p.min_p, place) for p, place in zip(params, places, strict=True)]
+        return kernels.draw(logits_SV, how)
+    return pick(probability_weights(logits_SV, params), places)
 
 
-def pick(weights_SV: Tensor, places: Rows[float]) -> Tensor:
-    """The token at each row's place, in [0, 1), of the cumulative distribution. ``(S,)`` int64."""
+def pick(weights_SV: Tensor, places: Rows[float]) -> list[int]:
+    """The token at each row's place, in [0, 1), of the cumulative distribution."""
     cumulative_SV = weights_SV.cumsum(-1, dtype=torch.float64)
     total_S1 = cumulative_SV[:, -1:]
     place_S1 = _column(places, total_S1) * total_S1
     place_S1 = torch.minimum(place_S1, torch.nextafter(total_S1, torch.zeros_like(total_S1)))  # rounded up to the end
-    return torch.searchsorted(cumulative_SV, place_S1, right=True).squeeze(1)
+    return torch.searchsorted(cumulative_SV, place_S1, right=True).squeeze(1).tolist()
 
 
 def probability_weights(logits_SV: Tensor, params: Rows[SamplingParams]) -> Tensor:

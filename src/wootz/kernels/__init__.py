@@ -4,7 +4,8 @@
 - `dequantize`: such a weight in float32, for the many tokens of a prompt, which PyTorch's product serves best;
 - `packed_linear`: any number of tokens, rounded to 8 bits, times a weight that was packed for it (`kernels.packing`);
 - `attend`: causal attention over paged keys and values, in place;
-- `Stack`: all layers of a decoder in one call.
+- `Stack`: all layers of a decoder in one call, and what is before and behind them;
+- `draw`: a token by chance from each row of logits.
 
 They are optional: without a compiler at installation `AVAILABLE` is False, and callers keep to PyTorch, which is also
 what the kernels are tested against. PyTorch is imported first, so that both share one OpenMP runtime and its threads.
@@ -173,6 +174,19 @@ def attend(
         window or 0,
         torch.get_num_threads(),
     )
+
+
+def can_draw(logits_SV: Tensor) -> bool:
+    """Whether `draw` can read these."""
+    return AVAILABLE and logits_SV.is_cpu and logits_SV.dtype == torch.float32
+
+
+def draw(logits_SV: Tensor, how: list[tuple[float, int, float, float, float]]) -> list[int]:
+    """A token for each row: ``how`` has its temperature (above 0), top_k, top_p, min_p, and the place in the
+    distribution that these leave, in [0, 1)."""
+    assert _native is not None
+    logits_SV = logits_SV.contiguous()
+    return _native.draw(logits_SV.data_ptr(), logits_SV.shape[1], how, torch.get_num_threads())
 
 
 def cache_view(cache: Tensor) -> tuple[int, int, int, int, bool]:

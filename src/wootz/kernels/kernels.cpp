@@ -1,6 +1,7 @@
 // The kernels, in C++ over the compiler's vector type. CMake compiles this file once per instruction set, each time with
 // another WOOTZ_ISA and WOOTZ_LANES; `module.cpp` picks the widest that the processor has. Here are the products that
-// keep activations as they are; `packed.h` has those that round them to 8 bits, `stack.h` a whole decoder out of them.
+// keep activations as they are; `packed.h` has those that round them to 8 bits, `stack.h` a whole decoder out of them, and
+// `sampling.h` chooses a token.
 //
 // `linear` turns a few weight rows into floats in the first-level cache and multiplies them with all tokens, so a
 // weight is read from memory once per step, in its quantised form: at batch 1 that reading is what decides the speed.
@@ -12,6 +13,7 @@
 #include "attention.h"
 #include "kernels.h"
 #include "packed.h"
+#include "sampling.h"
 #include "simd.h"
 #include "stack.h"
 
@@ -210,6 +212,6 @@ void dequantize(int format, const uint8_t* weight, float* out, long rows, long c
 }  // namespace
 
 extern const Kernels kernels;
-const Kernels kernels = {lanes, linear, packed_linear, unpacked_rows, dequantize, attend, stack, whole};
+const Kernels kernels = {lanes, linear, packed_linear, unpacked_rows, dequantize, attend, stack, whole, draw};
 
 }  // namespace wootz::WOOTZ_ISA

@@ -78,6 +78,15 @@ struct StackLogits {
     std::vector<long> likeliest;
 };
 
+// How a row's token is drawn; `top_k` 0 and `top_p` 1 leave all, and `place` in [0, 1) is the random number.
+struct Draw {
+    float temperature;
+    long top_k;
+    double top_p;
+    float min_p;
+    double place;
+};
+
 struct Kernels {
     // Numbers that the vectors of this build hold: packed weights interleave so many rows.
     long lanes;
@@ -105,6 +114,9 @@ struct Kernels {
     // The same from tokens to logits.
     void (*whole)(const std::vector<StackLayer>& layers, const StackEnds& ends, StackStep& step, const int64_t* tokens,
                   StackLogits& logits, int threads);
+
+    // A token for each row of logits (rows, vocabulary), by chance.
+    void (*draw)(const float* logits, long rows, long vocabulary, const Draw* draws, int64_t* tokens, int threads);
 };
 
 }  // namespace wootz

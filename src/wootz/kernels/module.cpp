@@ -77,6 +77,7 @@ using ChunkOf = std::tuple<long, long, long, Address>;         // row, tokens, s
 using WholeChunkOf = std::tuple<long, long, long, std::vector<int32_t>>;
 using AnglesOf = std::tuple<Address, Address, long>;           // cos, sin, dim
 using CacheOf = std::tuple<Address, long, long, long, bool>;   // data, block_size, kv_heads, head_dim, is_half
+using DrawOf = std::tuple<float, long, double, float, double>;  // temperature, top_k, top_p, min_p, place
 
 static PackedMatrix matrix(const Matrix& m) {
     auto [format, data, rows, columns, bias] = m;
@@ -150,6 +151,18 @@ NB_MODULE(_native, m) {
         [](const CacheOf& cache, const std::vector<ChunkOf>& chunks, Address q, Address out, long heads, float scale,
            long window, int threads) {
             k.attend(view(cache), chunks_of(chunks), (const float*)q, (float*)out, heads, scale, window, threads);
+        },
+        release());
+
+    m.def(
+        "draw",
+        [](Address logits, long vocabulary, const std::vector<DrawOf>& given, int threads) {
+            std::vector<Draw> draws;
+            for (auto [temperature, top_k, top_p, min_p, place] : given)
+                draws.push_back({temperature, top_k, top_p, min_p, place});
+            std::vector<int64_t> tokens(draws.size());
+            k.draw((const float*)logits, long(draws.size()), vocabulary, draws.data(), tokens.data(), threads);
+            return tokens;
         },
         release());
 

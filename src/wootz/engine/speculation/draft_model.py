@@ -94,7 +94,7 @@ class DraftModel:
             for shadow, limit in writing.items()
         ]
 
-    def _draw(self, drawn_from: dict[Sequence, list[Tensor]], logits_RV: Tensor, shadows: Rows[Sequence]) -> Tensor:
+    def _draw(self, drawn_from: dict[Sequence, list[Tensor]], logits_RV: Tensor, shadows: Rows[Sequence]) -> list[int]:
         weights_RV = probability_weights(logits_RV, [s.request.params for s in shadows])
         streams = [DRAFT_STREAM if s.request.params.seed is None else 0 for s in shadows]
         for row, (shadow, stream) in enumerate(zip(shadows, streams, strict=True)):

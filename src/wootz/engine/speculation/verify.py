@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wootz.engine.grammar import StepMasks
 from wootz.engine.protocol import Output
-from wootz.engine.sampler import Logits, Sampled, pick, probability_weights, sample, uniform
+from wootz.engine.sampler import Logits, Sampled, draw_tokens, pick, probability_weights, sample, uniform
 from wootz.engine.scheduler import Chunk
 from wootz.engine.sequence import Sequence
 from wootz.engine.speculation.draft import ROOT, Draft
@@ -81,11 +81,13 @@ def choose(logits: Logits, walks: list[Walk], masks: StepMasks | None = None) ->
     walk_of = {walk.sequence: walk for walk in walks}
     sequences = [walk.sequence for walk in walks]
 
-    def draw(logits_RV: Tensor, sequences: Rows[Sequence]) -> Tensor:
+    def draw(logits_RV: Tensor, sequences: Rows[Sequence]) -> list[int]:
+        proposals = {row: found for row, s in enumerate(sequences) if (found := _proposal(walk_of[s])) is not None}
+        if not proposals:
+            return draw_tokens(logits_RV, sequences)
         weights_RV = probability_weights(logits_RV, [s.request.params for s in sequences])
-        for row, sequence in enumerate(sequences):
-            if (proposal := _proposal(walk_of[sequence])) is not None:
-                weights_RV[row] = judge(weights_RV[row], *proposal, random_number(sequence, JUDGE_STREAM))
+        for row, proposal in proposals.items():
+            weights_RV[row] = judge(weights_RV[row], *proposal, random_number(sequences[row], JUDGE_STREAM))
         return pick(weights_RV, [random_number(sequence) for sequence in sequences])
 
     rows = [walk.row for walk in walks]
