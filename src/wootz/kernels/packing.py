@@ -115,7 +115,7 @@ def pack(parts: Parts, out: Tensor | None = None) -> PackedMatrix:
 
 def arena(num_bytes: int) -> Tensor:
     """Memory for all weights of a model, in large pages where the system has them, to be found without table walks."""
-    memory = mmap.mmap(-1, max(num_bytes, 1))
+    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
