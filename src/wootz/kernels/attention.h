@@ -25,7 +25,7 @@ constexpr long keys_at_once = 64, rows_at_once = 3;
 
 template <class Number>
 inline void fetch(const Number* p, long count) {
-    for (long i = 0; i < count; i += 64 / long(sizeof(Number))) __builtin_prefetch(p + i, 0, 2);
+    for (long i = 0; i < count; i += 64 / long(sizeof(Number))) __builtin_prefetch(p + i);
 }
 
 // What queries saw of some keys: the largest score, the sum of weights, and the sum of weighted values (head_dim).
@@ -78,11 +78,14 @@ inline void in_threes(long rows, const Work& work) {
     if (rows - r == 1) work(std::integral_constant<int, 1>{}, r);
 }
 
-// scores[r, j] = q[r] . key[j] for a block of tokens, whose keys of this head are at `offset` of what is kept of them.
+// scores[r, j] = q[r] . key[j] for a block of tokens, whose keys of this head are at `offset` of what is kept of them. With
+// each key its like of the next block is fetched, of which `ahead` are there: all at once they would have to wait.
 template <int rows, class Number>
-inline void score_rows(const float* q, const Number* const* kept, long offset, long count, long head_dim, float* scores) {
+inline void score_rows(const float* q, const Number* const* kept, long offset, long count, long ahead, long head_dim,
+                       float* scores) {
     constexpr int together = 4;  // keys
     for (long first = 0; first < count; first += lanes) {
+        for (long j = first; j < std::min(first + lanes, ahead); ++j) fetch(kept[keys_at_once + j] + offset, head_dim);
         vec products[rows][lanes];
         for (long j = 0; j < lanes; j += together) {
             const Number* own[together];
@@ -100,13 +103,14 @@ inline void score_rows(const float* q, const Number* const* kept, long offset, l
     }
 }
 
-// sums[r] = sum over tokens of weights[r, j] * value[j].
+// sums[r] = sum over tokens of weights[r, j] * value[j]; the next block's are fetched as above.
 template <int rows, class Number>
-inline void sum_values(const float* weights, const Number* const* kept, long offset, long count, long head_dim,
+inline void sum_values(const float* weights, const Number* const* kept, long offset, long count, long ahead, long head_dim,
                        float* sums) {
     for (long i = 0; i < head_dim; i += value_vecs * lanes) {
         vec acc[rows][value_vecs] = {};
         for (long j = 0; j < count; ++j) {
+            if (j < ahead) fetch(kept[keys_at_once + j] + offset + i, value_vecs * lanes);
             const Number* value = kept[j] + offset + i;
             vec v[value_vecs];
             for (int w = 0; w < value_vecs; ++w) v[w] = load(value + w * lanes);
@@ -140,20 +144,34 @@ inline void soften(float* row, long count, long key, long at, long window, float
     total = sum(totals);
 }
 
-// What `rows` scaled queries see of the tokens `kept`, the first of which is at position `key`. Row r stands at position
-// `at + r / group`.
+// Queries of a step that see the same keys: row r stands at position `at + r / group`.
+struct Queries {
+    const float* rows;  // scaled
+    long count, group, at;
+};
+
+// What queries see of the tokens `kept`, the first of which is at position `key`; behind them are `ahead` more.
+template <long dim, class Number>
+inline void see_block_of(const Queries& q, const Number* const* kept, long count, long ahead, long key, long window,
+                         const CacheView& cache, long kv_head, float* scores, Seen seen) {
+    const long d = dim ? dim : cache.head_dim, keys = kv_head * d, values = (cache.kv_heads + kv_head) * d;
+    in_threes(q.count, [&](auto n, long r) {
+        score_rows<n>(q.rows + r * d, kept, keys, count, r ? 0 : ahead, d, scores + r * keys_at_once);
+    });
+    for (long r = 0; r < q.count; ++r)
+        soften(scores + r * keys_at_once, count, key, q.at + r / q.group, window, seen.tops[r], seen.totals[r]);
+    in_threes(q.count, [&](auto n, long r) {
+        sum_values<n>(scores + r * keys_at_once, kept, values, count, r ? 0 : ahead, d, seen.sums + r * d);
+    });
+}
+
+// The usual sizes of a head have loops of their own, whose lengths the compiler knows.
 template <class Number>
-inline void see_block(const float* queries, long rows, long group, long at, const Number* const* kept, long count, long key,
-                      long window, const CacheView& cache, long kv_head, float* scores, Seen seen) {
-    const long d = cache.head_dim, keys = kv_head * d, values = (cache.kv_heads + kv_head) * d;
-    in_threes(rows, [&](auto n, long r) {
-        score_rows<n>(queries + r * d, kept, keys, count, d, scores + r * keys_at_once);
-    });
-    for (long r = 0; r < rows; ++r)
-        soften(scores + r * keys_at_once, count, key, at + r / group, window, seen.tops[r], seen.totals[r]);
-    in_threes(rows, [&](auto n, long r) {
-        sum_values<n>(scores + r * keys_at_once, kept, values, count, d, seen.sums + r * d);
-    });
+inline void see_block(const Queries& q, const Number* const* kept, long count, long ahead, long key, long window,
+                      const CacheView& cache, long kv_head, float* scores, Seen seen) {
+    const auto see = cache.head_dim == 64 ? see_block_of<64, Number> : cache.head_dim == 128 ? see_block_of<128, Number>
+                                                                                             : see_block_of<0, Number>;
+    see(q, kept, count, ahead, key, window, cache, kv_head, scores, seen);
 }
 
 // Add a block to what was seen before it. Never inlined, so that its roundings are the same wherever it is used.
@@ -186,9 +204,11 @@ inline const Number* const* find_tokens(const CacheView& cache, const Chunk& chu
                                         std::vector<const void*>& found) {
     const long token_size = 2 * cache.kv_heads * cache.head_dim;
     found.resize(end - first);
-    for (long p = first; p < end; ++p) {
-        const long place = long(chunk.table[p / cache.block_size]) * cache.block_size + p % cache.block_size;
-        found[p - first] = static_cast<const Number*>(cache.data) + place * token_size;
+    for (long p = first; p < end;) {
+        const long within = p % cache.block_size, last = std::min(end, p - within + cache.block_size);
+        const long place = long(chunk.table[p / cache.block_size]) * cache.block_size + within;
+        const Number* token = static_cast<const Number*>(cache.data) + place * token_size;
+        for (; p < last; ++p, token += token_size) found[p - first] = token;
     }
     return reinterpret_cast<const Number* const*>(found.data());
 }
@@ -264,8 +284,8 @@ inline void attend_prompt_of(const AttentionCall& call, const AttentionPlan::Pro
     const Seen block = s.block.from(0, d), seen = s.all.from(0, d);
     for (long r = 0; r < rows; ++r) scaled(call.q + place(r), call.scale, d, &s.queries[r * d]);
     for (long key = first; key < end; key += keys_at_once) {
-        see_block(s.queries.data(), rows, group, position, all + (key - first), std::min(keys_at_once, end - key), key,
-                  call.window, cache, kv_head, s.scores.data(), block);
+        see_block({s.queries.data(), rows, group, position}, all + (key - first), std::min(keys_at_once, end - key), 0,
+                  key, call.window, cache, kv_head, s.scores.data(), block);
         for (long r = 0; r < rows; ++r)
             merge(block.tops[r], block.totals[r], block.sums + r * d, seen.tops[r], seen.totals[r], seen.sums + r * d, d);
     }
@@ -287,12 +307,12 @@ inline void attend_block_of(const AttentionCall& call, const AttentionPlan::Bloc
     s.queries.resize(group * d);
     s.scores.resize(group * keys_at_once);
     for (const long end = kv_head + kv_heads; kv_head < end; ++kv_head) {
-        for (long p = key + count + kv_head; p < fetched; p += cache.kv_heads) fetch(kept[p - key], 2 * cache.kv_heads * d);
         const long head = kv_head * group;
         const float* q = call.q + ((single.chunk->row + single.from) * call.heads + head) * d;
         scaled(q, call.scale, group * d, s.queries.data());
-        see_block(s.queries.data(), group, group, single.position(), kept, count, key, call.window, cache, kv_head,
-                  s.scores.data(), seen.from((single.seen_at + task.index) * call.heads + head, d));
+        see_block({s.queries.data(), group, group, single.position()}, kept, count, fetched - key - count, key,
+                  call.window, cache, kv_head, s.scores.data(),
+                  seen.from((single.seen_at + task.index) * call.heads + head, d));
     }
 }
 
