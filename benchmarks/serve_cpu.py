@@ -18,9 +18,10 @@ Prompts are random token ids, greedy, end tokens ignored, so that every system d
 transformers and onnxruntime-genai have no server loop here, so "at N" is measured in the two ways people use them: one
 request after the other, and one static batch of N equal-length prompts (which needs no padding: their best case).
 
-Wootz is there twice: as it serves by default (activations rounded to 8 bits, as llama.cpp does) and exactly
-(`activations = "float32"`). All read the same GGUF file but onnxruntime-genai, whose builder rounds its weights to 4
-bits anew, the output layer too. A peer that is not installed is left out, and named:
+Wootz is there three times: as it serves by default (activations rounded to 8 bits, as llama.cpp does), exactly
+(`activations = "float32"`), and with its output layer in 4 bits. All others read the same GGUF file, in which that has
+8 bits, but onnxruntime-genai, whose builder rounds the weights to 4 bits anew, the output layer too. A peer that is not
+installed is left out, and named:
 
     pip install xllamacpp transformers openvino-genai onnxruntime-genai onnx onnx-ir
 """
@@ -49,7 +50,7 @@ from wootz.core import EMBEDDED_MODEL_SOURCE, load_config
 from wootz.store import ModelStore
 from wootz.tokenization.export import tokenizer_files
 
-SYSTEMS = ("wootz", "wootz exact", "llama.cpp", "openvino", "onnxruntime", "transformers")
+SYSTEMS = ("wootz", "wootz 4 bits", "wootz exact", "llama.cpp", "openvino", "onnxruntime", "transformers")
 ONE_AT_A_TIME = ("onnxruntime", "transformers")
 VOCAB = 49152
 DECODE_IN = DECODE_OUT = 128
@@ -222,8 +223,20 @@ def built_onnx(path: Path) -> Path:
     return target
 
 
+def with_four_bits(path: Path) -> Path:
+    """The same weights, the output layer rounded to 4 bits too."""
+    from wootz.models.converting import convert
+
+    target = Path("bench-out") / f"{path.stem}-output-q4_1.gguf"
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        convert(path, target, type="q4_1", output_type="q4_1")
+    return target
+
+
 LOADERS = {
     "wootz": load_wootz,
+    "wootz 4 bits": lambda path, threads: load_wootz(with_four_bits(path), threads),
     "wootz exact": lambda path, threads: load_wootz(path, threads, "float32"),
     "llama.cpp": load_llama_cpp,
     "openvino": load_openvino,
@@ -338,6 +351,8 @@ def main() -> None:
 
     concurrency = [int(count) for count in options.concurrency.split(",")]
     systems = options.systems.split(",")
+    if unknown := set(systems) - set(SYSTEMS):
+        parser.error(f"no such system: {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
     for system in [system for system in systems if system in PACKAGES and not find_spec(PACKAGES[system])]:
         print(f"{system}: left out, as {PACKAGES[system]} is not installed", file=sys.stderr)
         systems.remove(system)
@@ -364,21 +379,22 @@ def main() -> None:
 
 
 def table(rounds: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: medians per system, then the median per-round ratio of Wootz to each peer (above 1: Wootz has more)."""
+    """Markdown: medians per system, then the median per-round ratios of Wootz to each peer (above 1: it has more)."""
     names = list(dict.fromkeys(name for figures in rounds.values() for name in figures[0]))
-    peers = [system for system in rounds if system != "wootz"]
-    header = ["", *rounds, *(f"wootz / {peer}" for peer in peers)]
+    peers = [system for system in rounds if not system.startswith("wootz")]
+    pairs = [(own, peer) for peer in peers for own in ("wootz", "wootz 4 bits") if own in rounds]
+    header = ["", *rounds, *(f"{own} / {peer}" for own, peer in pairs)]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name in names:
         cells = [name]
         for figures in rounds.values():
             values = [figure[name] for figure in figures if name in figure]
             cells.append(f"{statistics.median(values):.0f}" if values else "-")
-        for peer in peers:
+        for own, peer in pairs:
             ours_name = name.removesuffix(" (static batch)")
             ratios = [
                 ours[ours_name] / theirs[name]
-                for ours, theirs in zip(rounds.get("wootz", []), rounds[peer], strict=False)
+                for ours, theirs in zip(rounds[own], rounds[peer], strict=False)
                 if name in theirs and ours_name in ours
             ]
             cells.append(f"{statistics.median(ratios):.2f}" if ratios else "-")
