@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
-from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,6 +23,7 @@ from wootz.core import AuthenticationError, NotFoundError, RateLimitError, Wootz
 from wootz.gateway import Gateway
 from wootz.gateway.identity.people import People
 from wootz.gateway.identity.sessions import Sessions
+from wootz.gateway.late_route import LateRoute
 from wootz.gateway.strict_json import StrictJSONRequest
 from wootz.store import Database
 from wootz.telemetry import Ledger
@@ -78,8 +78,8 @@ def _routes(site: Site) -> APIRouter:
     return router
 
 
-def _page_route(site: Site) -> type[APIRoute]:
-    class PageRoute(APIRoute):
+def _page_route(site: Site) -> type[LateRoute]:
+    class PageRoute(LateRoute):
         def get_route_handler(self) -> Callable[[Request], Any]:
             handle = super().get_route_handler()
 

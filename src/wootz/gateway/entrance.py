@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response, Security
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from wootz.core import AuthenticationError
@@ -21,6 +20,7 @@ from wootz.gateway.direct import Direct, Handler, body_type_of, read_body
 from wootz.gateway.errors import ErrorBodyOf
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.identity.roles import Permission
+from wootz.gateway.late_route import LateRoute
 from wootz.gateway.limits.conversations import HEADER, named
 from wootz.gateway.schemas import ErrorBody
 from wootz.gateway.strict_json import StrictJSONRequest
@@ -51,7 +51,7 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-class RouteWithKey(APIRoute):
+class RouteWithKey(LateRoute):
     """One of a router with a key."""
 
     def direct_handler(self) -> Handler | None:

@@ -28,6 +28,7 @@ from wootz.gateway.caches import routes as cache_routes
 from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, direct, router_with_key, set_out
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.identity import routes as identity_routes
+from wootz.gateway.late_route import LateRoute
 from wootz.gateway.middleware import BodyLimit, RequestId
 from wootz.gateway.routing import admin as route_states
 from wootz.gateway.schemas import Health, ModelInfo, ModelList
@@ -120,7 +121,7 @@ def _inference(gateway: Gateway) -> APIRouter:
 
 def _operations(gateway: Gateway) -> APIRouter:
     """Open to everybody who reaches the port: they hold no secrets, and probes carry no keys."""
-    router = APIRouter(tags=["operations"])
+    router = APIRouter(tags=["operations"], route_class=LateRoute)
 
     @router.get("/healthz")
     async def live() -> Health:
