@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do $$python -c '' 2>/dev/null && echo $$python && break; done)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Where it is set (images for containers do), every process of a test would compile Wootz anew, and every run all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: up test check bench docs clean
 
 up: $(VENV)/.up  ## Install what is needed and start the platform

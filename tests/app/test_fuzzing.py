@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 
-def test_no_request_makes_a_server_error(start, tiny_model_folder):
+@pytest.mark.parametrize("num_requests", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_no_request_makes_a_server_error(start, tiny_model_folder, num_requests):
     """Answers are kept short, so that many requests fit into little time."""
     platform = start(WOOTZ_MODELS__TINY__PATH=str(tiny_model_folder), WOOTZ_ENGINE__MAX_MODEL_LEN="48")
     platform.wait_until_ready()
@@ -21,7 +23,7 @@ def test_no_request_makes_a_server_error(start, tiny_model_folder):
         path = operation.path
 
         @settings(
-            max_examples=6,
+            max_examples=num_requests,
             deadline=None,
             derandomize=True,
             phases=[Phase.generate],

@@ -43,34 +43,34 @@ def gone(processes: list[psutil.Process], seconds: float = 10) -> bool:
     return not alive
 
 
-def test_first_start_shows_the_key_and_later_ones_do_not(start, tiny, tmp_path):
+def test_two_starts_and_their_ends(start, tiny, tmp_path):
+    """The first shows the key, the second does not; who is stopped or killed leaves no process."""
     first = start(home=tmp_path / "home", **tiny).wait_until_ready()
     assert first.output.count("Your admin key") == 1
     assert f"{first.url}/v1/chat/completions" in first.output
     headers = {"authorization": f"Bearer {first.key}"}
     assert httpx.get(f"{first.url}/v1/models", headers=headers).json()["data"][0]["id"] == "tiny"
-    assert first.stop() == 0
+    stops_and_leaves_no_process(first, signal.SIGINT)
 
     second = start(home=tmp_path / "home", **tiny).wait_until_ready()
     assert second.key == ""
     assert httpx.get(f"{second.url}/v1/models", headers=headers).status_code == 200
+    children = second.children()
+    second.stop(signal.SIGKILL)
+    assert gone(children), "a killed supervisor takes its children along"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_stopping_leaves_no_process(start, tiny, number):
-    platform = start(**tiny).wait_until_ready()
+@pytest.mark.slow
+def test_stopping_by_sigterm_leaves_no_process(start, tiny):
+    stops_and_leaves_no_process(start(**tiny).wait_until_ready(), signal.SIGTERM)
+
+
+def stops_and_leaves_no_process(platform, number: int) -> None:
     children = platform.children()
     assert len(children) == 2
     assert platform.stop(number) == 0
     assert gone(children, 1)
     assert "Traceback" not in platform.output
-
-
-def test_a_killed_supervisor_takes_its_children_along(start, tiny):
-    platform = start(**tiny).wait_until_ready()
-    children = platform.children()
-    platform.stop(signal.SIGKILL)
-    assert gone(children)
 
 
 @pytest.mark.slow
