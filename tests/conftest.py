@@ -37,6 +37,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # For each of its classes it looks through all modules that there are, for each frame of the stack: with those of
     # every other test 10 s, before them half a second.
     import scim2_client.engines.httpx2  # noqa: F401
+else:
+    # What tests and the processes that they kill leave behind (sockets, databases, meeting places) goes with the run.
+    # Workers inherit the place; pytest's own folders stay where they are, for whoever looks into them.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="wootz-tests-")
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from fakes import openai as far_end
 
+from wootz.core.config import load_config
+
 PAGE = (Path(__file__).parents[2] / "docs" / "gateway-tour.md").read_text()
 
 
@@ -18,6 +20,16 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
+def test_its_config_and_code_are_read(tmp_path):
+    (config,) = blocks("toml")
+    (tmp_path / "wootz.toml").write_text(config)
+    loaded = load_config(environ={"WOOTZ_HOME": str(tmp_path), "OPENAI_API_KEY": far_end.SECRET}, cwd=tmp_path).config
+    assert loaded.routes["assistant"].fallbacks == ["local"]
+    for code in blocks("python"):
+        compile(code, "gateway-tour.md", "exec")
+
+
+@pytest.mark.slow
 def test_the_tour(start, tmp_path, tiny_model_folder, monkeypatch, capsys):
     commands = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ wootz ")]
     up, ada, report, brief, explain = commands
