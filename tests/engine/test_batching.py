@@ -77,7 +77,7 @@ SCENARIO = {
 scenarios = given(**SCENARIO)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @scenarios
 def test_tokens_do_not_depend_on_the_company(**scenario):
     check_against_one_at_a_time(**scenario)

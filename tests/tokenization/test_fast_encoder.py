@@ -64,9 +64,20 @@ odd = st.sampled_from(
 text = st.lists(st.one_of(odd, odd, st.characters(codec="utf-8"), st.text(st.characters(codec="utf-8")))).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(text=text)
 def test_any_text(both: tuple[tokenizers.Tokenizer, FastEncoder], text: str) -> None:
+    has_the_librarys_ids(both, text)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(text=text)
+def test_any_text_of_many(both: tuple[tokenizers.Tokenizer, FastEncoder], text: str) -> None:
+    has_the_librarys_ids(both, text)
+
+
+def has_the_librarys_ids(both: tuple[tokenizers.Tokenizer, FastEncoder], text: str) -> None:
     backend, encoder = both
     assert encoder.encode(text) in (ids_of(backend, text), None)
 
