@@ -9,6 +9,7 @@ there, and fits another number of ranks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -31,12 +32,22 @@ class CorruptionError(WootzError):
 class CorruptionGuard(Callback):
     TOLERANCE = 1e-3
 
-    def __init__(self, every: int, *, rows: int = 2, length: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self,
+        every: int,
+        *,
+        rows: int = 2,
+        length: int = 32,
+        seed: int = 0,
+        suspect: Callable[[list[int]], None] = lambda ranks: None,
+    ) -> None:
         self.every, self.rows, self.length, self.seed = every, rows, length, seed
+        self.suspect = suspect
+        """Is told of the ranks that are named before the run stops."""
 
     def before_step(self, trainer: Trainer) -> None:
         if world_size() > 1 and trainer.step % self.every == 0:
-            check_agreement(self.figures(trainer), self.TOLERANCE)
+            check_agreement(self.figures(trainer), self.TOLERANCE, self.suspect)
 
     def figures(self, trainer: Trainer) -> tuple[float, ...]:
         """Loss, size of the last states, and size of the loss's gradient by them, of rows that all ranks know. No
@@ -55,11 +66,14 @@ class CorruptionGuard(Callback):
         return loss.item(), hidden_TD.norm().item(), gradient_TD.norm().item()
 
 
-def check_agreement(figures: tuple[float, ...], tolerance: float) -> None:
+def check_agreement(
+    figures: tuple[float, ...], tolerance: float, suspect: Callable[[list[int]], None] = lambda ranks: None
+) -> None:
     """Raises `CorruptionError`, on every rank, naming those whose figures differ from the median of all."""
     everyones: list[Any] = [None] * world_size()
     dist.all_gather_object(everyones, figures)
     if wrong := disagreeing(everyones, tolerance):
+        suspect(list(wrong))
         names = ", ".join(f"rank {number} (off by {off:.1e})" for number, off in wrong.items())
         raise CorruptionError(
             f"{names} computed something else than the others on the same rows",
