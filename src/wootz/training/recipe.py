@@ -243,7 +243,7 @@ class Recipe(Section):
         """What may be run, by the number of processes, the most first: `mesh` itself, and with ``fewest`` those numbers
         among which its batches can be split."""
         mesh = self.mesh
-        found = {mesh.devices: self}
+        found: dict[int, Recipe] = {mesh.devices: self}
         for data in range(mesh.data - 1, (mesh.fewest or mesh.data) - 1, -1):
             if self.over(data).rows_of_a_step == self.rows_of_a_step:
                 found[data * mesh.tensor * mesh.pipeline] = self.over(data)
