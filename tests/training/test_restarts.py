@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from wootz.core.errors import ConfigError, UnavailableError
+from wootz.training.processes import _lost
 from wootz.training.recipe import Recipe
 from wootz.training.restarts import LostError, keep_running
 from wootz.training.runs import RunFolder
@@ -86,6 +87,21 @@ def test_a_rank_that_does_not_come_back_is_done_without(tmp_path: Path) -> None:
     named.keep(9, [3, 2])
     assert named.devices == [[0, 1, 2], [0, 2]]
     assert named.lines[0].startswith("process 1 was lost at step 6, and does not come back")
+
+
+@pytest.mark.parametrize(
+    ("codes", "rank", "how", "blamed"),
+    [
+        ({0: 1, 1: -9}, 1, "was ended by signal 9", True),  # the first failed because the other was gone
+        ({0: -15, 1: 1}, 1, "failed", True),  # the first was stopped with the run
+        ({0: -9, 1: 75}, 1, "waited in vain", False),  # the first hung, and was killed after the watchdog's word
+        ({0: 1, 1: 1}, 0, "failed", True),
+    ],
+)
+def test_who_is_to_blame_is_read_from_exit_codes(codes: dict[int, int], rank: int, how: str, blamed: bool) -> None:
+    found = _lost(codes)
+    assert (found.rank, found.how, found.blamed, found.fatal) == (rank, how, blamed, False)
+    assert _lost({0: 2, 1: -15}).fatal
 
 
 def recipe_of(**pretrain: Any) -> Recipe:

@@ -13,6 +13,7 @@ from small_runs import CountedBatches, join, small_model, start, whole_weights
 from wootz.core.errors import ConfigError
 from wootz.data.batch import Batch
 from wootz.training.checkpoints import Checkpoints
+from wootz.training.estimate import estimate
 from wootz.training.optimizers import OptimizerConfig, build_optimizer, evaluation_mode
 from wootz.training.optimizers.sharded import ShardedState, bytes_held
 from wootz.training.parallel import CountedTraffic, Layout, ParallelTrainer, parallelize, take_apart
@@ -189,6 +190,13 @@ def test_state_takes_what_the_planner_says(folder: Path) -> None:
     for number in (0, 1):
         facts = json.loads((folder / f"facts {number}.json").read_text())
         assert facts["bytes"] == planned.moments == 8 * num_parameters / 2
+
+
+def test_the_plan_of_a_recipe_counts_what_is_whole() -> None:
+    raw = {"name": "x", "depth": 1, "data": {"path": "x"}}
+    for zero, each in ((3, 16 / 4), (1, 8 + 8 / 4)):
+        recipe = Recipe.of(raw | {"mesh": {"data": 4, "zero": zero}}, "test")
+        assert estimate(recipe).state_bytes == recipe.dial.num_parameters * each
 
 
 def test_ranks_say_what_the_planner_says(folder: Path) -> None:

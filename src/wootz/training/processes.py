@@ -14,6 +14,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -39,7 +40,7 @@ def start_all(mesh: MeshSection, devices: Sequence[int], arguments: Sequence[str
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
-    here = torch.cuda.device_count() if mesh.device != "cpu" else mesh.devices
+    here = len(_accelerators()) if mesh.device != "cpu" else mesh.devices
     if here < mesh.devices:
         raise ConfigError(
             f"the mesh has {mesh.devices} devices, and this machine {here}",
@@ -47,7 +48,7 @@ def start_all(mesh: MeshSection, devices: Sequence[int], arguments: Sequence[str
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(devices))))
     if len(devices) < mesh.devices and mesh.device != "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_visible()[device] for device in devices)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_accelerators()[device] for device in devices)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would say what is said below
     try:
         how = ["--standalone", f"--nproc-per-node={len(devices)}", f"--shutdown-timeout={_LAST_WORDS}"]
@@ -65,16 +66,17 @@ def _lost(codes: dict[int, int]) -> LostError:
     if EXIT_CODE in codes.values():
         waiting = next(rank for rank, code in codes.items() if code == EXIT_CODE)
         return LostError(waiting, "waited in vain", blamed=False)
-    killed = {rank: code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
-    rank, code = next(iter((killed or codes).items()))
+    own = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM} or codes
+    rank, code = next(((rank, code) for rank, code in own.items() if code < 0), next(iter(own.items())))
     if code < 0:
         return LostError(rank, f"was ended by signal {-code}")
     return LostError(rank, "failed", fatal=code == ConfigError.exit_code)
 
 
-def _visible() -> list[str]:
-    """Names of this machine's accelerators, as they were when the first process was started."""
-    given = os.environ.setdefault("WOOTZ_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+@cache
+def _accelerators() -> list[str]:
+    """Of this machine, by the names under which they were visible when this process was started."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
 
 
