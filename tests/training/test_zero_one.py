@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def two(folder: Path) -> None:
     train(trainer, STEPS // 2)
     torch.save(whole_weights(trainer), folder / f"rank {rank()}.pt")
     go_on(folder, "again", "by 2")
+    by_hand = trainer_of()
+    by_hand.model.load_state_dict(trainer.model.state_dict())
+    by_hand.optimizer.load_state_dict(deepcopy(trainer.optimizer.state_dict()))
+    by_hand.step, by_hand.batches = STEPS // 2, CountedBatches(rows=6)
+    trainer.step, trainer.batches = STEPS // 2, CountedBatches(rows=6)
+    train(trainer, 2)
+    train(by_hand, 2)
+    torch.save(whole_weights(trainer), folder / f"two more {rank()}.pt")
+    torch.save(whole_weights(by_hand), folder / f"two more by hand {rank()}.pt")
     facts = {"bytes": bytes_held(trainer.optimizer), "accumulated": train(trainer_of(accumulate=2), 5)}
     (folder / f"facts {rank()}.json").write_text(json.dumps(facts | traffic(trainer)))
 
@@ -157,6 +167,10 @@ def test_twenty_steps_are_those_of_one_process(folder: Path) -> None:
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(folder: Path) -> None:
     assert difference(folder, "again", "rank 0") == 0
+
+
+def test_state_is_taken_from_another_optimiser(folder: Path) -> None:
+    assert difference(folder, "two more by hand 0", "two more 0") == 0
 
 
 def test_another_number_of_ranks_goes_on(folder: Path) -> None:
