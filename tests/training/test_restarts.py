@@ -188,7 +188,7 @@ def strike(run: subprocess.Popen[str], out: Path, rank: int, how: signal.Signals
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_killed_and_frozen_ranks_leave_no_trace_in_the_weights(recipe: Path, alone: RunFolder, tmp_path: Path) -> None:
     """One rank by SIGKILL, then the other by SIGSTOP, which only the watchdog of its neighbour can see."""
     out = tmp_path / "struck"
@@ -212,7 +212,7 @@ def test_killed_and_frozen_ranks_leave_no_trace_in_the_weights(recipe: Path, alo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_rest_goes_on_where_a_rank_does_not_come_back(recipe: Path, alone: RunFolder, tmp_path: Path) -> None:
     out = tmp_path / "struck"
     run = started(recipe, out, "--restarts", "3", "--set", "mesh.fewest=1")
@@ -233,7 +233,7 @@ def test_the_rest_goes_on_where_a_rank_does_not_come_back(recipe: Path, alone: R
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_fault_that_stays_is_given_up_in_one_line(recipe: Path, tmp_path: Path) -> None:
     """And one process alone is watched over in the same way; a mistake of the user's is not repeated."""
     out = tmp_path / "struck"
