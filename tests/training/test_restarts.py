@@ -27,9 +27,11 @@ from wootz.training.runs import RunFolder
 class Deaths:
     """A run whose attempts end as a script says: (step, rank, how), or suspects beside them; then it is through."""
 
-    def __init__(self, folder: Path, *script: tuple[int, int, str], sure: dict[int, int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *script: tuple[int, int, str], suspects: dict[int, list[int]] | None = None
+    ) -> None:
         self.run = RunFolder.create(folder, {})
-        self.script, self.sure = list(script), sure or {}
+        self.script, self.suspects = list(script), suspects or {}
         self.devices: list[list[int]] = []
         self.pauses: list[float] = []
         self.lines: list[str] = []
@@ -39,8 +41,8 @@ class Deaths:
         if attempt < len(self.script):
             step, rank, how = self.script[attempt]
             self.run.append("metrics", {"step": step})
-            if attempt in self.sure:
-                self.run.suspect([self.sure[attempt]], sure=True)
+            if attempt in self.suspects:
+                self.run.suspect(self.suspects[attempt], sure=True)
             raise LostError(rank, how, fatal=how == "refused")
 
     def keep(self, most: int, sizes: list[int]) -> None:
@@ -83,10 +85,13 @@ def test_a_rank_that_does_not_come_back_is_done_without(tmp_path: Path) -> None:
     twice.keep(9, [4, 2, 1])
     assert twice.devices == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1]]
     assert "process 2 failed at step 6, and does not come back: 2 of 4 go on" in twice.lines[1]
-    named = Deaths(tmp_path / "named", (5, 0, "failed"), sure={0: 1})
+    named = Deaths(tmp_path / "named", (5, 0, "failed"), suspects={0: [1]})
     named.keep(9, [3, 2])
     assert named.devices == [[0, 1, 2], [0, 2]]
     assert named.lines[0].startswith("process 1 was lost at step 6, and does not come back")
+    unsure = Deaths(tmp_path / "unsure", (5, 0, "failed"), (9, 0, "failed"), suspects={0: [0, 1], 1: [0, 1]})
+    unsure.keep(9, [2, 1])
+    assert unsure.devices == [[0, 1]] * 3
 
 
 @pytest.mark.parametrize(

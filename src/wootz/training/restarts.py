@@ -84,13 +84,11 @@ def keep_running(
 def _who(error: LostError, suspects: list[int], sure: bool) -> tuple[int | None, str, bool]:
     """The rank that was lost, if that is known; what to say; and whether it is sure not to come back. What a guard has
     seen counts for more than who ended first."""
-    if len(suspects) == 1 and suspects != [error.rank]:
-        return suspects[0], f"process {suspects[0]} was lost", sure
-    return (
-        error.rank if error.blamed or suspects else None,
-        f"process {error.rank} {error.how}",
-        sure and bool(suspects),
-    )
+    if suspects not in ([], [error.rank]):
+        names = ", ".join(map(str, suspects))
+        return suspects[0] if len(suspects) == 1 else None, f"process {names} was lost", sure and len(suspects) == 1
+    how = f"process {error.rank} {error.how}"
+    return error.rank if error.blamed or suspects else None, how, sure and bool(suspects)
 
 
 def place_of(run: RunFolder) -> Place:
