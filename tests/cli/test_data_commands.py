@@ -70,3 +70,24 @@ def test_what_is_wrong_is_one_line(raw: Path) -> None:
         output = run("data", *arguments, status=2)
         assert said in output
         assert "Traceback" not in output
+
+
+def test_synthesize_says_what_it_may_cost_and_names_mistakes(tmp_path: Path) -> None:
+    topics = tmp_path / "topics.txt"
+    topics.write_text("rivers\nsteel\n")
+    asked = ["data", "synthesize", "-o", tmp_path / "out", "--topics", topics, "--model", "big", "--model", "mid"]
+    here = ["--base-url", "http://127.0.0.1:9/v1"]
+    told = runner.invoke(app, [*map(str, [*asked, *here, "--dry-run", "--price", "2,10", "--gpu", "3,1000"])])
+    assert told.exit_code == 0, told.output
+    assert "100 texts on 2 topics by 2 teachers: at most 102K tokens written" in told.stderr
+    assert "At most $1.03 at $2 and $10 per million, or $0.09 for 0.03 hours of a GPU at 1,000 tokens/s" in told.stderr
+    assert not (tmp_path / "out").exists()
+    for wrong, words in (
+        (["--base-url", "ftp://x"], "no http:// or https:// address"),
+        (here * 3, "2 --model need one --base-url"),
+        ([*here, "--key-env", "NO_SUCH_KEY"], "the environment variable NO_SUCH_KEY is not set"),
+        ([*here, "--price", "2"], '--price "2" is not two numbers'),
+    ):
+        assert words in " ".join(run(*asked, *wrong, status=2).replace("│", "").split()), words
+    topics.write_text("\n")
+    assert "has no topics" in run(*asked, *here, status=2)

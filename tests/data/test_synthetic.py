@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
-from wootz.core.errors import ConfigError
+from wootz.core.errors import ConfigError, UnavailableError
 from wootz.core.protocol import LanguageModel
 from wootz.core.wire import ChatChunk, ChatRequest
-from wootz.data.synthetic import Generated, Generation, diversity, estimate_cost, generate, mix_guard
+from wootz.data.synthetic import Generation, diversity, estimate_cost, generate, mix_guard
 
 
 class Teacher(LanguageModel):
@@ -33,8 +35,10 @@ PLAN = Generation(topics=["rivers", "steel", "bread"], num_texts=12, concurrency
 
 
 async def test_teachers_take_turns_and_texts_say_who_wrote_them() -> None:
-    teachers, made = [Teacher("strong"), Teacher("mid")], Generated()
-    texts = [text async for text in generate(teachers, PLAN, made)]
+    teachers = [Teacher("strong"), Teacher("mid")]
+    answers = [answer async for answer in generate(teachers, PLAN)]
+    texts = [answer.document for answer in answers]
+    assert [answer.left_out for answer in answers] == [None] * 12
     assert [text.about["teacher"] for text in texts] == ["strong", "mid"] * 6
     assert [text.about["topic"] for text in texts] == ["rivers", "steel", "bread"] * 4
     assert all(
@@ -43,8 +47,8 @@ async def test_teachers_take_turns_and_texts_say_who_wrote_them() -> None:
     assert len({text.id for text in texts}) == 12
     assert len(set(teachers[0].prompts)) > 4
     assert all("a shining example" in prompt for prompt in teachers[0].prompts)
-    assert (made.asked, made.kept, made.completion_tokens) == (12, 12, 720)
-    resumed = [text async for text in generate(teachers, PLAN, start=7)]
+    assert sum(answer.completion_tokens for answer in answers) == 720
+    resumed = [answer.document async for answer in generate(teachers, PLAN, numbers=range(7, 12))]
     assert [(text.id, text.about["prompt"]) for text in resumed] == [(t.id, t.about["prompt"]) for t in texts[7:]]
 
 
@@ -58,15 +62,40 @@ async def test_teachers_take_turns_and_texts_say_who_wrote_them() -> None:
     ],
 )
 async def test_what_is_no_use_is_left_out(teacher: Teacher, left_out: dict[str, int]) -> None:
-    made = Generated()
-    texts = [text async for text in generate([teacher], PLAN, made)]
-    assert made.left_out == left_out
-    assert len(texts) == made.kept == 12 - sum(left_out.values())
+    reasons = Counter([answer.left_out async for answer in generate([teacher], PLAN)])
+    assert reasons.pop(None, 0) == 12 - sum(left_out.values())
+    assert reasons == left_out
+
+
+async def test_near_copies_of_what_was_kept_before_are_found() -> None:
+    same = "the same words again and again " * 15
+    reasons = [a.left_out async for a in generate([Teacher("parrot", fixed=same)], PLAN, numbers=[3], kept=[same])]
+    assert reasons == ["near copy"]
+
+
+class Busy(Teacher):
+    """Refuses the first tries."""
+
+    tries = 0
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+        self.tries += 1
+        if self.tries < 3:
+            raise UnavailableError("busy")
+        async for chunk in super().chat(request):
+            yield chunk
+
+
+async def test_a_busy_teacher_is_asked_again_and_one_that_stays_busy_is_told_of() -> None:
+    plan = replace(PLAN, num_texts=1, waits=[0, 0])
+    assert [a.left_out async for a in generate([Busy("busy")], plan)] == [None]
+    with pytest.raises(UnavailableError):
+        [a async for a in generate([Busy("busy")], replace(plan, waits=[0]))]
 
 
 async def test_without_a_teacher_nothing_is_written() -> None:
     with pytest.raises(ConfigError, match="without a teacher"):
-        [text async for text in generate([], PLAN)]
+        [answer async for answer in generate([], PLAN)]
 
 
 def test_the_guard_watches_the_human_share() -> None:

@@ -195,7 +195,7 @@ def test_a_hung_rank_is_found_named_and_ends_the_run(tmp_path: Path, capfd: pyte
     os.kill(processes[1].pid, signal.SIGKILL)
     join(processes)
     assert processes[0].exitcode == EXIT_CODE
-    assert "rank 0: no step for 6 seconds; " in capfd.readouterr().err
+    assert "rank 0: no step for 6 seconds; rank 1 shows no sign of life" in capfd.readouterr().err
     stacks = (tmp_path / "beats" / "stacks_0.txt").read_text()
     assert "make_step" in stacks
 

@@ -47,7 +47,7 @@ EVEN = EXPERTS | {"num_experts_per_tok": 4}
 CASES: dict[int, dict[str, tuple[dict[str, Any], Layout]]] = {
     2: {
         "shard": (DENSE, Layout(shard=2)),
-        "shard, kept gathered": (DENSE, Layout(shard=2, reshard=False)),
+        "shard, kept gathered": (DENSE, Layout(shard=2, zero=2)),
         "copies": (DENSE, Layout(replicate=2)),
         "tensor": (DENSE, Layout(tensor=2)),
         "tensor, tied": (DENSE | {"tie_word_embeddings": True}, Layout(tensor=2)),

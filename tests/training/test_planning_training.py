@@ -47,7 +47,7 @@ def test_zero_stages_divide_what_they_say() -> None:
 def test_a_forward_pass_gathers_what_others_have() -> None:
     """Pure FSDP over 64: each rank receives 63/64 of 140 GB in one forward pass, not 2.2 GB times 80 layers."""
     model = on_meta(preset("llama-3-70b"))
-    found = step_traffic(model, Layout(shard=64, reshard=False), rows=1, length=8, compute_bytes=2)
+    found = step_traffic(model, Layout(shard=64, zero=2), rows=1, length=8, compute_bytes=2)
     assert found["shard", "all_gather"].bytes == pytest.approx(2 * 70.55e9 * 63 / 64, rel=1e-3)
     assert found["shard", "all_gather"].bytes < 140 * GB < 2.2 * 80 * GB
 

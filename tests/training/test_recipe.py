@@ -271,7 +271,9 @@ def test_a_benchmark_that_cannot_be_read_ends_a_run_before_it_begins(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("mesh", [{"data": 2}, {"tensor": 2}, {"pipeline": 2}, {"data": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "mesh", [{"data": 2}, {"data": 2, "zero": 1}, {"tensor": 2}, {"pipeline": 2}, {"data": 2, "tensor": 2}]
+)
 def test_a_mesh_of_processes_learns_what_one_does(tmp_path: Path, mesh: dict[str, int]) -> None:
     """By the command itself, which starts its processes; and killed on the way, it goes on."""
     text = _write_text(tmp_path / "text.jsonl", ["iron", "steel", "water", "fire", "smith", "blade"])

@@ -1,4 +1,4 @@
-"""`wootz data build`, `dedup`, `decontam`, `inspect`: from raw text to a corpus that is fit to train on."""
+"""`wootz data`: from raw text, or from the topics of texts to be, to a corpus that is fit to train on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from wootz.cli.common import PLAIN_HELP, AsJson, human_bytes, human_count, load, print_json, stderr, stdout, table
 from wootz.cli.studies import cleaning, collapse
+from wootz.cli.synthesize import synthesize
 
 if TYPE_CHECKING:
     from wootz.data.build import BuildReport
@@ -19,8 +20,8 @@ app = typer.Typer(
     no_args_is_help=True, **PLAIN_HELP, help="Clean, deduplicate, decontaminate and tokenise text for training."
 )
 
-for study in (cleaning, collapse):
-    app.command()(study)
+for command in (synthesize, cleaning, collapse):
+    app.command()(command)
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="The new folder. A stopped run goes on there.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. \\[default: one per core]")]

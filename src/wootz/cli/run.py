@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from wootz.training.estimate import Estimate
     from wootz.training.recipe import Recipe
 
+Restarts = Annotated[
+    int, typer.Option(min=0, help="Start a run that dies again, from its last checkpoint, up to so many times.")
+]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="The folder that runs lie in.")]
 
 
@@ -27,12 +30,14 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder. \\[default: runs/NAME]")] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     chaos: Annotated[str, typer.Option(help="Faults to rehearse: nan@120,spike@300,hang@400,kill@500.")] = "",
+    restarts: Restarts = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with.")] = None,
 ) -> None:
     """From text to a model that can be served: a recipe's stages, one after the other.
 
     The plan is printed first. Whatever ends the run (Ctrl-C, kill, a power cut), the same command goes on
-    exactly where it was.
+    exactly where it was. With --restarts it does so by itself: after a crash, a lost or a hung process, but
+    not if it dies at one step twice in a row.
 
     A mesh of several devices is started on this machine; for several machines, start `torchrun … -m wootz run
     RECIPE` on each.
@@ -40,7 +45,7 @@ def run(
     Examples:
       [bold]wootz run recipes/spark.toml[/bold]
       [bold]wootz run recipes/spark.toml --set data.path=my-texts/ --set depth=4 --out runs/mine[/bold]
-      [bold]wootz run recipes/spark.toml --set mesh.data=2[/bold]
+      [bold]wootz run recipes/spark.toml --set mesh.data=2 --restarts 10[/bold]
       [bold]wootz run recipes/blast.toml --dry-run[/bold]
     """
     import torch
@@ -53,34 +58,40 @@ def run(
     if dry:
         show_plan(made)
         return
-    carry_out(ctx, made, out or Path("runs") / made.name, chaos)
+    carry_out(ctx, made, out or Path("runs") / made.name, chaos, restarts)
 
 
-def carry_out(ctx: typer.Context, recipe: Recipe, out: Path, chaos: str = "") -> None:
+def carry_out(ctx: typer.Context, asked: Recipe, out: Path, chaos: str = "", restarts: int = 0) -> None:
     """All stages that are not done yet, with live progress, and how to talk to what came of it."""
     from wootz.core import progress_bar
     from wootz.training.guards.chaos import Chaos
     from wootz.training.making import make
     from wootz.training.processes import joined, start_all, started_by_torchrun
     from wootz.training.recipe import Recipe
+    from wootz.training.restarts import keep_running
     from wootz.training.runs import RunFolder
     from wootz.training.stages.pretrain import device_of
     from wootz.training.trainer import rank
 
-    if recipe.mesh.devices > 1 and not started_by_torchrun():
-        start_all(recipe.mesh, sys.argv[1:])
+    run, live = RunFolder(out), Live(quiet=not stderr().is_terminal)
+    if (asked.mesh.devices > 1 or restarts) and not started_by_torchrun():
+
+        def start(devices: list[int], attempt: int) -> None:
+            # A fault that is rehearsed happens once; of an option that is given twice the last holds.
+            again = ["--chaos", ""] if chaos and attempt else []
+            start_all(asked.mesh, devices, [*sys.argv[1:], *again])
+
+        keep_running(start, run, most=restarts, sizes=list(asked.sizes), say=live.say)
         return
     if os.environ.get("RANK", "0") == "0":
-        show_plan(recipe)
-    live = Live(quiet=not stderr().is_terminal)
+        show_plan(asked)
     home = load(ctx).config.home
     extra = [Chaos.parse(chaos)] if chaos else []
-    with joined(recipe.mesh), live:
+    with joined(asked) as recipe, live:
         device_of(recipe)  # Whether it is here, before hours of preparing text for it.
-        run = RunFolder(out)
         if rank() == 0:
             RunFolder.create(
-                out, recipe.model_dump(mode="json"), lambda kept: Recipe.of(kept, str(out)).model_dump(mode="json")
+                out, asked.model_dump(mode="json"), lambda kept: Recipe.of(kept, str(out)).model_dump(mode="json")
             )
         reports = make(
             recipe, run, home, bar=lambda stage: progress_bar(stage, quiet=stage == "pretrain"),

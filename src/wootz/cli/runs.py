@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wootz.cli.common import PLAIN_HELP, AsJson, print_json, stdout, table
-from wootz.cli.run import RunsRoot, carry_out, scored_text
+from wootz.cli.run import Restarts, RunsRoot, carry_out, scored_text
 
 app = typer.Typer(no_args_is_help=True, help="Runs of recipes: list, look at, compare, go on.", **PLAIN_HELP)
 
@@ -98,13 +98,13 @@ def compare(
 
 
 @app.command()
-def resume(ctx: typer.Context, name: Name, root: RunsRoot = ROOT) -> None:
+def resume(ctx: typer.Context, name: Name, root: RunsRoot = ROOT, restarts: Restarts = 0) -> None:
     """Go on with a run that was stopped, exactly where it was."""
     from wootz.training.recipe import Recipe
     from wootz.training.runs import find_run
 
     run = find_run(root, name)
-    carry_out(ctx, Recipe.of(run.recipe, str(run.path / "recipe.json")), run.path)
+    carry_out(ctx, Recipe.of(run.recipe, str(run.path / "recipe.json")), run.path, restarts=restarts)
 
 
 def _text(value: Any) -> str:

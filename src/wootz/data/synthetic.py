@@ -4,23 +4,24 @@ One teacher alone writes in one voice, and what is trained on it narrows; so tea
 from outside of them. The recipe in use is two steps: a strong teacher writes few, diverse texts (``kinds``, audiences
 and topics all vary), and a mid-size model, shown some of those as `seeds`, writes the many. Every text carries who
 wrote it (``about``), near-copies of earlier ones and refusals are left out, and `mix_guard` says whether people still
-have written enough of the mixture.
+have written enough of the mixture. `wootz data synthesize` keeps what is written (`synthesis.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from itertools import islice
 
 import numpy as np
 
-from wootz.core.errors import ConfigError
+from wootz.core.errors import ConfigError, WootzError
 from wootz.core.protocol import LanguageModel, collect_chat
-from wootz.core.wire import ChatRequest
+from wootz.core.wire import ChatCompletion, ChatRequest, Usage
 from wootz.data.documents import Document
 from wootz.data.minhash import MinHash
 from wootz.data.shingles import shingles
@@ -55,6 +56,8 @@ class Generation:
     source: str = "synthetic"
     seed: int = 0
     concurrency: int = 8
+    waits: Sequence[float] = (1, 2, 4, 8, 16, 32)
+    """Seconds between tries, where a teacher is busy."""
 
     def prompt(self, number: int) -> str:
         lot = random.Random(f"{self.seed} {number}")
@@ -65,62 +68,102 @@ class Generation:
         return asked
 
 
-@dataclass
-class Generated:
-    """What was asked and left out, and what it took."""
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher wrote for one prompt, and why it is left out, if it is."""
 
-    asked: int = 0
-    kept: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    number: int
+    document: Document
+    left_out: str | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class NearCopies:
+    """Tells whether a text is much like one that it was shown before."""
+
+    def __init__(self, jaccard: float) -> None:
+        self._minhash, self._seen = MinHash.at(jaccard), set[tuple[int, int]]()
+
+    def has(self, text: str) -> bool:
+        return bool(self._seen.intersection(self._bands(text)))
+
+    def add(self, text: str) -> None:
+        self._seen.update(self._bands(text))
+
+    def _bands(self, text: str) -> list[tuple[int, int]]:
+        return [*enumerate(self._minhash.band_hashes([text])[0].tolist())]
 
 
 async def generate(
-    teachers: Sequence[LanguageModel], plan: Generation, made: Generated | None = None, *, start: int = 0
-) -> AsyncIterator[Document]:
-    """Texts as they are written, in order of their prompts; teachers take turns. ``start`` goes on after that many
-    prompts (``Generated.asked`` of before)."""
+    teachers: Sequence[LanguageModel],
+    plan: Generation,
+    *,
+    numbers: Iterable[int] | None = None,
+    kept: Iterable[str] = (),
+) -> AsyncGenerator[Answer]:
+    """Answers in order of their prompts, up to ``concurrency`` of which are asked at a time; teachers take turns.
+    ``numbers`` are the prompts that are still to be asked (all), ``kept`` the texts that were kept before."""
     if not teachers or not plan.topics:
         raise ConfigError("texts can't be generated without a teacher and topics")
-    made, minhash, seen = made or Generated(), MinHash.at(plan.jaccard), set[tuple[int, int]]()
-    made.asked = start
-    for first in range(start, plan.num_texts, plan.concurrency):
-        numbers = range(first, min(first + plan.concurrency, plan.num_texts))
-        asked = [(teachers[number % len(teachers)], plan.prompt(number)) for number in numbers]
-        answers = await asyncio.gather(*(_ask(teacher, prompt, plan) for teacher, prompt in asked))
-        for number, (teacher, prompt), answer in zip(numbers, asked, answers, strict=True):
-            made.asked += 1
-            if answer.usage:
-                made.prompt_tokens += answer.usage.prompt_tokens
-                made.completion_tokens += answer.usage.completion_tokens
-            text = str(answer.choices[0].message.content or "").strip()
-            reason = _reason_to_leave_out(text, answer.choices[0].finish_reason, plan)
-            bands = [*enumerate(minhash.band_hashes([text])[0].tolist())]
-            if reason is None and seen.intersection(bands):
-                reason = "near copy"
-            if reason is not None:
-                made.left_out[reason] = made.left_out.get(reason, 0) + 1
-                continue
-            seen.update(bands)
-            made.kept += 1
-            about = {"synthetic": True, "teacher": teacher.name, "topic": plan.topics[number % len(plan.topics)]}
-            yield Document(f"{plan.source}:{plan.seed}:{number}", plan.source, text, {**about, "prompt": prompt})
+    copies = NearCopies(plan.jaccard)
+    for text in kept:
+        copies.add(text)
+    waiting = iter(range(plan.num_texts) if numbers is None else numbers)
+    asked: deque[tuple[int, asyncio.Task[ChatCompletion]]] = deque()
+    try:
+        while True:
+            for number in islice(waiting, plan.concurrency - len(asked)):
+                teacher = teachers[number % len(teachers)]
+                asked.append((number, asyncio.create_task(_ask(teacher, plan, number))))
+            if not asked:
+                return
+            number, answer = asked[0][0], await asked[0][1]
+            asked.popleft()
+            yield _answer(teachers[number % len(teachers)], plan, number, answer, copies)
+    finally:
+        for _, task in asked:
+            task.cancel()
 
 
-async def _ask(teacher: LanguageModel, prompt: str, plan: Generation) -> Any:
-    return await collect_chat(
-        teacher.chat(
-            ChatRequest.model_validate(
-                {
-                    "model": teacher.name,
-                    "messages": [{"role": "user", "content": prompt}],
-                    "max_tokens": plan.max_tokens,
-                    "temperature": plan.temperature,
-                }
-            )
-        )
-    )
+def _answer(
+    teacher: LanguageModel, plan: Generation, number: int, answer: ChatCompletion, copies: NearCopies
+) -> Answer:
+    text = str(answer.choices[0].message.content or "").strip()
+    reason = _reason_to_leave_out(text, answer.choices[0].finish_reason, plan)
+    if reason is None:
+        reason = "near copy" if copies.has(text) else None
+    if reason is None:
+        copies.add(text)
+    about = {
+        "synthetic": True,
+        "teacher": teacher.name,
+        "topic": plan.topics[number % len(plan.topics)],
+        "prompt": plan.prompt(number),
+    }
+    usage = answer.usage or Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0)
+    document = Document(f"{plan.source}:{plan.seed}:{number}", plan.source, text, about)
+    return Answer(number, document, reason, usage.prompt_tokens, usage.completion_tokens)
+
+
+async def _ask(teacher: LanguageModel, plan: Generation, number: int) -> ChatCompletion:
+    """Patiently: an endpoint that is busy or away for a moment is asked again."""
+    request = {
+        "model": teacher.name,
+        "messages": [{"role": "user", "content": plan.prompt(number)}],
+        "max_tokens": plan.max_tokens,
+        "temperature": plan.temperature,
+        "seed": plan.seed + number,
+    }
+    for wait in (*plan.waits, None):
+        try:
+            return await collect_chat(teacher.chat(ChatRequest.model_validate(request)))
+        except WootzError as error:
+            asked_for = getattr(error, "retry_after", None) or 0.0
+            if wait is None or not error.retryable or error.code == "upstream_refused" or asked_for > 600:
+                raise
+            await asyncio.sleep(max(asked_for, wait * random.uniform(0.5, 1.5)))
+    raise AssertionError
 
 
 def _reason_to_leave_out(text: str, finish_reason: str | None, plan: Generation) -> str | None:

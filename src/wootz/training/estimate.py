@@ -61,7 +61,8 @@ def estimate(recipe: Recipe) -> Estimate:
     kept = (
         recipe.depth * rows * dial.hidden_size * numbers + layer if recipe.pretrain.recompute else recipe.depth * layer
     )
-    state = dial.num_parameters * (18 if half else 16)
+    cut = 8 if mesh.zero == 1 else 18 if half else 16  # bytes that are divided among ranks
+    whole = (18 if half else 16) - cut
     if mesh.device == "cpu":
         rate, kind, has = matmul_rate(), "cpu", None
     else:
@@ -73,7 +74,7 @@ def estimate(recipe: Recipe) -> Estimate:
         steps=dial.steps,
         flops=flops,
         seconds=flops / (rate * UTILISATION[kind] * mesh.devices),
-        state_bytes=state / mesh.devices,
+        state_bytes=dial.num_parameters * (whole + cut / mesh.devices),
         activation_bytes=kept / (mesh.tensor * mesh.pipeline) * min(mesh.pipeline, dial.accumulate),
         device_bytes=has,
     )

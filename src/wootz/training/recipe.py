@@ -129,6 +129,8 @@ class PretrainSection(Section):
     benchmark_items: PositiveInt = 200
     """Of each file, while training; all of them at the end."""
     sample_every: PositiveInt = 200
+    hang_seconds: PositiveFloat = 300.0
+    """Without a step for so long the watchdog ends the run. It is to be longer than the longest evaluation."""
     prompts: tuple[str, ...] = ("The ",)
     phases: tuple[Phase, ...] = ()
     longer_rows: Literal["base", "yarn"] = "base"
@@ -156,8 +158,12 @@ class MeshSection(Section):
     device: str = "cpu"
     """``cpu``, or an accelerator that `wootz plan` knows: h100, …"""
     data: PositiveInt = 1
+    zero: Literal[1, 2, 3] = 3
+    """What each rank of ``data`` has a share of only: the optimiser's state (1), gradients too (2), weights too (3)."""
     tensor: PositiveInt = 1
     pipeline: PositiveInt = 1
+    fewest: PositiveInt | None = None
+    """Of ``data``: down to how many the run goes on where others do not come back (`wootz.training.restarts`)."""
 
     @property
     def devices(self) -> int:
@@ -188,6 +194,8 @@ class Recipe(Section):
     def its_mesh_can_do_it(self) -> Recipe:
         if self.pretrain.unfreeze and self.mesh.devices > 1:
             raise ValueError("pretrain.unfreeze is for one process")
+        if self.mesh.zero == 1 and self.mesh.tensor * self.mesh.pipeline > 1:
+            raise ValueError("mesh.zero = 1 goes with mesh.data, not with tensor or pipeline")
         if self.pretrain.compile and self.mesh.tensor * self.mesh.pipeline > 1:
             raise ValueError(
                 "pretrain.compile is for whole layers: it goes with mesh.data, not with tensor or pipeline"
@@ -212,9 +220,38 @@ class Recipe(Section):
             message = first["msg"].removeprefix("Value error, ")
             raise ConfigError(f"{where}: {key + ': ' if key else ''}{message}") from None
 
+    @staticmethod
+    def mesh_of(raw: dict[str, Any]) -> MeshSection:
+        return MeshSection.model_validate(raw.get("mesh", {}))
+
     @property
     def dial(self) -> Dial:
         return Dial.of(self)
+
+    def over(self, data: int) -> Recipe:
+        """The same steps over fewer data-parallel ranks, which accumulate more micro-batches of the same rows."""
+        rows = {"batch_tokens": self.dial.batch_tokens, "micro_batch_rows": self.dial.micro_batch_rows}
+        return self.model_copy(
+            update={
+                "mesh": self.mesh.model_copy(update={"data": data}),
+                "pretrain": self.pretrain.model_copy(update=rows),
+            }
+        )
+
+    @property
+    def sizes(self) -> dict[int, Recipe]:
+        """What may be run, by the number of processes, the most first: `mesh` itself, and with ``fewest`` those numbers
+        among which its batches can be split."""
+        mesh = self.mesh
+        found: dict[int, Recipe] = {mesh.devices: self}
+        for data in range(mesh.data - 1, (mesh.fewest or mesh.data) - 1, -1):
+            if self.over(data).rows_of_a_step == self.rows_of_a_step:
+                found[data * mesh.tensor * mesh.pipeline] = self.over(data)
+        return found
+
+    @property
+    def rows_of_a_step(self) -> int:
+        return self.mesh.data * self.dial.accumulate * self.dial.micro_batch_rows
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@
     samples.jsonl      what the model wrote at steps
     experts.jsonl      of a mixture of experts, how busy each is
     events.jsonl       what guards saw and did
+    suspects.json      ranks that a guard named as it ended the run, for `wootz.training.restarts`
     checkpoints/       `wootz.training.checkpoints`
     plots/             curves as pictures
     tensorboard/       the metrics once more, as event files
@@ -117,6 +118,18 @@ class RunFolder:
         if status["state"] == "running" and silent.total_seconds() > ALIVE_SECONDS:
             status["state"] = "stopped"
         return status
+
+    def suspect(self, ranks: list[int], *, sure: bool = False) -> None:
+        """Those that ended the run. ``sure``: it would come to the same if they were started again."""
+        self._write("suspects.json", {"ranks": ranks, "sure": sure})
+
+    def take_suspects(self) -> tuple[list[int], bool]:
+        file = self.path / "suspects.json"
+        if not file.exists():
+            return [], False
+        found = json.loads(file.read_text())
+        file.unlink()
+        return found["ranks"], found["sure"]
 
     # --- lines ------------------------------------------------------------------------------------------------
 

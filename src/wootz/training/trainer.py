@@ -183,6 +183,11 @@ class Trainer:
             group["lr"] = peak * factor
         return self.optimizer.param_groups[0]["lr"]
 
+    @property
+    def peers(self) -> Sequence[int]:
+        """Ranks that compute with the same weights as this one, itself among them."""
+        return range(world_size())
+
     def precision(self) -> torch.autocast:
         dtype = torch.float16 if self.config.precision == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32")

@@ -14,15 +14,18 @@ from wootz.training.runs import RunFolder
 from wootz.training.trainer import Callback
 
 
-def guards_of(run: RunFolder, checkpoints: Checkpoints, *, vocab_size: int, whole: bool = True) -> list[Callback]:
+def guards_of(
+    run: RunFolder, checkpoints: Checkpoints, *, vocab_size: int, whole: bool = True, hang_seconds: float = 300.0
+) -> list[Callback]:
     """Those that a run has unless it is told otherwise. The first that objects to an update gives the reason, so what
     is no number is said to be that, and not a spike. Three of them ask the ``whole`` model, which no rank of a pipeline
     can."""
-    asking = [CorruptionGuard(every=100), ExpertMonitor(run), HealthMonitor(run, vocab_size)] if whole else []
+    wrong = CorruptionGuard(every=100, suspect=lambda ranks: run.suspect(ranks, sure=True))
+    asking = [wrong, ExpertMonitor(run), HealthMonitor(run, vocab_size)] if whole else []
     return [
         FiniteGuard(),
         SpikeGuard(checkpoints),
         StragglerGuard(),
         *asking,
-        Watchdog(run.path / "heartbeats"),
+        Watchdog(run.path / "heartbeats", hang_seconds, suspect=run.suspect),
     ]

@@ -11,23 +11,27 @@
 | loss | - | stays at log V: nothing is learned |
 
 Parts are the embedding, each layer, and the rest. All are computed from what is there: the model is run once more on
-one row that does not change.
+one row that does not change. Figures are of the whole model, whatever ranks have of it: each adds up its own share of
+squares, and all sums of a look are one exchange.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from wootz.data.batch import Batch
 from wootz.models import PackedContext
+from wootz.training.parallel.clipping import num_shards
 from wootz.training.runs import RunFolder
 from wootz.training.trainer import Callback, Step, Trainer, evaluation, rank, world_size
 
@@ -42,14 +46,15 @@ class HealthMonitor(Callback):
         self._losses: deque[float] = deque(maxlen=50)
         self._clipped = self._made = 0
         self._before: dict[str, Tensor] = {}
-        self._norms: dict[str, float] = {}
+        self._gradients: dict[str, float] = {}
+        """Squares, of what this rank has of each part."""
 
     def before_update(self, trainer: Trainer, step: Step) -> str | None:
         if self._looks(step):
-            self._norms = {
-                part: norm(p.grad for p in group if p.grad is not None) for part, group in _parts(trainer.model)
-            }
-            self._before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+            parameters = dict(trainer.model.named_parameters())
+            gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+            self._gradients = squares(gradients)
+            self._before = {name: _local(p).detach().clone() for name, p in parameters.items()}
         return None
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
@@ -62,10 +67,10 @@ class HealthMonitor(Callback):
         self._before = {}
         if rank() == 0:
             self.run.append("health", {"step": step.number, **figures})
-            for alarm in self.alarms(figures):
-                if alarm.split(":")[0] not in self.said:
-                    self.said.append(alarm.split(":")[0])
-                    trainer.report(f"step {step.number}: {alarm}")
+        for alarm in self.alarms(figures):
+            if alarm.split(":")[0] not in self.said:
+                self.said.append(alarm.split(":")[0])
+                trainer.report(f"step {step.number}: {alarm}")
 
     def figures(self, trainer: Trainer) -> dict[str, Any]:
         model: Any = trainer.model
@@ -73,19 +78,27 @@ class HealthMonitor(Callback):
         batch = Batch.of(torch.cat((tokens_T, tokens_T[:1]))[None]).to(trainer.device)
         with observed(model) as seen, evaluation(model), torch.no_grad():
             model(batch.tokens_BT.flatten(), batch.positions_T, seen.context([self.length]))
-        ratios = {}
-        for part, _ in _parts(model):
-            names = [name for name, _ in model.named_parameters() if _part_of(name) == part and name in self._before]
-            moved = norm(model.get_parameter(name).detach() - self._before[name] for name in names)
-            ratios[part] = moved / max(norm(self._before[name] for name in names), 1e-12)
-        for part, size in self._norms.items():
+        parameters = dict(model.named_parameters())
+        moved = {name: _local(parameters[name]).detach() - before for name, before in self._before.items()}
+        shares = {name: share_held(parameters[name]) for name in self._before}
+        own = [squares(self._before, shares), squares(moved, shares), self._gradients]
+        parts = list(own[0])
+        ranks, layers = world_size(), len(seen.activations)
+        sums = trainer.sum_over_ranks(
+            *(each.get(part, 0.0) for each in own for part in parts),
+            *(square / ranks for square in seen.activations),
+            *(entropy / ranks for entropy in seen.entropies),
+        )
+        sizes = [math.sqrt(square) for square in sums[: 3 * len(parts) + layers]]
+        before, moves, gradients = (dict(zip(parts, sizes[n * len(parts) :], strict=False)) for n in range(3))
+        for part, size in gradients.items():
             self.grad_history.setdefault(part, []).append(size)
         return {
-            "update_ratio": ratios,
-            "activations": seen.activations,
-            "attention_entropy": seen.entropies,
+            "update_ratio": {part: moves[part] / max(before[part], 1e-12) for part in parts},
+            "activations": sizes[3 * len(parts) :],
+            "attention_entropy": sums[3 * len(parts) + layers :],
             "embedding_ratio": singular_ratio(model.embedding.weight),
-            "grad_norms": self._norms,
+            "grad_norms": gradients,
             "clip_ratio": self._clipped / max(self._made, 1),
             "loss": sum(self._losses) / len(self._losses),
         }
@@ -121,7 +134,7 @@ class HealthMonitor(Callback):
         return found
 
     def _looks(self, step: Step) -> bool:
-        return world_size() == 1 and (step.number + 1) % self.every == 0
+        return (step.number + 1) % self.every == 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.first_activations, "grads": self.grad_history, "said": self.said, "made": self._made}
@@ -132,7 +145,8 @@ class HealthMonitor(Callback):
 
 
 class Observed:
-    """Of one pass: how large each layer's output was, and how spread its attention."""
+    """Of one pass: mean squares of each layer's output, and how spread its attention was; of this rank's tokens and
+    heads, where they are shared out."""
 
     def __init__(self) -> None:
         self.activations: list[float] = []
@@ -157,7 +171,7 @@ def observed(model: Any) -> Iterator[Observed]:
     seen = Observed()
 
     def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen.activations.append(output.float().square().mean().sqrt().item())
+        seen.activations.append(output.float().square().mean().item())
 
     hooks = [layer.register_forward_hook(look) for layer in model.layers]
     try:
@@ -181,21 +195,34 @@ def attention_entropy(q_THd: Tensor, k_TKd: Tensor, scale: float) -> float:
 
 
 def singular_ratio(embedding_VD: Tensor) -> float:
-    """First over second singular value of the rows around their mean: large where all words lie on one line."""
-    centred = embedding_VD.detach().float() - embedding_VD.detach().float().mean(0)
-    values = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0).sqrt()
+    """First over second singular value of the rows around their mean: large where all words lie on one line. Of rows
+    that ranks share out by their products, ``X'X - n m m'``, which add up."""
+    own_VD, share = _local(embedding_VD).detach().double(), share_held(embedding_VD)
+    sums = torch.cat([own_VD.T @ own_VD, own_VD.sum(0)[None]]) * share
+    if world_size() > 1:
+        dist.all_reduce(sums)
+    products_DD, sum_D = sums[:-1], sums[-1]
+    values = torch.linalg.eigvalsh(products_DD - torch.outer(sum_D, sum_D) / len(embedding_VD)).clamp(min=0).sqrt()
     return (values[-1] / values[-2].clamp(min=1e-12)).item()
 
 
-def norm(tensors: Any) -> float:
-    return math.sqrt(sum(tensor.detach().float().square().sum().item() for tensor in tensors))
+def squares(tensors: Mapping[str, Tensor], shares: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Sums of squares by part, of what this rank has of each tensor, weighed so that all ranks' add up to the whole."""
+    found: dict[str, float] = {}
+    for name, tensor in tensors.items():
+        share = share_held(tensor) if shares is None else shares[name]
+        own = _local(tensor).detach().float().square().sum().item() * share
+        found[_part_of(name)] = found.get(_part_of(name), 0.0) + own
+    return found
 
 
-def _parts(model: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
-    groups: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        groups.setdefault(_part_of(name), []).append(parameter)
-    return list(groups.items())
+def share_held(tensor: Tensor) -> float:
+    """The weight at which this rank's numbers count, if all ranks' are added: equally many hold each of them."""
+    return num_shards(tensor) / world_size()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _part_of(name: str) -> str:

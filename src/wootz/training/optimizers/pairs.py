@@ -1,6 +1,7 @@
-"""Optimisers made of others: Muon for matrices with AdamW for the rest, and any one over float32 master weights.
+"""Optimisers made of others: Muon for matrices with AdamW for the rest, and any one that moves something in place of
+the weights (float32 masters here, shards in `sharded.py`).
 
-Both are one `torch.optim.Optimizer` to their caller: one list of groups, one state, one `state_dict` that resumes
+All are one `torch.optim.Optimizer` to their caller: one list of groups, one state, one `state_dict` that resumes
 exactly.
 """
 
@@ -101,34 +102,39 @@ def orthogonalised(matrix: torch.Tensor, coefficients: tuple[float, float, float
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-class MasterWeights(ExactOptimizer):
-    """Half-precision weights, trained in float32: ``inner`` has a float32 copy of each to work on.
-
-    A step takes the gradients to float32, moves the copies, and rounds them into the weights. So updates too small for
-    the weights' own type add up in place of getting lost (in bfloat16 a change below 2^-9 of a weight is nothing), and
-    the inner state is float32. 4 bytes per parameter more. Not needed where weights are float32 and only the arithmetic
-    is in half precision (autocast, FSDP's mixed precision)."""
+class Proxied(ExactOptimizer):
+    """One whose ``inner`` optimiser, which ``make`` makes, moves other tensors in the place of each weight. To its
+    caller it has the weights, the inner one's settings, and its state."""
 
     def __init__(
         self, groups: list[dict[str, Any]], make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     ) -> None:
-        copies = [
-            {**group, "params": [parameter.detach().float().clone().requires_grad_() for parameter in group["params"]]}
-            for group in groups
-        ]
-        self.inner = make(copies)
+        proxies = [{**group, "params": [self.proxy(weight) for weight in group["params"]]} for group in groups]
+        self.inner = make(proxies)
         outer = [{**one, "params": group["params"]} for one, group in zip(self.inner.param_groups, groups, strict=True)]
         super().__init__(outer, {})
+
+    def proxy(self, weight: torch.Tensor) -> torch.Tensor:
+        """What is moved in place of this weight; a leaf."""
+        raise NotImplementedError
+
+    def gradient(self, weight: torch.Tensor, proxy: torch.Tensor) -> torch.Tensor:
+        """The proxy's, from the weight's."""
+        raise NotImplementedError
+
+    def show(self, weight: torch.Tensor, proxy: torch.Tensor) -> None:
+        """Write into the weight what became of its proxy."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None if closure is None else torch.enable_grad()(closure)()
         self._tell_settings()
-        for weight, master in self._pairs():
-            master.grad = None if weight.grad is None else weight.grad.to(master.dtype)
+        for weight, proxy in self._pairs():
+            proxy.grad = None if weight.grad is None else self.gradient(weight, proxy)
         self.inner.step()
-        for _, master in self._pairs():
-            master.grad = None
+        for _, proxy in self._pairs():
+            proxy.grad = None
         self._show()
         return loss
 
@@ -137,16 +143,6 @@ class MasterWeights(ExactOptimizer):
 
     def train(self) -> None:
         self._switch("train")
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        for weight, master in self._pairs():
-            state = dict(self.state.get(weight, {}))
-            master.data.copy_(state.pop("master", weight))
-            if state:
-                self.inner.state[master] = state
-        self._tell_settings()
-        self._show()
 
     @torch.no_grad()
     def _switch(self, mode: str) -> None:
@@ -165,9 +161,45 @@ class MasterWeights(ExactOptimizer):
 
     @torch.no_grad()
     def _show(self) -> None:
-        """What the inner optimiser did: rounded into the weights, and its state and counters in ours."""
+        """What the inner optimiser did: in the weights, and its state and counters in ours."""
         for outer, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             outer.update({name: value for name, value in inner.items() if name != "params"})
+        for weight, proxy in self._pairs():
+            self.show(weight, proxy)
+            if state := self.state_of(proxy):
+                self.state[weight] = state
+
+    def state_of(self, proxy: torch.Tensor) -> dict[str, Any]:
+        return self.inner.state.get(proxy, {})
+
+
+class MasterWeights(Proxied):
+    """Half-precision weights, trained in float32: ``inner`` has a float32 copy of each to work on.
+
+    A step takes the gradients to float32, moves the copies, and rounds them into the weights. So updates too small for
+    the weights' own type add up in place of getting lost (in bfloat16 a change below 2^-9 of a weight is nothing), and
+    the inner state is float32. 4 bytes per parameter more. Not needed where weights are float32 and only the arithmetic
+    is in half precision (autocast, FSDP's mixed precision)."""
+
+    def proxy(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.detach().float().clone().requires_grad_()
+
+    def gradient(self, weight: torch.Tensor, proxy: torch.Tensor) -> torch.Tensor:
+        assert weight.grad is not None
+        return weight.grad.to(proxy.dtype)
+
+    def show(self, weight: torch.Tensor, proxy: torch.Tensor) -> None:
+        weight.copy_(proxy)
+
+    def state_of(self, proxy: torch.Tensor) -> dict[str, Any]:
+        return {"master": proxy.detach(), **super().state_of(proxy)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         for weight, master in self._pairs():
-            weight.copy_(master)
-            self.state[weight] = {"master": master.detach(), **self.inner.state.get(master, {})}
+            state = dict(self.state.get(weight, {}))
+            master.data.copy_(state.pop("master", weight))
+            if state:
+                self.inner.state[master] = state
+        self._tell_settings()
+        self._show()

@@ -22,6 +22,7 @@ from wootz.core.errors import ConfigError
 from wootz.models.blocks.sizes import check_sizes
 
 Schedule = Literal["gpipe", "1f1b"]
+Zero = Literal[1, 2, 3]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Layout:
     replicate: int = 1
     """Copies of a sharded model (HSDP), for when sharding over all machines is more than the network bears."""
     shard: int = 1
-    """Fully sharded data parallelism: ZeRO-3, or ZeRO-2 where ``reshard`` is off."""
+    """Data parallelism, which keeps of what ``zero`` says only a share on each rank."""
     context: int = 1
     tensor: int = 1
     """Tensor parallelism, always with sequence parallelism between the cut parts."""
@@ -44,13 +45,17 @@ class Layout:
     compute_dtype: torch.dtype | None = None
     """What parameters are gathered and computed in; they are kept, and gradients summed, in their own dtype, which is
     float32."""
-    reshard: bool = True
-    """Let a layer's gathered parameters go between its forward and its backward pass. Stages of a pipeline never do."""
+    zero: Zero = 3
+    """What ``shard`` cuts (arXiv 1910.02054). 1: the optimiser's state; 2: gradients as well, and parameters are
+    gathered once for a forward and its backward pass; 3: parameters as well, which are gathered for each. Stages of a
+    pipeline keep what they have gathered."""
 
     def __post_init__(self) -> None:
         check_sizes(self, "pipeline", "replicate", "shard", "context", "tensor", "expert")
         if self.shard % self.expert:
             raise ConfigError(f"expert = {self.expert} does not divide shard = {self.shard}")
+        if self.zero == 1 and self.num_ranks * self.expert > self.shard:
+            raise ConfigError("zero = 1 goes with shard, and with no other axis", hint="zero = 2 keeps nearly as much")
 
     @property
     def num_ranks(self) -> int:

@@ -13,6 +13,8 @@ comes out equals the one process, loss and gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +31,7 @@ from wootz.training.parallel.context import SpreadText, check_spreads
 from wootz.training.parallel.experts import spread_experts
 from wootz.training.parallel.layout import Layout, Mesh
 from wootz.training.parallel.pipeline import Pipeline, Stage, weighed
+from wootz.training.parallel.replicas import Replica
 from wootz.training.parallel.sharding import shard
 from wootz.training.parallel.taken_apart import take_apart
 from wootz.training.parallel.tensor import cut_by_tensor
@@ -57,7 +60,9 @@ class Parallel:
             spread_experts(model, mesh["expert"])
         if layout.tensor > 1:
             cut_by_tensor(model, mesh["tensor"])
-        shard(root, model, mesh)
+        self._replica = Replica(model, mesh["shard"].get_group()) if layout.zero == 1 else None
+        if self._replica is None:
+            shard(root, model, mesh)
         self._root = root
 
     def backward(self, batches: Sequence[Batch], loss_scale: float = 1.0) -> float:
@@ -74,16 +79,23 @@ class Parallel:
         num_asked = int(total) / loss_scale
         loss = torch.zeros((), device=self.mesh.device)
         for number in range(len(batches)):
-            if isinstance(self._root, FSDPModule):
-                self._root.set_requires_gradient_sync(number == len(batches) - 1)
-            if self._pipeline is not None:
-                loss += self._pipeline.backward(batches[number], num_asked)
-            else:
-                part = weighed(self.objective, self.model, own[number], num_asked)
-                part.backward()
-                loss += part.detach()
+            with self._summing(number == len(batches) - 1):
+                if self._pipeline is not None:
+                    loss += self._pipeline.backward(batches[number], num_asked)
+                else:
+                    part = weighed(self.objective, self._replica or self.model, own[number], num_asked)
+                    part.backward()
+                    loss += part.detach()
         dist.all_reduce(loss)
         return loss.item() / loss_scale / self.mesh.layout.tensor
+
+    def _summing(self, now: bool) -> AbstractContextManager[Any]:
+        """In the block gradients are summed over ranks, or only added up on each."""
+        if self._replica is not None and not now:
+            return self._replica.not_yet()
+        if isinstance(self._root, FSDPModule):
+            self._root.set_requires_gradient_sync(now)
+        return nullcontext()
 
     def clip(self, max_norm: float) -> float:
         """Scale all gradients to a joint norm of ``max_norm`` at most; returns what it was."""

@@ -22,7 +22,7 @@ def shard(root: nn.Module, model: Decoder, mesh: Mesh, *, reduce_dtype: torch.dt
     """Shard each layer of ``model`` by itself, and the rest with ``root``, in place."""
     layout = mesh.layout
     # In a pipeline a layer would else be gathered again for every micro-batch.
-    reshard = layout.reshard and layout.pipeline == 1
+    reshard = layout.zero == 3 and layout.pipeline == 1
     policy = MixedPrecisionPolicy(param_dtype=layout.compute_dtype, reduce_dtype=reduce_dtype)
     for layer in model.layers:
         if isinstance(layer, Layer):

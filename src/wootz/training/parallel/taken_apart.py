@@ -42,6 +42,10 @@ def put_together(model: Decoder) -> None:
                 setattr(module, name, _whole(list(child)))  # pyright: ignore[reportArgumentType]
 
 
+def is_apart(model: nn.Module) -> bool:
+    return any(isinstance(module, TakenApart) for module in model.modules())
+
+
 def _parts(whole: Linear) -> TakenApart:
     biases = [None] * len(whole.parts) if whole.bias is None else whole.bias.detach().split(whole.parts)
     parts = []

@@ -3,7 +3,7 @@ affair (`Parallel`); everything else, callbacks and guards included, is the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ class ParallelTrainer(Trainer):
     ) -> None:
         super().__init__(parallel.model, optimizer, schedule, batches, config, objective=parallel.objective, **others)
         self.parallel = parallel
+
+    @property
+    def peers(self) -> Sequence[int]:
+        return self.parallel.mesh.ranks("loss")
 
     def _backward(self, micro_batches: list[Batch]) -> tuple[float, int]:
         with self.precision():

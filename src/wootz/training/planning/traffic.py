@@ -5,6 +5,8 @@ tokens on a rank, width D, n ranks of an axis, per step:
 
 - shard: every layer's parameters are gathered for the forward and again for the backward pass, those of the root once;
   gradients are scattered by sums, once. A gather or a scatter sends ``(n - 1) / n`` of the whole.
+- shard with zero = 1: gradients are summed everywhere, ``2 (n - 1) / n`` of the whole, and what ranks have moved is
+  gathered, ``(n - 1) / n``.
 - replicate: what is left of the gradients after that is summed over copies.
 - tensor: four gathers and four scatters of ``T D`` in each layer, half of them backward; one each for the embedding,
   one for the last norm, one sum for the head's input gradient, one gather of logits; the norms' own gradients.
@@ -90,7 +92,10 @@ class _Step:
         root: list[nn.Module] = [self.model.embedding] if self.is_first else []
         if self.is_last:
             root += [module for module in (self.model.norm, self.model.head) if module is not None]
-        reshard = layout.reshard and layout.pipeline == 1
+        if layout.zero == 1:
+            self._replicated()
+            return
+        reshard = layout.zero == 3 and layout.pipeline == 1
         for layer in self.layers:
             experts = _experts_of(layer) if layout.expert > 1 else None
             dense = self._numbers([layer], but=experts)
@@ -100,6 +105,15 @@ class _Step:
                 each = sum(_padded(p.shape[0] // layout.expert, ranks) * p[0].numel() for p in experts.parameters())
                 self._gathered("expert_shard", ranks, each, twice=reshard)
         self._gathered("shard", layout.shard * layout.context, self._numbers(root), twice=False)
+
+    def _replicated(self) -> None:
+        """Gradients are summed in buckets of 1 MiB first and then 25 MiB, as PyTorch fills them."""
+        ranks, parameters = self.layout.shard, self._numbers([self.model])
+        gradients = sum(p.numel() for p in self.model.parameters()) * self.gradient
+        if ranks > 1:
+            calls = 1 + math.ceil(max(0, gradients - 2**20) / (25 * 2**20))
+            self._add("shard", "all_reduce", calls, 2 * _others(ranks) * gradients / calls)
+            self._add("shard", "all_gather", 1, _others(ranks) * parameters * 4)
 
     def _gathered(self, axis: str, ranks: int, numbers: int, *, twice: bool) -> None:
         if ranks > 1:

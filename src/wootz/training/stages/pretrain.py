@@ -22,8 +22,10 @@ from wootz.training.checkpoints import Checkpoints
 from wootz.training.curvature_refresh import CurvatureRefresh
 from wootz.training.guards import guards_of
 from wootz.training.optimizers import OptimizerConfig, build_optimizer, evaluation_mode
+from wootz.training.optimizers.sharded import ShardedState
 from wootz.training.parallel import Layout, ParallelTrainer, parallelize
 from wootz.training.parallel.state import load_whole
+from wootz.training.parallel.taken_apart import is_apart, take_apart
 from wootz.training.recipe import Recipe, model_config
 from wootz.training.recompute import check_recompute, recompute_layers
 from wootz.training.recording import Every, Recorder, TensorBoard, Watch
@@ -73,7 +75,7 @@ def pretrain(
 def export(recipe: Recipe, run: RunFolder, trainer: Trainer) -> Decoder:
     """The result as a folder that is served. What many ranks hold is read from their last checkpoint."""
     tokenizer, model = load_tokenizer(run.tokenizer), trainer.model
-    if world_size() > 1:
+    if world_size() > 1 or is_apart(model):
         model = load_whole(
             run.checkpoints / f"step_{trainer.step}", start_model(recipe, tokenizer.vocab_size, end_of_text(tokenizer))
         )
@@ -103,17 +105,20 @@ def build(
     if settings.recompute:
         recompute_layers(model)
     parallel = parallelize(model, layout, device=device) if layout.num_ranks > 1 else None
-    optimizer = build_optimizer(
-        model,
-        OptimizerConfig(
-            name=settings.optimizer,
-            learning_rate=dial.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            layer_decay=settings.layer_decay,
-            extra={"full_precision": True} if settings.optimizer == "muon" and recipe.mesh.device == "cpu" else {},
-        ),
+    if parallel is None and Recipe.mesh_of(run.recipe).devices > 1:  # of which this process alone is left
+        take_apart(model)
+    how = OptimizerConfig(
+        name=settings.optimizer,
+        learning_rate=dial.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        layer_decay=settings.layer_decay,
+        extra={"full_precision": True} if settings.optimizer == "muon" and recipe.mesh.device == "cpu" else {},
     )
+    if parallel is not None and layout.zero == 1:
+        optimizer = ShardedState(model, how, parallel.mesh["shard"])
+    else:
+        optimizer = build_optimizer(model, how)
     schedule = build_schedule(
         ScheduleConfig(name=settings.schedule, warmup=settings.warmup, minimum=settings.minimum), dial.steps
     )
@@ -146,7 +151,13 @@ def build(
         *([GradualUnfreezing(model, joining)] if joining else []),
         CurvatureRefresh(),
         *extra,
-        *guards_of(run, checkpoints, vocab_size=tokenizer.vocab_size, whole=layout.pipeline == 1),
+        *guards_of(
+            run,
+            checkpoints,
+            vocab_size=tokenizer.vocab_size,
+            whole=layout.pipeline == 1,
+            hang_seconds=settings.hang_seconds,
+        ),
         Recorder(run, watch),
         board,
     ]
@@ -170,7 +181,7 @@ def build(
 def layout_of(recipe: Recipe) -> Layout:
     mesh = recipe.mesh
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.pretrain.precision]
-    return Layout(shard=mesh.data, tensor=mesh.tensor, pipeline=mesh.pipeline, compute_dtype=dtype)
+    return Layout(shard=mesh.data, zero=mesh.zero, tensor=mesh.tensor, pipeline=mesh.pipeline, compute_dtype=dtype)
 
 
 def device_of(recipe: Recipe) -> torch.device:
