@@ -16,7 +16,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import uvicorn
@@ -42,9 +42,10 @@ from wootz.gateway.routing.sharing import Sharing
 from wootz.providers import EngineModel, open_models
 from wootz.providers.retirements import warnings
 from wootz.store import Database
-from wootz.store.secrets import open_source
+from wootz.store.secrets import open_source, wrapper_of
 from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry, UnderWay
 from wootz.telemetry.drift import RULE as DRIFT
+from wootz.telemetry.plain_bodies import keep_house
 from wootz.telemetry.prompt_hash import PromptHasher
 from wootz.telemetry.works import Work, at_work
 
@@ -72,7 +73,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     database = Database(config.database_url)
     ledger = Ledger(database, Spool(config.home / "unwritten"))
     prices, options = PriceBook.of(config), config.telemetry
-    keep = KeepBodies(options.body_days, options.body_bytes) if options.store_bodies else None
+    bodies = BodyStore(database, wrapper_of(config, create=True))
+    keep = KeepBodies(bodies, options.body_days, options.body_bytes) if options.store_bodies else None
     under_way = UnderWay(config.home / "under_way")
     telemetry = Telemetry(
         ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep,
@@ -86,6 +88,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
         async with AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
             await database.migrate()
+            if keep is not None:  # Without a key to encrypt them with, better not to begin.
+                await bodies.keys.todays(datetime.now(UTC) + timedelta(days=keep.days))
             ledger.recover()
             stack.push_async_callback(front.limits.counters.close)
             stack.push_async_callback(telemetry.close)
@@ -108,7 +112,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             erased, rule = Erasures(database, front.caches, under_way), front.alert_rules[DRIFT]
             works: dict[str, Work] = {
                 "engine states": lambda: _watch(models, telemetry, erased),
-                "expired bodies": BodyStore(database).sweep_for_ever,
+                "expired bodies": lambda: keep_house(bodies),
                 "quality metrics": lambda: front.drift.watch(telemetry.metrics, rule),
                 "killed processes": lambda: under_way.recover_for_ever(ledger, front.limits.settle_for),
             }

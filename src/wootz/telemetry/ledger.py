@@ -33,7 +33,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from wootz.core import ConfigError, NotFoundError, UnavailableError
 from wootz.store import Base, Database, ExactUSD, Typed, UtcDateTime
-from wootz.telemetry.bodies import StoredBody, bodies
+from wootz.telemetry.bodies import SealedBody, bodies
 from wootz.telemetry.journal import storable
 from wootz.telemetry.record import RequestRecord, Timeline
 from wootz.telemetry.report import ReportRow, cost_report
@@ -73,6 +73,7 @@ requests = Table(
     Column("user", String),
     Column("prompt_hash", String),
     Column("prompt_chars", Integer),
+    Column("template_hash", String),
     Column("team_id", String),
     Column("tags", Typed(dict[str, str], dict)),
     Column("deployment", String),
@@ -105,7 +106,7 @@ ERASED = "erased"
 
 class Entry(NamedTuple):
     record: RequestRecord
-    body: StoredBody | None
+    body: SealedBody | None
 
 
 class Ledger:
@@ -118,7 +119,7 @@ class Ledger:
         self._queue: asyncio.Queue[tuple[Entry, asyncio.Future[None]]] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
 
-    async def write(self, record: RequestRecord, body: StoredBody | None = None) -> None:
+    async def write(self, record: RequestRecord, body: SealedBody | None = None) -> None:
         """Durable when it returns, and with it what was said, where that is kept. A caller that is cancelled while it
         waits has still handed the record over.
 
@@ -211,10 +212,11 @@ class Ledger:
         since: datetime | None = None,
         until: datetime | None = None,
         key_id: str | None = None,
+        conversations: bool = False,
     ) -> list[ReportRow]:
-        """Exact totals, grouped by any of `GROUPS`; see `cost_report`."""
+        """Exact totals, grouped by any of `GROUPS`; see `cost_report`. With ``conversations``, also theirs."""
         async with self.database.session() as session:
-            return await cost_report(session, requests, by, since, until, key_id)
+            return await cost_report(session, requests, by, since, until, key_id, conversations)
 
     # --- the writer -------------------------------------------------------------------------------------------
 

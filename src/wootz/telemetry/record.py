@@ -106,6 +106,8 @@ class RequestRecord:
     prompt_hash: str | None = None
     """Keyed, of all that the model was to read (`prompt_hash`)."""
     prompt_chars: int | None = None
+    template_hash: str | None = None
+    """The same of the instructions that it begins with, if it does."""
     team_id: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     """``feature``, ``prompt_version``, … : the key's, and of the request's ``metadata``."""
