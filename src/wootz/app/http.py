@@ -21,6 +21,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -124,7 +125,11 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             await stack.enter_async_context(watching(front, config))
             yield
 
-    app = FastAPI(title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    # Of a request there is one span, ours. The framework's own would tell what a wrong body said.
+    no_telemetry: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+    app = FastAPI(
+        title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=no_telemetry
+    )  # fmt: skip
     app.state.gateway = front
     if not accounts:
         app.add_middleware(LoopbackNames)

@@ -114,6 +114,8 @@ class Ledger:
 
     def __init__(self, database: Database, spool: Spool | None = None) -> None:
         self.database = database
+        insert = sqlite.insert if database.dialect == "sqlite" else postgresql.insert
+        self._insert_rows, self._insert_bodies = (insert(to).on_conflict_do_nothing() for to in (requests, bodies))
         self._spool = spool
         self._recovering: asyncio.Task[None] | None = None
         self._queue: asyncio.Queue[tuple[Entry, asyncio.Future[None]]] = asyncio.Queue()
@@ -282,12 +284,10 @@ class Ledger:
         await self._insert(entries)
 
     async def _insert(self, entries: list[Entry]) -> None:
-        insert = sqlite.insert if self.database.dialect == "sqlite" else postgresql.insert
         said = [vars(entry.body) for entry in entries if entry.body is not None]
         rows = [_row(entry.record) for entry in entries]
-        statements = [(insert(requests).on_conflict_do_nothing(), rows)]
         await self.database.write(
-            [*statements, (insert(bodies).on_conflict_do_nothing(), said)] if said else statements
+            [(self._insert_rows, rows), (self._insert_bodies, said)] if said else [(self._insert_rows, rows)]
         )
 
 

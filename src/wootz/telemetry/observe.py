@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal
@@ -265,8 +265,7 @@ class Observation:
             status = CLIENT_CLOSED_REQUEST
         num_later_tokens = self._num_tokens - self._num_first_tokens
         journey, usage = self._journey, self._usage
-        return replace(
-            self._begun,
+        return self._begun.but(
             status=status,
             error_code=error.code if error is not None else None,
             finish_reason=self.finish_reason,

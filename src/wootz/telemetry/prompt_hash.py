@@ -40,7 +40,7 @@ class Hashes(NamedTuple):
 
 class PromptHasher:
     def __init__(self, key: bytes) -> None:
-        self._key = key
+        self._keyed = hmac.new(key, digestmod=hashlib.sha256)
 
     @classmethod
     def of(cls, config: Config) -> PromptHasher:
@@ -51,7 +51,7 @@ class PromptHasher:
 
     def __call__(self, request: BaseModel) -> Hashes:
         """Of what a model is to read; its length is in characters."""
-        digest, num_chars, template = hmac.new(self._key, digestmod=hashlib.sha256), 0, None
+        digest, num_chars, template = self._keyed.copy(), 0, None
         begins = True
         for part in _parts(request):
             if begins and part[0] not in INSTRUCTIONS:
