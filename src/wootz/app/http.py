@@ -16,7 +16,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import uvicorn
@@ -89,8 +89,6 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
         async with AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
             await database.migrate()
-            if keep is not None:  # Without a key to encrypt them with, better not to begin.
-                await bodies.keys.todays(datetime.now(UTC) + timedelta(days=keep.days))
             ledger.recover()
             stack.push_async_callback(front.limits.counters.close)
             stack.push_async_callback(telemetry.close)
