@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from wootz.app.pid_file import ask_to_reload
-from wootz.app.preflight import Prepared, bind
+from wootz.app.preflight import Prepared, bind, check_body_key
 from wootz.app.process import Child
 from wootz.app.supervisor import StartError, Supervisor
-from wootz.core import Config
+from wootz.core import Config, ConfigError
 from wootz.store import ModelStore
 
 
@@ -152,6 +152,16 @@ def test_unset_secret(start, tiny):
     line = fails_with(platform, 2)
     assert "env:NOT_SET_HERE" in line
     assert not platform.home.exists()
+
+
+def test_bodies_without_a_key_refuse_to_start(tmp_path):
+    config = Config.model_validate({"home": tmp_path, "telemetry": {"store_bodies": True}})
+    check_body_key(config)
+    check_body_key(config)
+    (tmp_path / "secrets.key").rename(tmp_path / "elsewhere")
+    (tmp_path / "secrets.db").touch()
+    with pytest.raises(ConfigError, match=r"telemetry.store_bodies: the master key .* is gone"):
+        check_body_key(config)
 
 
 @pytest.mark.slow

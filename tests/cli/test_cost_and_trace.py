@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 from fresh_database import fresh_sqlite
+from kept_bodies import write_with_body
 from redis_server import RedisServer
 from typer.testing import CliRunner, Result
 
 from wootz.cli import app
+from wootz.core import Config
 from wootz.gateway.caches.redis_store import RedisStore
 from wootz.store import Database
-from wootz.telemetry import AttemptRecord, Ledger, RequestRecord, SpanRecord, StoredBody, Timeline
+from wootz.store.secrets import wrapper_of
+from wootz.telemetry import AttemptRecord, Ledger, RequestRecord, SpanRecord, Timeline
+from wootz.telemetry.signals import Signals
 
 ESCAPE = "\x1b[31mred"
 
@@ -53,11 +57,8 @@ async def fill(home: Path) -> None:
                 attempts=(AttemptRecord(deployment="m", provider="x", start=0.002, end=1.0, prompt_tokens=100),),
             ),
         )  # fmt: skip
-        body = StoredBody(
-            request_id=record.request_id, user=user, expires_at=datetime(2100, 1, 1, tzinfo=UTC),
-            request=f'{{"asked": "{ESCAPE}"}}', answer="[]",
-        )  # fmt: skip
-        await ledger.write(record, body)
+        key = wrapper_of(Config(home=home), create=True)
+        await write_with_body(ledger, record, f'{{"asked": "{ESCAPE}"}}', "[]", key)
     await ledger.close()
     await database.close()
 
@@ -76,6 +77,36 @@ def test_a_report_by_user_and_feature_is_exact_in_every_form(wootz):
     shown = wootz("cost", "report", "--by", "user")
     assert "0.000002000002 + ?" in shown.stdout
     assert "1 requests used tokens whose price is not known" in shown.stderr
+
+
+def test_a_resolved_conversation_costs_what_all_of_them_did(wootz, tmp_path: Path):
+    assert "resolved" not in wootz("cost", "report").stdout
+
+    async def told() -> None:
+        database = Database(f"sqlite+aiosqlite:///{tmp_path / 'wootz.db'}")
+        ledger, at = Ledger(database), datetime.now(UTC)
+        for number in range(3):
+            fields = {"model": "m", "provider": "x", "stream": False, "status": 200, "cost": Decimal("0.1")}
+            talk = RequestRecord(
+                request_id=f"c{number}",
+                started_at=at,
+                route="/",
+                key_id=None,
+                tags={"conversation": str(number)},
+                **fields,
+            )
+            await ledger.write(talk)
+        await Signals(database).note_all([{"kind": "resolved", "subject": subject} for subject in ("0", "2")])
+        await ledger.close()
+        await database.close()
+
+    asyncio.run(told())
+    (line,) = json.loads(wootz("cost", "report", "--by", "model", "--json").stdout)
+    assert (line["conversations"], line["resolved"], line["cost_per_resolved"]) == (3, 2.0, "0.150000000000")
+    (row,) = csv.DictReader(io.StringIO(wootz("cost", "report", "--by", "model", "--csv").stdout))
+    assert (row["conversations_cost"], row["cost_per_resolved"]) == ("0.300000000000", "0.150000000000")
+    shown = wootz("cost", "report", "--by", "model").stdout.split()
+    assert shown[-4:] == ["?", "3", "2", "0.15"]
 
 
 def test_a_request_is_explained(wootz):
@@ -111,6 +142,17 @@ def test_a_user_is_erased_after_asking(wootz):
     assert (counts["bodies"], counts["records"]) == (2, 2)
     assert "Nothing of it was kept" in wootz("trace", "explain", "r0", "--body").stderr
     assert "user erased" in wootz("trace", "explain", "r0").stdout
+
+
+def test_a_lost_key_leaves_the_rest_of_a_record(wootz, tmp_path: Path):
+    (tmp_path / "secrets.key").unlink()
+    told = wootz("trace", "explain", "r0", "--body")
+    assert told.exit_code == 2
+    assert "tags  feature=search" in told.stdout
+    assert "the master key" in told.stderr
+    whole = wootz("trace", "explain", "r0", "--body", "--json")
+    assert whole.exit_code == 2
+    assert json.loads(whole.stdout)["prompt_tokens"] == 100
 
 
 def test_a_users_cached_answers_are_erased_too(wootz, tmp_path: Path):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
+from kept_bodies import write_with_body
 from typer.testing import CliRunner
 
 from wootz.cli.main import app
+from wootz.core import Config
+from wootz.store import Database
+from wootz.store.secrets import open_local, wrapper_of
+from wootz.store.secrets.envelope import make_master_key
+from wootz.telemetry import Ledger, RequestRecord
 
 FIRST, SECOND = "the-first-value-of-all", "the-second-value-of-all"
 
@@ -33,3 +41,39 @@ def test_a_life_by_hand(tmp_path: Path) -> None:
     assert wootz("scan", str(tmp_path / "gateway.log"), code=1).count("openai@") == 2
     assert FIRST not in said
     assert SECOND not in said
+
+
+def test_a_new_master_key_is_taken_for_secrets_and_bodies(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+
+    def wootz(*arguments: str, value: str | None = None, code: int = 0) -> str:
+        result = CliRunner().invoke(app, ["--home", str(home), *arguments], input=value)
+        assert result.exit_code == code, result.output
+        return result.output
+
+    wootz("secrets", "set", "openai", value=FIRST)
+    asyncio.run(_with_body(home))
+    (home / "secrets.key").rename(home / "old.key")
+    make_master_key(home / "secrets.key")
+    assert "master key does not open it" in wootz("trace", "explain", "r1", "--body", code=2)
+    for _ in range(2):
+        said = wootz("secrets", "rewrap", "--from", f"file:{home / 'old.key'}")
+    assert "0 versions" in said
+    (home / "old.key").unlink()
+    assert SECOND in wootz("trace", "explain", "r1", "--body")
+    assert open_local(Config(home=home)).current("openai").value == FIRST
+    assert '"rewrapped"' in wootz("secrets", "audit", "openai", "--json")
+
+
+async def _with_body(home: Path) -> None:
+    config = Config(home=home)
+    database = Database(config.database_url)
+    await database.migrate()
+    ledger = Ledger(database)
+    record = RequestRecord(
+        request_id="r1", started_at=datetime.now(UTC), route="/", key_id=None, model="m", provider="p", stream=False,
+        status=200,
+    )  # fmt: skip
+    await write_with_body(ledger, record, SECOND, "[]", wrapper_of(config))
+    await ledger.close()
+    await database.close()

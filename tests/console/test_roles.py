@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from console_house import Browser, House
+from kept_bodies import write_with_body
 
 from wootz.core.sections import IdentityConfig
 from wootz.gateway.identity.roles import ROLE_NAMES, ROLES, permissions
 from wootz.gateway.identity.sessions import Sessions
+from wootz.store.secrets import wrapper_of
 from wootz.telemetry import RequestRecord
-from wootz.telemetry.bodies import StoredBody
 
 PAGES = {
     "/chat": "inference", "/keys": "accounts", "/users": "people", "/caches": "operate", "/runs": "operate",
@@ -81,14 +82,8 @@ async def test_a_viewer_sees_their_teams_requests_and_reads_no_body(house: House
     keys = {team: (await house.keys.create(team, team=team))[0] for team in ("red", "blue")}
     for team, key in keys.items():
         assert key.team is not None
-        said = StoredBody(
-            request_id=f"req-{team}",
-            user=None,
-            expires_at=datetime.now(UTC) + timedelta(days=1),
-            request="MARK",
-            answer="[]",
-        )
-        await house.ledger.write(record(f"req-{team}", key.id, key.team.id), said)
+        asked = record(f"req-{team}", key.id, key.team.id)
+        await write_with_body(house.ledger, asked, "MARK", "[]", wrapper_of(house.gateway.config, create=True))
     async with browser() as viewer, browser() as auditor:
         await viewer.sign_in(await house.key("viewer", scopes=["viewer"], team="red"))
         page = (await viewer.get("/requests")).text

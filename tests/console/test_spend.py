@@ -9,6 +9,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kept_bodies import some_master_key, write_with_body
 
 from wootz.console import formats
 from wootz.console.charts import HEIGHT, WIDTH, Series, nice_ceiling, stacked_bars
@@ -17,7 +18,8 @@ from wootz.console.site import Site
 from wootz.console.spend import MAX_SERIES, spending
 from wootz.console.tracks import tracks
 from wootz.gateway.limits import Limits
-from wootz.telemetry import AttemptRecord, RequestRecord, SpanRecord, StoredBody, Timeline
+from wootz.store.secrets import wrapper_of
+from wootz.telemetry import AttemptRecord, RequestRecord, SpanRecord, Timeline
 
 HOSTILE = """<img src=x onerror="alert(1)">'\"</script><script>alert(2)</script>"""
 NOW = datetime(2026, 5, 8, 15, 30, tzinfo=UTC)
@@ -96,16 +98,8 @@ async def test_a_key_sees_its_own_spending_only(house, admin, user):
 
 
 async def test_what_a_request_says_of_itself_is_text(house, admin):
-    await house.ledger.write(
-        whole(text=HOSTILE, user=HOSTILE, model=HOSTILE),
-        StoredBody(
-            request_id="req-1",
-            user=None,
-            expires_at=datetime.now(UTC) + timedelta(days=1),
-            request=HOSTILE,
-            answer=HOSTILE,
-        ),
-    )
+    asked = whole(text=HOSTILE, user=HOSTILE, model=HOSTILE)
+    await write_with_body(house.ledger, asked, HOSTILE, HOSTILE, wrapper_of(house.gateway.config, create=True))
     groups = ("model", "deployment", "provider", "team", "user", "feature")
     for path in ("/requests/req-1", "/requests", *(f"/spend?by={by}" for by in groups)):
         page = (await admin.get(path)).text
@@ -116,10 +110,8 @@ async def test_what_a_request_says_of_itself_is_text(house, admin):
 
 async def test_a_request_shows_its_way_its_words_and_its_body(house, admin, user):
     keys = {key.name: key.id for key in await house.keys.list()}
-    body = StoredBody(
-        request_id="req-1", user=None, expires_at=datetime.now(UTC) + timedelta(days=1), request='{"q": 1}', answer="[]"
-    )
-    await house.ledger.write(whole(key_id=keys["boss"]), body)
+    asked = whole(key_id=keys["boss"])
+    await write_with_body(house.ledger, asked, '{"q": 1}', "[]", wrapper_of(house.gateway.config, create=True))
     assert 'data-testid="request-body"' not in (await admin.get("/requests/req-1")).text
     page = (await admin.get("/requests/req-1?said=1")).text
     for text in ("2. farplain", "because plain", "attempt 1: nearplain", "featureplain", "{&#34;q&#34;: 1}"):
@@ -131,6 +123,25 @@ async def test_a_request_shows_its_way_its_words_and_its_body(house, admin, user
     assert (await user.get("/requests/req-1?said=1")).status_code == 404
     await house.ledger.write(record("req-2"))
     assert 'data-testid="request-body"' not in (await admin.get("/requests/req-2")).text
+
+
+async def test_a_body_that_does_not_open_leaves_the_rest_of_the_page(house, admin):
+    wrapper = some_master_key()
+    await write_with_body(house.ledger, whole(), "said", "[]", wrapper)
+    wrapper_of(house.gateway.config, create=True)()
+    page = (await admin.get("/requests/req-1?said=1")).text
+    assert "what req-1 said: the master key does not open it" in page
+    assert "attempt 1: near" in page
+    assert 'data-testid="request-body"' not in page
+
+
+async def test_what_a_resolved_conversation_cost_is_told_where_any_was(house, admin):
+    await house.ledger.write(record("r1", tags={"conversation": "1"}))
+    assert "A resolved conversation" not in (await admin.get("/spend")).text
+    await house.ledger.write(record("r2", tags={"conversation": "2"}))
+    await house.gateway.telemetry.signals.note("resolved", subject="1")
+    page = (await admin.get("/spend")).text
+    assert "$0.50; 1.0 of 2 were" in page
 
 
 async def test_requests_are_filtered_by_how_they_were_answered(house, admin):

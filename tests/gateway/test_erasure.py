@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from kept_bodies import some_master_key, write_with_body
 from sqlalchemy import func, insert, select, text
 
 from wootz.core import Config
@@ -24,7 +25,6 @@ from wootz.store.audit import AuditLog
 from wootz.telemetry import Ledger, RequestRecord, Spool, UnderWay
 from wootz.telemetry.alerts import IncidentRow, Incidents, Links, Receiver
 from wootz.telemetry.alerts.notices import notices_of
-from wootz.telemetry.bodies import StoredBody
 from wootz.telemetry.ledger import requests
 from wootz.telemetry.signals import Signals, signals
 
@@ -57,10 +57,9 @@ async def planted(database: Database, config: Config, caches: Caches) -> None:
     other, _ = await keys.create("somebody else's")
 
     ledger, spool = Ledger(database), Spool(config.home / "unwritten")
-    expires = NOW + timedelta(days=7)
     for number, (user, key_id) in enumerate([(person.id, key.id), (NAME, other.id), (None, key.id)]):
-        said = StoredBody(request_id=f"r{number}", user=user, expires_at=expires, request=MARKER, answer=MARKER)
-        await ledger.write(record(f"r{number}", user=user, key_id=key_id, tags={"who": MARKER}, prompt_hash="ab"), said)
+        asked = record(f"r{number}", user=user, key_id=key_id, tags={"who": MARKER}, prompt_hash="ab")
+        await write_with_body(ledger, asked, MARKER, MARKER, some_master_key())
     await ledger.write(record("others", user="ben", key_id=other.id, tags={"who": "ben"}, prompt_hash="cd"))
     of_key = record("waiting of a key", key_id=key.id, user=None, tags={"who": MARKER})
     spool.add([record("waiting", user=NAME, tags={"who": MARKER}), of_key, record("waiting too", user="ben")])

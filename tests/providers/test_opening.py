@@ -110,7 +110,7 @@ def test_a_config_that_cannot_be_meant(tmp_path: Path, toml: str, message: str) 
         ('kind = "wootz"', "providers.p.base_url: is missing"),
         (
             'kind = "dashscope"\nregion = "mars"',
-            "providers.p.region: must be one of ap-southeast-1, cn-beijing, us-east-1",
+            "providers.p.region: must be one of ap-southeast-1, cn-beijing, cn-hongkong, us-east-1",
         ),
         ('base_url = "file:///etc/passwd"', "providers.p.base_url: not an http:// or https:// address"),
         ('base_url = "//host/v1"', "providers.p.base_url: not an http:// or https:// address"),

@@ -10,13 +10,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kept_bodies import some_master_key
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import func, select
 
 from wootz.core.wire import ChatRequest, ChunkChoice, CompletionChoice, Delta, EmbeddingRequest
 from wootz.store import Database
 from wootz.telemetry import BodyStore, KeepBodies, Ledger, StoredBody, Telemetry
+from wootz.telemetry.bodies import bodies
 from wootz.telemetry.redaction import redact, redact_json
 
 CANARY = "the-heron-flies-at-noon"
@@ -31,7 +34,8 @@ def spans() -> InMemorySpanExporter:
 async def telemetry(database: Database, spans: InMemorySpanExporter) -> AsyncIterator[Telemetry]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    telemetry = Telemetry(Ledger(database), {}, tracer_provider=provider, keep_bodies=KeepBodies(7, 4096))
+    keep = KeepBodies(BodyStore(database, some_master_key()), 7, 4096)
+    telemetry = Telemetry(Ledger(database), {}, tracer_provider=provider, keep_bodies=keep)
     yield telemetry
     await telemetry.close()
 
@@ -50,8 +54,9 @@ async def answer(
     for choice in choices:
         if observation.body is not None:
             observation.body.add(choice)
-    await observation.end()
-    return await BodyStore(telemetry.ledger.database).get(request_id)
+    record = await observation.end()
+    keep = telemetry.keep_bodies
+    return await keep.store.get(record) if keep is not None else None
 
 
 def said(text: str, index: int = 0, **delta: object) -> ChunkChoice:
@@ -61,6 +66,8 @@ def said(text: str, index: int = 0, **delta: object) -> ChunkChoice:
 async def test_nothing_is_kept_unless_it_is_switched_on(database: Database) -> None:
     telemetry = Telemetry(Ledger(database), {})
     assert await answer(telemetry, "r1", chat("hello"), said("hi")) is None
+    async with database.session() as session:
+        assert await session.scalar(select(func.count()).select_from(bodies)) == 0
     await telemetry.close()
 
 
@@ -120,13 +127,13 @@ async def test_no_body_reaches_spans_logs_or_metrics(
 
 
 async def test_bodies_go_when_their_days_are_over(telemetry: Telemetry) -> None:
-    store = BodyStore(telemetry.ledger.database)
+    assert telemetry.keep_bodies is not None
+    store = telemetry.keep_bodies.store
     assert await answer(telemetry, "r1", chat("hello")) is not None
     now = datetime.now(UTC)
     assert await store.sweep(now + timedelta(days=6.9)) == 0
     assert await store.sweep(now + timedelta(days=7.1)) == 1
-    assert await store.get("r1") is None
-    assert await telemetry.ledger.get("r1")
+    assert await store.get(await telemetry.ledger.get("r1")) is None
 
 
 # --- redaction ------------------------------------------------------------------------------------------------

@@ -26,8 +26,24 @@ def test_hashes_are_equal_where_texts_are(one: list[str], other: list[str]) -> N
     assert hasher(chat(*one, temperature=0.5)) == hasher(chat(*one))
 
 
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=2), st.text(), st.text())
+def test_a_template_is_known_by_the_instructions_whatever_follows(given: list[str], one: str, other: str) -> None:
+    hasher = PromptHasher(b"key")
+
+    def asked(text: str, *instructions: str, role: str = "system") -> ChatRequest:
+        messages = [*({"role": role, "content": part} for part in instructions), {"role": "user", "content": text}]
+        return ChatRequest.model_validate({"model": "m", "messages": messages})
+
+    template = hasher(asked(one, *given)).template
+    assert template is not None
+    assert template == hasher(asked(other, *given)).template != hasher(asked(one, *given)).prompt
+    assert template != hasher(asked(one, *given, "and be brief")).template
+    assert template != hasher(asked(one, *given, role="developer")).template
+    assert hasher(asked(one)).template is None
+
+
 def test_a_guess_says_nothing_without_the_key() -> None:
-    shown, num_chars = PromptHasher(b"key")(chat("yes"))
+    shown, num_chars, _ = PromptHasher(b"key")(chat("yes"))
     assert num_chars == len("yes")
     guesses = [text.encode() for text in ("yes", "useryes")]
     assert shown not in [hashlib.sha256(guess).hexdigest()[: len(shown)] for guess in guesses]

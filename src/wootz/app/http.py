@@ -21,6 +21,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -42,9 +43,10 @@ from wootz.gateway.routing.sharing import Sharing
 from wootz.providers import EngineModel, open_models
 from wootz.providers.retirements import warnings
 from wootz.store import Database
-from wootz.store.secrets import open_source
+from wootz.store.secrets import open_source, wrapper_of
 from wootz.telemetry import BodyStore, KeepBodies, Ledger, PriceBook, Spool, Telemetry, UnderWay
 from wootz.telemetry.drift import RULE as DRIFT
+from wootz.telemetry.plain_bodies import keep_house
 from wootz.telemetry.prompt_hash import PromptHasher
 from wootz.telemetry.works import Work, at_work
 
@@ -72,7 +74,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
     database = Database(config.database_url)
     ledger = Ledger(database, Spool(config.home / "unwritten"))
     prices, options = PriceBook.of(config), config.telemetry
-    keep = KeepBodies(options.body_days, options.body_bytes) if options.store_bodies else None
+    bodies = BodyStore(database, wrapper_of(config, create=True))
+    keep = KeepBodies(bodies, options.body_days, options.body_bytes) if options.store_bodies else None
     under_way = UnderWay(config.home / "under_way")
     telemetry = Telemetry(
         ledger, prices, options.otlp_endpoint, service_name=options.service_name, keep_bodies=keep,
@@ -108,7 +111,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             erased, rule = Erasures(database, front.caches, under_way), front.alert_rules[DRIFT]
             works: dict[str, Work] = {
                 "engine states": lambda: _watch(models, telemetry, erased),
-                "expired bodies": BodyStore(database).sweep_for_ever,
+                "expired bodies": lambda: keep_house(bodies),
                 "quality metrics": lambda: front.drift.watch(telemetry.metrics, rule),
                 "killed processes": lambda: under_way.recover_for_ever(ledger, front.limits.settle_for),
             }
@@ -120,7 +123,11 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
             await stack.enter_async_context(watching(front, config))
             yield
 
-    app = FastAPI(title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    # Of a request there is one span, ours. The framework's own would tell what a wrong body said.
+    no_telemetry: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+    app = FastAPI(
+        title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=no_telemetry
+    )  # fmt: skip
     app.state.gateway = front
     if not accounts:
         app.add_middleware(LoopbackNames)

@@ -27,6 +27,8 @@ from wootz.core import (
 from wootz.providers.opening import endpoint_of
 from wootz.store import Database, ModelStore
 from wootz.store.inspect import inspect_model
+from wootz.store.secrets import wrapper_of
+from wootz.store.secrets.envelope import KEY_BYTES
 
 SMALLEST_FREE_BYTES = 32 * 2**20
 """Room for the database to work in."""
@@ -47,6 +49,7 @@ def prepare(config: Config) -> Prepared:
     if local and importlib.util.find_spec("torch") is None:
         raise MissingExtraError("engine", "engine", "torch")
     check_home(config.home)
+    check_body_key(config)
     for name, model in local.items():
         if model.path is not None:
             check_model(name, model.path.expanduser())
@@ -64,6 +67,16 @@ def check_secrets(config: Config) -> None:
     for name, model in config.models.items():
         if not model.is_local:
             endpoint_of(config, name)
+
+
+def check_body_key(config: Config) -> None:
+    """What stored bodies are encrypted with, where any are, can be had, and locks: a first start makes it."""
+    if not config.telemetry.store_bodies:
+        return
+    try:
+        wrapper_of(config, create=True)().wrap(bytes(KEY_BYTES), b"wootz start")
+    except ConfigError as error:
+        raise ConfigError(f"telemetry.store_bodies: {error.message}", hint=error.hint) from None
 
 
 def check_home(home: Path) -> None:

@@ -7,6 +7,7 @@ import csv
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +32,7 @@ def report(
         str,
         typer.Option(
             help="Group by any of key, team, user, model, deployment, provider, route, cache, lane, price, feature, "
-            "prompt_version, tag:NAME, hour, day."
+            "prompt_version, template, tag:NAME, hour, day."
         ),
     ] = "key,model",
     last: Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d, 4w.")] = "7d",
@@ -39,6 +40,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Sum requests, tokens and cost; the sums are exact decimals, costliest first.
+
+    Where requests carry the tag [bold]conversation[/bold], also how many of them were resolved, and what each of those
+    cost, with what was spent on the others. A conversation counts in every group that it asked in.
 
     Examples:
       [bold]wootz cost report[/bold]
@@ -49,24 +53,38 @@ def report(
     names = [name.strip() for name in by.split(",") if name.strip()]
     lines = asyncio.run(_report(ctx, names, datetime.now(UTC) - parse_period(last)))
     if as_json or as_csv:
-        plain = [{**line.group, **{k: v for k, v in asdict(line).items() if k != "group"}} for line in lines]
+        plain = [
+            {**line.group, **{k: v for k, v in asdict(line).items() if k != "group"}}
+            | {"cost_per_resolved": line.cost_per_resolved}
+            for line in lines
+        ]
         return _print_csv(plain) if as_csv else print_json(plain)
     if not lines:
         stderr().print(f"No requests in the last {last}.")
         return
     sums = ("requests", "errors", "tokens in", "cached", "tokens out", "USD")
-    rows = table(*names, *sums, right=sums)
+    of_conversations = ("conversations", "resolved", "USD each") if any(line.conversations for line in lines) else ()
+    rows = table(*names, *sums, *of_conversations, right=(*sums, *of_conversations))
     for line in lines:
         counts = (line.requests, line.errors, line.prompt_tokens, line.cached_tokens, line.completion_tokens)
         rows.add_row(
             *(value or "-" for value in line.group.values()),
             *(f"{count:,}" for count in counts),
-            f"{line.cost.normalize():f}" + (" + ?" if line.unpriced else ""),
+            _usd(line.cost) + (" + ?" if line.unpriced else ""),
+            *(
+                (f"{line.conversations:,}", f"{line.resolved:g}", _usd(line.cost_per_resolved))
+                if of_conversations
+                else ()
+            ),
         )
     stdout().print(rows)
     if unpriced := sum(line.unpriced for line in lines):
         stderr().print(f"+ ?: {unpriced:,} requests used tokens whose price is not known; see [models.NAME.price]",
                        markup=False)  # fmt: skip
+
+
+def _usd(amount: Decimal | None) -> str:
+    return "-" if amount is None else f"{amount.normalize():f}"
 
 
 def _print_csv(lines: list[dict[str, Any]]) -> None:
@@ -85,7 +103,7 @@ async def _report(ctx: typer.Context, names: list[str], since: datetime) -> list
     from wootz.telemetry import Ledger
 
     async with open_database(load(ctx).config) as database:
-        lines = await Ledger(database).report(names, since)
+        lines = await Ledger(database).report(names, since, conversations=True)
         key_names = {key.id: key.name for key in await KeyStore(database).list()} if "key" in names else {}
     for line in lines:
         if (key_id := line.group.get("key")) is not None:

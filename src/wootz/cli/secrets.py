@@ -182,6 +182,39 @@ def retire(
 
 
 @app.command()
+def rewrap(
+    ctx: typer.Context,
+    old: Annotated[str, typer.Option("--from", help="The master key of before: file:PATH, env:NAME or transit:NAME.")],
+) -> None:
+    """After the master key was changed: lock with it what the one before had locked, here and in the database.
+
+    Values and bodies stay as they are; only the keys that they were encrypted with are locked anew. Put the new master
+    key in its place, run this, restart the servers, and run it again: they may have locked something meanwhile.
+
+    Example:
+      [bold]wootz secrets rewrap --from file:secrets.key.old[/bold]
+    """
+    import asyncio
+
+    from wootz.app.preflight import open_database
+    from wootz.store.secrets import key_wrapper, open_local, wrapper_of
+    from wootz.telemetry.body_keys import BodyKeys
+
+    config = load(ctx).config
+    before = key_wrapper(config, old)
+
+    async def of_bodies() -> int:
+        async with open_database(config) as database:
+            return await BodyKeys(database, wrapper_of(config)).rewrap(before)
+
+    versions = open_local(config).rewrap(before) if (config.home / "secrets.db").exists() else 0
+    stderr().print(f"{versions} versions of secrets are locked with the new master key.")
+    stderr().print(f"{asyncio.run(of_bodies())} keys of stored bodies, too.")
+    if versions:
+        _tell_audit_log(ctx)
+
+
+@app.command()
 def drill(ctx: typer.Context) -> None:
     """Rehearse a rotation from end to end on a scratch store, with this setup's master key. Exit 1 where a step fails.
 

@@ -37,13 +37,18 @@ def explain(
     from wootz.telemetry.latency import budget
 
     config = load(ctx).config
-    record, names, kept = asyncio.run(_one(ctx, request_id, body))
+    record, names = asyncio.run(_one(ctx, request_id))
     lines = in_words(record, PriceBook.of(config), budget(config.telemetry.latency_budget), names)
     if as_json:
         import msgspec
 
         whole = msgspec.to_builtins(record)
-        return print_json(whole | ({"body": msgspec.to_builtins(kept)} if kept else {}))
+        try:
+            if body and (kept := asyncio.run(_body(ctx, record))):
+                whole["body"] = msgspec.to_builtins(kept)
+        finally:  # Of a body that does not open, the record all the same.
+            print_json(whole)
+        return
     width = max(len(about) for about, _ in lines)
     out = stdout()
     out.print(f"{record.request_id}, {record.started_at:%Y-%m-%d %H:%M:%S} UTC", markup=False)
@@ -52,7 +57,7 @@ def explain(
         out.print(f"  {about if about != before else '':>{width}}  {printable(words)}", markup=False, soft_wrap=True)
         before = about
     if body:
-        _print_body(kept)
+        _print_body(asyncio.run(_body(ctx, record)))
 
 
 def _print_body(kept: StoredBody | None) -> None:
@@ -68,23 +73,28 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
-async def _one(
-    ctx: typer.Context, request_id: str, body: bool
-) -> tuple[RequestRecord, dict[str, str], StoredBody | None]:
+async def _one(ctx: typer.Context, request_id: str) -> tuple[RequestRecord, dict[str, str]]:
     from wootz.app.preflight import open_database
-    from wootz.core.acting import actor
     from wootz.gateway import KeyStore
-    from wootz.store.audit import AuditLog
     from wootz.telemetry import Ledger
-    from wootz.telemetry.bodies import BodyStore
 
     async with open_database(load(ctx).config) as database:
         record = await Ledger(database).get(request_id)
-        names = {key.id: key.name for key in await KeyStore(database).list()}
-        if not body:
-            return record, names, None
-        await AuditLog(database).append(actor=actor(), action="body.read", subject=request_id)
-        return record, names, await BodyStore(database).get(request_id)
+        return record, {key.id: key.name for key in await KeyStore(database).list()}
+
+
+async def _body(ctx: typer.Context, record: RequestRecord) -> StoredBody | None:
+    """Read after the record is told, which needs no key."""
+    from wootz.app.preflight import open_database
+    from wootz.core.acting import actor
+    from wootz.store.audit import AuditLog
+    from wootz.store.secrets import wrapper_of
+    from wootz.telemetry.bodies import BodyStore
+
+    config = load(ctx).config
+    async with open_database(config) as database:
+        await AuditLog(database).append(actor=actor(), action="body.read", subject=record.request_id)
+        return await BodyStore(database, wrapper_of(config)).get(record)
 
 
 @app.command("latency")

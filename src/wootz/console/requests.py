@@ -12,8 +12,9 @@ from starlette.responses import Response
 from wootz.console.sessions import Visitor
 from wootz.console.site import Site
 from wootz.console.tracks import tracks
-from wootz.core import NotFoundError, PermissionError_
+from wootz.core import ConfigError, NotFoundError, PermissionError_
 from wootz.core.acting import actor
+from wootz.store.secrets import wrapper_of
 from wootz.telemetry import BodyStore, RequestRecord
 from wootz.telemetry.bodies import StoredBody
 from wootz.telemetry.explain import explain
@@ -75,6 +76,11 @@ def add_routes(router: APIRouter, site: Site) -> None:
         if visitor.confined_to not in (None, record.key_id) or visitor.team not in (None, record.team_id):
             raise NotFoundError(f'no request "{request_id}" in the ledger')
         names = await site.key_names(visitor)
+        body, unreadable = None, None
+        try:
+            body = await read_body(site, visitor, record) if said else None
+        except ConfigError as error:
+            unreadable = str(error)
         budgets = budget(site.gateway.config.telemetry.latency_budget)
         return site.page(
             "request.html",
@@ -85,7 +91,8 @@ def add_routes(router: APIRouter, site: Site) -> None:
             tracks=tracks(record),
             words=explain(record, site.gateway.telemetry.prices, budgets, names),
             may_read=await may_read(site, visitor, record),
-            body=await read_body(site, visitor, record) if said else None,
+            body=body,
+            unreadable=unreadable,
             said=said,
         )
 
@@ -105,8 +112,9 @@ async def may_read(site: Site, visitor: Visitor, record: RequestRecord) -> bool:
 
 
 async def read_body(site: Site, visitor: Visitor, record: RequestRecord) -> StoredBody | None:
-    """Every reading leaves a row in the audit log, first. Raises `PermissionError_`."""
+    """Every reading leaves a row in the audit log, first. Raises `PermissionError_`, and `ConfigError` for one that
+    does not open."""
     if not await may_read(site, visitor, record):
         raise PermissionError_("what others asked and were answered is not yours to read")
     await site.gateway.audit.append(actor=actor(), action="body.read", subject=record.request_id)
-    return await BodyStore(site.ledger.database).get(record.request_id)
+    return await BodyStore(site.ledger.database, wrapper_of(site.gateway.config)).get(record)

@@ -25,6 +25,7 @@ GROUPS = {
     "user": "User",
     "feature": "Feature",
     "prompt_version": "Prompt version",
+    "template": "Instructions (hash)",
     "cache": "Cache",
     "lane": "Lane",
 }
@@ -67,7 +68,7 @@ async def spending(site: Site, period: timedelta, by: str, key_id: str | None, n
     buckets = [f"{begin + n * step:{form}}" for n in range(int(period / step))]
     report = site.ledger.report
     rows = await report([by], begin, key_id=key_id)
-    (total,) = await report([], begin, key_id=key_id)
+    (total,) = await report([], begin, key_id=key_id, conversations=True)
     cells = await report([unit, by], begin, key_id=key_id)
 
     shown = [row.group[by] for row in rows if row.cost > 0][:MAX_SERIES]

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, and_, or_, select
@@ -82,13 +83,13 @@ class Key:
         """What may share cached answers."""
         return self.team.id if self.team else self.id
 
-    @property
-    def subjects(self) -> list[Subject]:
+    @cached_property
+    def subjects(self) -> Sequence[Subject]:
         """All whose limits hold for its requests."""
         others = [account for account in (self.team, self.user, *self.limited_tags) if account is not None]
-        return [Subject("key", self.id, self.name, self.limits), *(account.subject for account in others)]
+        return (Subject("key", self.id, self.name, self.limits), *(account.subject for account in others))
 
-    @property
+    @cached_property
     def standing(self) -> Standing:
         """The attributes that hold for its requests: its own, its user's and its team's."""
         accounts = [account for account in (self.team, self.user) if account is not None]

@@ -21,7 +21,7 @@ from pydantic_core import from_json
 
 from wootz.core import LanguageModel, UpstreamError
 from wootz.core.wire import ChatChunk, ChatRequest, ChunkChoice, Delta, FinishReason, Usage, new_id, now
-from wootz.providers.anthropic_request import SAMPLING, messages_request
+from wootz.providers.anthropic_request import COUNTED, SAMPLING, messages_request
 from wootz.providers.capabilities import capabilities_of, check
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.http import Http
@@ -40,9 +40,6 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "model_context_window_exceeded": "length",
     "refusal": "content_filter",
 }
-
-COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control")
-"""Fields of a request that its tokens are counted with."""
 
 
 class AnthropicModel(LanguageModel):

@@ -39,6 +39,10 @@ SAMPLING = {"temperature", "top_p", "top_k"}
 IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
 
+COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "cache_control")
+"""Fields of a request that its tokens are counted with."""
+
+
 def messages_request(request: ChatRequest, upstream_model: str, row: Capabilities | None) -> dict[str, Any]:
     """The body of ``POST /v1/messages``. Raises `UnsupportedError` and `BadRequestError`, with the field."""
     fields = given(request)

@@ -94,13 +94,19 @@ def check(row: Capabilities | None, request: ChatRequest, *, region: str | None 
     if row.native_only:
         hint = 'give it a provider of kind "dashscope"'
         raise UnsupportedError(f"{model} is not to be had over the OpenAI-compatible mode", param="model", hint=hint)
-    if region and row.regions and region not in row.regions:
-        where = ", ".join(row.regions)
-        raise UnsupportedError(f"{model} is not offered in {region}, but in {where} (read {row.read})", param="model")
+    check_region(row, request.model, region)
     if "chat" not in row.can:
         raise UnsupportedError(f"{model} cannot chat", param="model")
     for field, what in (*_needs(row, request), *_refused(row, given(request))):
         raise UnsupportedError(f"{model} has no {what} (read {row.read})", param=field)
+
+
+def check_region(row: Capabilities | None, model: str, region: str | None) -> None:
+    """Raises `UnsupportedError` for a model that is known to be elsewhere: its name is right, and the region is not."""
+    if row is not None and region and row.regions and region not in row.regions:
+        where = ", ".join(row.regions)
+        message = f'model "{model}" is not offered in {region}, but in {where} (read {row.read})'
+        raise UnsupportedError(message, param="model")
 
 
 def _needs(row: Capabilities, request: ChatRequest) -> Iterator[tuple[str, str]]:

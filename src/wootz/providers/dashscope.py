@@ -34,7 +34,7 @@ from wootz.core.wire import (
     Usage,
     new_id,
 )
-from wootz.providers.capabilities import capabilities_of, check
+from wootz.providers.capabilities import capabilities_of, check, check_region
 from wootz.providers.dashscope_catalogue import MULTIMODAL_SERVICE, TASK_KINDS, TEXT_SERVICE, Kind, facts_of
 from wootz.providers.dashscope_errors import WRONG_SERVICE
 from wootz.providers.dashscope_http import SSE, DashScopeHttp
@@ -124,6 +124,7 @@ class DashScopeModel(LanguageModel):
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """As many requests as DashScope's limit on texts needs, all at once; order is kept."""
         self._must_be("embedding", "embed")
+        check_region(self._abilities, request.model, self._http.endpoint.region)
         texts = [request.input] if isinstance(request.input, str) else request.input
         if not texts or not all(isinstance(text, str) for text in texts):
             raise UnsupportedError("DashScope embeds texts, not token ids", param="input")

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from wootz.core import LanguageModel, UpstreamError
+from wootz.core import LanguageModel, UnsupportedError, UpstreamError
 from wootz.core.wire import (
     ChatChunk,
     ChatRequest,
@@ -33,7 +33,8 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
-from wootz.providers.capabilities import capabilities_of, check
+from wootz.providers.capabilities import capabilities_of, check, check_region
+from wootz.providers.counting import COUNTERS
 from wootz.providers.dialects import adapt_choice, adapt_request, dialect_of, read_usage
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.http import Http, read_to_the_end
@@ -66,10 +67,29 @@ class OpenAICompatibleModel(LanguageModel):
     async def rerank(self, request: RerankRequest) -> RerankResponse:
         return await self._ask("rerank", request, RerankResponse)
 
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Asks the endpoint, where its kind can be asked."""
+        counting = COUNTERS.get(self.endpoint.kind)
+        if counting is None:
+            return await super().count_tokens(request)
+        body = counting.body(request, self.endpoint.upstream_model)
+        try:
+            counted = from_json(await self._http.json(counting.path, body))
+            return int(counted[counting.field])
+        except UpstreamError as error:
+            if error.code != "upstream_refused":
+                raise
+            # Much speaks OpenAI's chat and not this.
+            message = f'the tokens of model "{self.name}" can\'t be counted beforehand: {error.message}'
+            raise UnsupportedError(message, param="model") from None
+        except (ValueError, KeyError, TypeError):
+            raise self._malformed() from None
+
     async def close(self) -> None:
         await self._http.close()
 
     async def _ask(self, path: str, request: EmbeddingRequest | RerankRequest, answer_type: type[Whole]) -> Whole:
+        check_region(self.capabilities, request.model, self.endpoint.region)
         body = request.model_dump(exclude_unset=True) | {"model": self.endpoint.upstream_model}
         try:
             answer = answer_type.model_validate_json(await self._http.json(path, body))

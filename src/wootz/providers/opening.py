@@ -39,12 +39,15 @@ BASE_URLS: dict[tuple[ProviderKind, str | None], str] = {
     ("dashscope", "cn-beijing"): "https://dashscope.aliyuncs.com/api/v1",
     ("dashscope", "ap-southeast-1"): "https://dashscope-intl.aliyuncs.com/api/v1",
     ("dashscope", "us-east-1"): "https://dashscope-us.aliyuncs.com/api/v1",
+    ("dashscope", "cn-hongkong"): "https://cn-hongkong.dashscope.aliyuncs.com/api/v1",
     ("dashscope-compatible", None): "https://dashscope.aliyuncs.com/compatible-mode/v1",
     ("dashscope-compatible", "cn-beijing"): "https://dashscope.aliyuncs.com/compatible-mode/v1",
     ("dashscope-compatible", "ap-southeast-1"): "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
     ("dashscope-compatible", "us-east-1"): "https://dashscope-us.aliyuncs.com/compatible-mode/v1",
+    ("dashscope-compatible", "cn-hongkong"): "https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1",
 }
-"""Each kind's own address, by region where it has several."""
+"""Each kind's own address, by region where it has several. (DashScope's in Tokyo and Frankfurt have a workspace's name
+in them: ``base_url``.)"""
 
 
 def open_models(config: Config, sockets: Mapping[str, Path]) -> dict[str, LanguageModel]:

@@ -122,6 +122,14 @@ class Database:
         except (DBAPIError, sqlite3.Error, OSError) as error:
             raise ConfigError(self._explain(error)) from error
 
+    async def vacuum(self) -> None:
+        """What was deleted is still in free pages, and in SQLite's log; a reader may delay that log's end."""
+        async with self.engine.connect() as connection:
+            connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.exec_driver_sql("VACUUM")
+            if self.dialect == "sqlite":
+                await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     @asynccontextmanager
     async def _patient(self) -> AsyncIterator[AsyncConnection]:
         """For statements that may take their time: a migration of large tables."""

@@ -1,6 +1,6 @@
 """What each request leaves behind: a ledger row, an OpenTelemetry span, and metrics."""
 
-from wootz.telemetry.bodies import BodyStore, StoredBody
+from wootz.telemetry.bodies import BodyStore, SealedBody, StoredBody
 from wootz.telemetry.ledger import Ledger
 from wootz.telemetry.metrics import CONTENT_TYPE
 from wootz.telemetry.observe import KeepBodies, Observation, Telemetry
@@ -23,6 +23,7 @@ __all__ = [
     "PriceBook",
     "ReportRow",
     "RequestRecord",
+    "SealedBody",
     "SpanRecord",
     "Spool",
     "StoredBody",

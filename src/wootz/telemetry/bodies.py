@@ -1,7 +1,11 @@
 """What was asked and answered, kept for some days: only where ``telemetry.store_bodies`` is switched on.
 
-A body is redacted before it is stored (`redaction`), bounded, deleted when its days are over, and deleted with its
-user's other traces by ``wootz erase``. It lies in a table of its own: spans, logs and metrics never see one.
+A body is redacted before it is stored (`redaction`), bounded, encrypted (AES-256-GCM, with its day's key: `body_keys`),
+deleted when its days are over, and deleted with its user's other traces by ``wootz erase``. It lies in a table of its
+own: spans, logs and metrics never see one.
+
+The request's id, its API key and its team are associated data: a body that somebody copied to another request's row, or
+a record that was changed to look like somebody else's, does not open. `BodyStore.get` is the one way to read one.
 """
 
 from __future__ import annotations
@@ -9,16 +13,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Column, Index, String, Table, Text, delete, select
+from sqlalchemy import Column, Index, LargeBinary, String, Table, Text, delete, select
 
-from wootz.core.errors import WootzError
+from wootz.core.errors import ConfigError, WootzError
 from wootz.core.wire import ChunkChoice, CompletionChoice
 from wootz.store import Base, Database, UtcDateTime
+from wootz.store.secrets.envelope import KeyWrapper
+from wootz.telemetry.body_keys import BodyKeys
+from wootz.telemetry.journal import storable
 from wootz.telemetry.record import RequestRecord
 from wootz.telemetry.redaction import SLACK, redact_json
 
@@ -30,8 +38,11 @@ bodies = Table(
     Column("request_id", String, primary_key=True),
     Column("user", String),
     Column("expires_at", UtcDateTime, nullable=False),
-    Column("request", Text, nullable=False),
-    Column("answer", Text, nullable=False),
+    Column("sealed", LargeBinary),
+    Column("sealed_with", String),
+    # In plain, of before bodies were encrypted; see `plain_bodies`.
+    Column("request", Text),
+    Column("answer", Text),
     Index(None, "user"),
     Index(None, "expires_at"),
 )
@@ -48,6 +59,17 @@ class StoredBody:
     expires_at: datetime
     request: str
     answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedBody:
+    """As the ledger keeps it. ``sealed_with`` is the id of a key."""
+
+    request_id: str
+    user: str | None
+    expires_at: datetime
+    sealed: bytes
+    sealed_with: str
 
 
 class BodyCollector:
@@ -102,22 +124,53 @@ class BodyCollector:
 
 
 class BodyStore:
-    """Reads bodies, and deletes them. The ledger writes them, each with its record in one transaction."""
+    """Seals and reads bodies, and deletes them. The ledger writes them, each with its record in one transaction.
 
-    def __init__(self, database: Database) -> None:
+    ``wrapper`` gives the master key (`wootz.store.secrets.wrapper_of`), and is asked when it is needed.
+    """
+
+    def __init__(self, database: Database, wrapper: Callable[[], KeyWrapper]) -> None:
         self.database = database
+        self.keys = BodyKeys(database, wrapper)
 
-    async def get(self, request_id: str) -> StoredBody | None:
-        query = select(bodies).where(bodies.c.request_id == request_id, bodies.c.expires_at > datetime.now(UTC))
+    async def seal(self, record: RequestRecord, body: StoredBody) -> SealedBody:
+        """Raises `WootzError` where there is no key to seal it with; it must then not be kept."""
+        key = await self.keys.todays(body.expires_at)
+        text = json.dumps([body.request, body.answer])
+        return SealedBody(
+            request_id=body.request_id,
+            user=body.user,
+            expires_at=body.expires_at,
+            sealed=key.seal(text, _context(record)),
+            sealed_with=key.id,
+        )
+
+    async def get(self, record: RequestRecord) -> StoredBody | None:
+        """None where none was kept, or its days are over. Raises `ConfigError` for one that does not open."""
+        at = (bodies.c.request_id == record.request_id) & (bodies.c.expires_at > datetime.now(UTC))
         async with self.database.session() as session:
-            row = (await session.execute(query)).one_or_none()
-        return None if row is None else StoredBody(**row._mapping)
+            row = (await session.execute(select(bodies).where(at))).one_or_none()
+        if row is None:
+            return None
+        asked, answered = row.request, row.answer
+        if row.sealed is not None:
+            try:
+                key = await self.keys.find(row.sealed_with)
+                asked, answered = json.loads(key.open(row.sealed, _context(record)))
+            except ConfigError as error:
+                raise ConfigError(f"what {record.request_id} said: {error.message}", hint=error.hint) from None
+        return StoredBody(
+            request_id=row.request_id, user=row.user, expires_at=row.expires_at, request=asked, answer=answered
+        )
 
     async def sweep(self, now: datetime | None = None) -> int:
-        """Delete what has expired; returns how many."""
-        gone = delete(bodies).where(bodies.c.expires_at <= (now or datetime.now(UTC))).returning(bodies.c.request_id)
+        """Delete what has expired, and keys that only expired bodies may need; returns how many bodies."""
+        now = now or datetime.now(UTC)
+        gone = delete(bodies).where(bodies.c.expires_at <= now).returning(bodies.c.request_id)
         async with self.database.session() as session:
-            return len((await session.execute(gone)).all())
+            number = len((await session.execute(gone)).all())
+        await self.keys.sweep(now)
+        return number
 
     async def sweep_for_ever(self) -> None:
         """Also where bodies are no longer stored: those of before have a right to their end."""
@@ -127,3 +180,9 @@ class BodyStore:
             except WootzError as error:
                 log.warning("bodies: expired ones not deleted: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _context(record: RequestRecord) -> bytes:
+    """As the ledger has it, for it is read back from there."""
+    parts = (record.request_id, record.key_id, record.team_id)
+    return json.dumps(["wootz body", *(part and storable(part) for part in parts)]).encode()

@@ -28,6 +28,8 @@ MAX_TAG_CHARS = 128
 
 def storable(text: str, max_chars: int = MAX_NOTE_CHARS) -> str:
     """Names come from outside, and databases refuse what JSON lets through: NUL and lone surrogates."""
+    if text.isascii() and len(text) <= max_chars and "\0" not in text:  # As nearly all are.
+        return text
     return text[:max_chars].encode("utf-8", "replace").decode().replace("\0", "?")
 
 

@@ -33,7 +33,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from wootz.core import ConfigError, NotFoundError, UnavailableError
 from wootz.store import Base, Database, ExactUSD, Typed, UtcDateTime
-from wootz.telemetry.bodies import StoredBody, bodies
+from wootz.telemetry.bodies import SealedBody, bodies
 from wootz.telemetry.journal import storable
 from wootz.telemetry.record import RequestRecord, Timeline
 from wootz.telemetry.report import ReportRow, cost_report
@@ -73,6 +73,7 @@ requests = Table(
     Column("user", String),
     Column("prompt_hash", String),
     Column("prompt_chars", Integer),
+    Column("template_hash", String),
     Column("team_id", String),
     Column("tags", Typed(dict[str, str], dict)),
     Column("deployment", String),
@@ -105,7 +106,7 @@ ERASED = "erased"
 
 class Entry(NamedTuple):
     record: RequestRecord
-    body: StoredBody | None
+    body: SealedBody | None
 
 
 class Ledger:
@@ -113,12 +114,14 @@ class Ledger:
 
     def __init__(self, database: Database, spool: Spool | None = None) -> None:
         self.database = database
+        insert = sqlite.insert if database.dialect == "sqlite" else postgresql.insert
+        self._insert_rows, self._insert_bodies = (insert(to).on_conflict_do_nothing() for to in (requests, bodies))
         self._spool = spool
         self._recovering: asyncio.Task[None] | None = None
         self._queue: asyncio.Queue[tuple[Entry, asyncio.Future[None]]] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
 
-    async def write(self, record: RequestRecord, body: StoredBody | None = None) -> None:
+    async def write(self, record: RequestRecord, body: SealedBody | None = None) -> None:
         """Durable when it returns, and with it what was said, where that is kept. A caller that is cancelled while it
         waits has still handed the record over.
 
@@ -211,10 +214,11 @@ class Ledger:
         since: datetime | None = None,
         until: datetime | None = None,
         key_id: str | None = None,
+        conversations: bool = False,
     ) -> list[ReportRow]:
-        """Exact totals, grouped by any of `GROUPS`; see `cost_report`."""
+        """Exact totals, grouped by any of `GROUPS`; see `cost_report`. With ``conversations``, also theirs."""
         async with self.database.session() as session:
-            return await cost_report(session, requests, by, since, until, key_id)
+            return await cost_report(session, requests, by, since, until, key_id, conversations)
 
     # --- the writer -------------------------------------------------------------------------------------------
 
@@ -280,12 +284,10 @@ class Ledger:
         await self._insert(entries)
 
     async def _insert(self, entries: list[Entry]) -> None:
-        insert = sqlite.insert if self.database.dialect == "sqlite" else postgresql.insert
         said = [vars(entry.body) for entry in entries if entry.body is not None]
         rows = [_row(entry.record) for entry in entries]
-        statements = [(insert(requests).on_conflict_do_nothing(), rows)]
         await self.database.write(
-            [*statements, (insert(bodies).on_conflict_do_nothing(), said)] if said else statements
+            [(self._insert_rows, rows), (self._insert_bodies, said)] if said else [(self._insert_rows, rows)]
         )
 
 

@@ -97,6 +97,9 @@ class Metrics:
         self.rows_lost = Counter(
             "wootz_ledger_rows_lost", "Records that could not be stored (they are in the log).", registry=registry
         )
+        self.bodies_lost = Counter(
+            "wootz_bodies_lost", "Bodies that could not be encrypted, so were not stored.", registry=registry
+        )
         self.work_failures = Counter(
             "wootz_work_failures", "Works beside the answering that failed and were begun again.", ("work",),
             registry=registry,

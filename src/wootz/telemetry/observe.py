@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal
@@ -27,12 +27,13 @@ from wootz.core.journey import Journey
 from wootz.core.media import MediaRequest
 from wootz.core.wire import Usage
 from wootz.engine.protocol import Stats
-from wootz.telemetry.bodies import BodyCollector
+from wootz.telemetry.bodies import BodyCollector, BodyStore, SealedBody
 from wootz.telemetry.journal import HITS, MAX_TOOLS, queue_time, storable, tags_of, timeline_of
 from wootz.telemetry.ledger import Ledger
 from wootz.telemetry.metrics import Metrics, model_label
 from wootz.telemetry.price_book import PriceBook
 from wootz.telemetry.prices import Tokens, cost, cost_of_units
+from wootz.telemetry.prompt_hash import Hashes
 from wootz.telemetry.record import RequestRecord
 from wootz.telemetry.refusals import Ear
 from wootz.telemetry.signals import Signals
@@ -48,6 +49,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 @dataclass(frozen=True)
 class KeepBodies:
+    store: BodyStore
     days: int
     max_bytes: int
 
@@ -67,7 +69,7 @@ class Telemetry:
         service_name: str = "wootz",
         tracer_provider: TracerProvider | None = None,
         keep_bodies: KeepBodies | None = None,
-        hash_prompt: Callable[[BaseModel], tuple[str, int]] | None = None,
+        hash_prompt: Callable[[BaseModel], Hashes] | None = None,
         under_way: UnderWay | None = None,
     ) -> None:
         """``under_way`` keeps what is being answered over a kill."""
@@ -97,7 +99,8 @@ class Telemetry:
     ) -> Observation:
         """Begin. ``provider`` is None when no model of that name is configured (see `model_label`); ``journey`` is the
         request's, ``metadata`` what the client says the request is for, ``body`` what is kept where bodies are."""
-        prompt_hash, prompt_chars = self.hash_prompt(body) if self.hash_prompt and body is not None else (None, None)
+        hashes = self.hash_prompt(body) if self.hash_prompt and body is not None else (None, None, None)
+        prompt_hash, prompt_chars, template_hash = hashes
         begun = RequestRecord(
             request_id=request_id,
             started_at=datetime.now(UTC),
@@ -110,6 +113,7 @@ class Telemetry:
             user=user,
             prompt_hash=prompt_hash,
             prompt_chars=prompt_chars,
+            template_hash=template_hash,
         )
         again = isinstance(body, MediaRequest) or (journey is not None and journey.lane == "batch")
         if self.under_way is not None and not again:  # Tasks and batch lines go on elsewhere, under the same id.
@@ -231,15 +235,28 @@ class Observation:
                 await self.settle(record)
             except Exception:
                 log.exception("request %s is in the ledger but not in its limits", record.request_id)
+        body = await self._sealed(record, self.body) if self.body is not None else None
         try:
-            # Redacting a long text takes its time, which is not the other requests' to pay.
-            body = await asyncio.to_thread(self.body.finish, record) if self.body is not None else None
             await self._telemetry.ledger.write(record, body)
         except Exception:
             self._telemetry.metrics.rows_lost.inc()  # The ledger has logged the record and the reason.
         if under_way is not None:
             under_way.kept(record.request_id)
         return record
+
+    async def _sealed(self, record: RequestRecord, body: BodyCollector) -> SealedBody | None:
+        """Without a key nothing of it is kept, and the record as ever."""
+        keep = self._telemetry.keep_bodies
+        try:
+            # Redacting a long text takes its time, which is not the other requests' to pay.
+            said = await asyncio.to_thread(body.finish, record)
+            return await keep.store.seal(record, said) if keep is not None else None
+        except WootzError as error:
+            log.error("request %s: what was said is not kept: %s", record.request_id, error)
+        except Exception:
+            log.exception("request %s: what was said is not kept", record.request_id)
+        self._telemetry.metrics.bodies_lost.inc()
+        return None
 
     def _record(self, status: int, error: WootzError | None, client_disconnected: bool) -> RequestRecord:
         if error is not None:
@@ -248,8 +265,7 @@ class Observation:
             status = CLIENT_CLOSED_REQUEST
         num_later_tokens = self._num_tokens - self._num_first_tokens
         journey, usage = self._journey, self._usage
-        return replace(
-            self._begun,
+        return self._begun.but(
             status=status,
             error_code=error.code if error is not None else None,
             finish_reason=self.finish_reason,

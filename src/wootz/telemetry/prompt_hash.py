@@ -4,6 +4,10 @@ HMAC-SHA256 and no plain hash, for prompts are often short and guessable: who re
 The key lies beside the database, not in it (``WOOTZ_HOME/prompt-hash.key``, made at the first start), or wherever
 ``telemetry.hash_key`` refers to, where several gateways are to agree. The text itself is kept only where
 ``telemetry.store_bodies`` is on, and each reading of it is audited.
+
+An application's prompts mostly begin with the same instructions, and what changes from one to the next comes after
+them. So the hash of the system messages that a chat begins with tells which template a prompt was made of, and that it
+was edited, also where no client names a ``prompt_version``.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import hmac
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -24,9 +28,19 @@ SHOWN_DIGITS = 24
 """Of 64: 96 bits, so that two prompts in one ledger do not share one."""
 
 
+INSTRUCTIONS = ("system", "developer")
+
+
+class Hashes(NamedTuple):
+    prompt: str
+    num_chars: int
+    template: str | None
+    """None for a prompt that begins without instructions."""
+
+
 class PromptHasher:
     def __init__(self, key: bytes) -> None:
-        self._key = key
+        self._keyed = hmac.new(key, digestmod=hashlib.sha256)
 
     @classmethod
     def of(cls, config: Config) -> PromptHasher:
@@ -35,15 +49,23 @@ class PromptHasher:
             return cls(resolve_secret(reference, used_by="telemetry.hash_key").encode())
         return cls(_own_key(config.home / KEY_FILE))
 
-    def __call__(self, request: BaseModel) -> tuple[str, int]:
-        """The hash of what a model is to read, and its length in characters."""
-        digest, num_chars = hmac.new(self._key, digestmod=hashlib.sha256), 0
+    def __call__(self, request: BaseModel) -> Hashes:
+        """Of what a model is to read; its length is in characters."""
+        digest, num_chars, template = self._keyed.copy(), 0, None
+        begins = True
         for part in _parts(request):
+            if begins and part[0] not in INSTRUCTIONS:
+                begins = False
+                template = _shown(digest) if num_chars else None
             for text in part:
                 encoded = text.encode(errors="surrogatepass")
                 digest.update(len(encoded).to_bytes(8, "big") + encoded)
             num_chars += len(part[-1])
-        return digest.hexdigest()[:SHOWN_DIGITS], num_chars
+        return Hashes(_shown(digest), num_chars, template)
+
+
+def _shown(digest: hmac.HMAC) -> str:
+    return digest.hexdigest()[:SHOWN_DIGITS]
 
 
 def _parts(request: Any) -> list[tuple[str, ...]]:

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Table, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from wootz.core import BadRequestError
+from wootz.telemetry.conversations import conversations as _conversations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,18 @@ class ReportRow:
     attempts: int = 0
     unpriced: int = 0
     """Requests whose cost is not, or not wholly, known."""
+    conversations: int = 0
+    """In a group that it asked in each, where they were asked for."""
+    resolved: float = 0.0
+    """How many of them; one may be so in part."""
+    conversations_cost: Decimal = Decimal(0)
+
+    @property
+    def cost_per_resolved(self) -> Decimal | None:
+        """All that was spent on conversations, for each that was resolved; rounded to 12 decimals."""
+        if not self.resolved:
+            return None
+        return (self.conversations_cost / Decimal(str(self.resolved))).quantize(Decimal("1e-12"))
 
 
 async def cost_report(
@@ -43,6 +56,7 @@ async def cost_report(
     since: datetime | None,
     until: datetime | None = None,
     key_id: str | None = None,
+    conversations: bool = False,
 ) -> list[ReportRow]:
     """Costliest group first. ``by`` empty gives one row, the grand total, even when there was nothing.
 
@@ -53,7 +67,8 @@ async def cost_report(
     dialect = session.get_bind().dialect.name
     # Grouped by the names of the result's columns: an expression with a parameter in it is another one when repeated.
     labels = [f"group_{number}" for number in range(len(names))]
-    groups = [grouping(name, requests, dialect).label(label) for name, label in zip(names, labels, strict=True)]
+    of_labels = {label: grouping(name, requests, dialect) for name, label in zip(names, labels, strict=True)}
+    groups = [of.label(label) for label, of in of_labels.items()]
     by_label: list[ColumnElement[Any]] = [literal_column(label) for label in labels]
     total_cost = func.coalesce(func.sum(c.cost), 0, type_=c.cost.type)
 
@@ -83,13 +98,30 @@ async def cost_report(
         query = query.where(c.started_at < until)
     if key_id is not None:
         query = query.where(c.key_id == key_id)
+    rows = (await session.execute(query)).all()
+    talks: dict[tuple[Any, ...], dict[str, Any]] = {}
+    if conversations:
+        of_key = [] if key_id is None else [c.key_id == key_id]
+        one = _conversations(requests, of_labels, since, until, *of_key).c
+        in_groups = [one[label] for label in labels]
+        of_all = {
+            "conversations": func.count(),
+            "resolved": total(one.resolved),
+            "conversations_cost": func.coalesce(func.sum(one.cost), 0, type_=c.cost.type),
+        }
+        counted = select(*in_groups, *(value.label(name) for name, value in of_all.items())).group_by(*in_groups)
+        talks = {
+            tuple(row[: len(names)]): {name: row._mapping[name] for name in of_all}
+            for row in await session.execute(counted)
+        }
     return [
         ReportRow(
             group=dict(zip(names, row, strict=False)),
             cost=row.total_cost,
             **{name: int(row._mapping[name]) for name in sums},
+            **talks.get(tuple(row[: len(names)]), {}),
         )
-        for row in await session.execute(query)
+        for row in rows
     ]
 
 
@@ -104,6 +136,7 @@ COLUMNS = {
     "cache": "cache",
     "lane": "lane",
     "price": "price",
+    "template": "template_hash",
 }
 TAGS = ("feature", "prompt_version")
 TIMES = {"hour": ("%Y-%m-%dT%H:00Z", 'YYYY-MM-DD"T"HH24":00Z"'), "day": ("%Y-%m-%d", "YYYY-MM-DD")}

@@ -50,7 +50,9 @@ from wootz.telemetry.signals import signals
 
 log = logging.getLogger(__name__)
 
-FORGOTTEN: dict[str, Any] = {"user": ERASED, "tags": {}, "prompt_hash": None, "prompt_chars": None}
+FORGOTTEN: dict[str, Any] = {
+    "user": ERASED, "tags": {}, "prompt_hash": None, "prompt_chars": None, "template_hash": None,
+}  # fmt: skip
 """What a record says of who asked, when they are erased."""
 
 OUT_OF_REACH = (
@@ -120,7 +122,7 @@ class Eraser:
                 detail={"counts": counts},
                 session=sql,
             )
-        await self._vacuum()
+        await self._database.vacuum()
         return Report(person.account.id if person.account else "", counts)
 
     async def _erase_rows(self, sql: AsyncSession, person: Traces) -> dict[str, int]:
@@ -175,14 +177,6 @@ class Eraser:
                 number += changed
                 _rewrite(file, forgotten)
         return number
-
-    async def _vacuum(self) -> None:
-        """What was deleted is still in free pages, and in SQLite's log; a reader may delay that log's end."""
-        async with self._database.engine.connect() as connection:
-            connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await connection.exec_driver_sql("VACUUM")
-            if self._database.dialect == "sqlite":
-                await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 class Erasures:

@@ -2,6 +2,17 @@
 
 from wootz.store.secrets.drill import rehearse
 from wootz.store.secrets.local import About, Event, InvalidSecretVersion, LocalStore, Version
-from wootz.store.secrets.opening import open_local, open_source
+from wootz.store.secrets.opening import key_wrapper, open_local, open_source, wrapper_of
 
-__all__ = ["About", "Event", "InvalidSecretVersion", "LocalStore", "Version", "open_local", "open_source", "rehearse"]
+__all__ = [
+    "About",
+    "Event",
+    "InvalidSecretVersion",
+    "LocalStore",
+    "Version",
+    "key_wrapper",
+    "open_local",
+    "open_source",
+    "rehearse",
+    "wrapper_of",
+]

@@ -41,16 +41,28 @@ class Sealed:
 
 def seal(value: str, context: bytes, wrapper: KeyWrapper) -> Sealed:
     data_key = AESGCM.generate_key(8 * KEY_BYTES)
-    return Sealed(_encrypt(data_key, value.encode(), context), wrapper.wrap(data_key, context))
+    return Sealed(encrypt(data_key, value.encode(), context), wrapper.wrap(data_key, context))
 
 
 def unseal(sealed: Sealed, context: bytes, wrapper: KeyWrapper) -> str:
     """Raises `ConfigError` for a row that was changed or moved, or a master key that is not its own."""
     data_key = wrapper.unwrap(sealed.wrapped_key, context)
     try:
-        return _decrypt(data_key, sealed.ciphertext, context).decode()
+        return decrypt(data_key, sealed.ciphertext, context).decode()
     except InvalidTag:
         raise ConfigError("its row in the store was changed", hint="restore secrets.db, or set it again") from None
+
+
+def rewrapped(wrapped: bytes, context: bytes, new: KeyWrapper, old: KeyWrapper) -> bytes | None:
+    """A data key that ``old`` locked, locked by ``new``; None where ``new`` opens it as it is.
+
+    Raises `ConfigError` where neither opens it.
+    """
+    try:
+        new.unwrap(wrapped, context)
+    except ConfigError:
+        return new.wrap(old.unwrap(wrapped, context), context)
+    return None
 
 
 class MasterKey:
@@ -60,11 +72,11 @@ class MasterKey:
         self._key = key
 
     def wrap(self, data_key: bytes, context: bytes) -> bytes:
-        return _encrypt(self._key, data_key, context)
+        return encrypt(self._key, data_key, context)
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         try:
-            return _decrypt(self._key, wrapped, context)
+            return decrypt(self._key, wrapped, context)
         except InvalidTag:
             raise ConfigError(
                 "the master key does not open it", hint="give the key it was written with (secrets.master_key)"
@@ -101,10 +113,10 @@ def make_master_key(path: Path) -> None:
         return
 
 
-def _encrypt(key: bytes, plain: bytes, context: bytes) -> bytes:
+def encrypt(key: bytes, plain: bytes, context: bytes) -> bytes:
     nonce = os.urandom(NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plain, context)
 
 
-def _decrypt(key: bytes, sealed: bytes, context: bytes) -> bytes:
+def decrypt(key: bytes, sealed: bytes, context: bytes) -> bytes:
     return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context)

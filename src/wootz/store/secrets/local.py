@@ -26,7 +26,7 @@ from typing import Literal
 
 from wootz.core import ConfigError
 from wootz.core.secrets import Secret
-from wootz.store.secrets.envelope import KeyWrapper, Sealed, seal, unseal
+from wootz.store.secrets.envelope import KeyWrapper, Sealed, rewrapped, seal, unseal
 
 State = Literal["pending", "current", "previous", "retired", "destroyed"]
 
@@ -288,6 +288,24 @@ class LocalStore:
                 )
                 self._move(db, row["name"], row["version"], "destroyed", None)
         return [(row["name"], row["version"]) for row in rows]
+
+    def rewrap(self, old: KeyWrapper) -> int:
+        """Lock with the present master key what ``old`` locked; returns how many. All of them or, raising, none."""
+        with self._connect() as db:
+            rows = db.execute(
+                "select name, version, wrapped_key from versions where wrapped_key is not null"
+            ).fetchall()
+            number = 0
+            for row in rows:
+                name, version = row["name"], row["version"]
+                wrapped = rewrapped(row["wrapped_key"], _context(name, version), self._wrapper(), old)
+                if wrapped is not None:
+                    db.execute(
+                        "update versions set wrapped_key = ? where name = ? and version = ?", (wrapped, name, version)
+                    )
+                    self._write_down(db, name, version, "rewrapped")
+                    number += 1
+        return number
 
     # --- rows ---------------------------------------------------------------------------------------------------
 

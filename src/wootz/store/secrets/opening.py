@@ -42,11 +42,15 @@ def wrapper_of(config: Config, *, create: bool = False) -> Callable[[], KeyWrapp
             elif not own.exists():
                 raise ConfigError(f"the master key {own} is gone", hint="restore it; without it nothing opens")
             return master_key(f"file:{own}")
-        if reference.startswith("transit:"):
-            return Transit(Vault(config.secrets), reference.removeprefix("transit:"))
-        return master_key(reference)
+        return key_wrapper(config, reference)
 
     return wrapper
+
+
+def key_wrapper(config: Config, reference: str) -> KeyWrapper:
+    if reference.startswith("transit:"):
+        return Transit(Vault(config.secrets), reference.removeprefix("transit:"))
+    return master_key(reference)
 
 
 def _named(tree: Any) -> Iterator[str]:

@@ -1,8 +1,6 @@
 """What a resolved conversation costs with the newer of two models behind one name, against the older.
 
-A conversation is requests that carry the tag ``conversation``; that it was resolved is a signal of that name, by the
-same key: nobody says it of another's traffic, and two applications may both have a conversation 17. All that was spent
-counts, on those that were not resolved too. The newer model may cost more if it is graded better.
+The sums are those of cost reports (`telemetry/conversations.py`). The newer model may cost more if it is graded better.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from sqlalchemy import BigInteger, Double, cast, func, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from wootz.telemetry.alerts.rules import Rule
+from wootz.telemetry.conversations import conversations
 from wootz.telemetry.ledger import requests
 from wootz.telemetry.signals import signals
 
@@ -95,27 +94,19 @@ async def pairs(session: AsyncSession, rule: Rule, until: datetime) -> dict[str,
 
 
 async def _spent(session: AsyncSession, since: datetime, until: datetime) -> dict[tuple[str, str], PerResolved]:
-    c, s = requests.c, signals.c
-    usd = cast(type_coerce(c.cost, BigInteger), Double) / 1e12
-    tag = c.tags["conversation"].as_string()
-    of_each = select(c.model, c.deployment, c.key_id, tag.label("conversation"), func.sum(usd).label("cost")).where(
-        c.started_at >= since, c.started_at < until, c.deployment.is_not(None)
-    )
-    conversations = of_each.group_by(c.model, c.deployment, c.key_id, "conversation").subquery()
-    ended = select(s.subject, s.key_id, func.max(s.value).label("resolved")).where(s.kind == "resolved", s.at >= since)
-    ends = ended.where(s.at < until).group_by(s.subject, s.key_id).subquery()
-    one, resolved = conversations.c, func.coalesce(ends.c.resolved, 0)
+    c = requests.c
+    groups = {"group_0": c.model, "group_1": c.deployment}
+    one = conversations(requests, groups, since, until, c.deployment.is_not(None)).c
+    usd = cast(type_coerce(one.cost, BigInteger), Double) / 1e12
     sums: dict[str, Any] = {
         "conversations": func.count(),
-        "cost": func.sum(one.cost),
-        "resolved": func.sum(resolved),
-        "cost_squares": func.sum(one.cost * one.cost),
-        "products": func.sum(one.cost * resolved),
+        "cost": func.sum(usd),
+        "resolved": func.sum(one.resolved),
+        "cost_squares": func.sum(usd * usd),
+        "products": func.sum(usd * one.resolved),
     }
-    query = select(one.model, one.deployment, *(of.label(name) for name, of in sums.items()))
-    same = (ends.c.subject == one.conversation) & ends.c.key_id.is_not_distinct_from(one.key_id)
-    query = query.select_from(conversations.outerjoin(ends, same))
-    query = query.where(one.conversation.is_not(None)).group_by(one.model, one.deployment)
+    named = (one.group_0.label("model"), one.group_1.label("deployment"))
+    query = select(*named, *(of.label(name) for name, of in sums.items())).group_by(one.group_0, one.group_1)
     return {
         (row.model, row.deployment): PerResolved(
             int(row.conversations), *(float(row._mapping[name]) for name in list(sums)[1:])
