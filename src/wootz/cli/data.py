@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wootz.cli.common import PLAIN_HELP, AsJson, human_bytes, human_count, load, print_json, stderr, stdout, table
-from wootz.cli.studies import cleaning, collapse
+from wootz.cli.data_studies import cleaning, collapse, pruning
 
 if TYPE_CHECKING:
     from wootz.data.build import BuildReport
@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True, **PLAIN_HELP, help="Clean, deduplicate, decontaminate and tokenise text for training."
 )
 
-for study in (cleaning, collapse):
+for study in (cleaning, pruning, collapse):
     app.command()(study)
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="The new folder. A stopped run goes on there.")]
