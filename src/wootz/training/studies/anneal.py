@@ -104,7 +104,7 @@ def anneal_studies(
         optimizer.load_state_dict(state)
         set_rate(optimizer, learning_rate)
         late = train(
-            model, optimizer, steps=range(first, size.steps), share=late_share if "good" in variant else share,
+            model, optimizer, steps=range(first, size.steps), share=late_share if variant in (BOTH, GOOD_SOURCE) else share,
             decays=variant in (DECAYED, BOTH), seed=seed,
         )  # fmt: skip
         return {name: curve | late[name] for name, curve in before.items()}
