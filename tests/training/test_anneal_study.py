@@ -44,9 +44,7 @@ def test_a_larger_share_changes_rows_of_the_other_text_only() -> None:
 
 
 def test_where_it_is_branched_off_is_nothing_to_a_run_that_does_not_change(texts: dict[str, Path]) -> None:
-    late, early = (
-        anneal_studies(size=TINY, last=last, every=6, **texts)[1].run(AS_BEFORE, 0) for last in (0.25, 0.5)
-    )
+    late, early = (anneal_studies(size=TINY, last=last, every=6, **texts)[1].run(AS_BEFORE, 0) for last in (0.25, 0.5))
     assert list(late) == ["6", "12", "18", "24"]
     assert late == early
 

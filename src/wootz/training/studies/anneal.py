@@ -104,9 +104,13 @@ def anneal_studies(
         optimizer.load_state_dict(state)
         set_rate(optimizer, learning_rate)
         late = train(
-            model, optimizer, steps=range(first, size.steps), share=late_share if variant in (BOTH, GOOD_SOURCE) else share,
-            decays=variant in (DECAYED, BOTH), seed=seed,
-        )  # fmt: skip
+            model,
+            optimizer,
+            steps=range(first, size.steps),
+            share=late_share if variant in (BOTH, GOOD_SOURCE) else share,
+            decays=variant in (DECAYED, BOTH),
+            seed=seed,
+        )
         return {name: curve | late[name] for name, curve in before.items()}
 
     shared: dict[str, Any] = {
