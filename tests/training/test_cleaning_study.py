@@ -1,9 +1,11 @@
-"""The dirt that the cleaning study plants is what its steps find, and the study runs."""
+"""The dirt that the studies of cleaning and pruning plant is what their steps find, and the studies run."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from wootz.data.build import build
 from wootz.data.documents import Source
@@ -11,6 +13,8 @@ from wootz.data.recipe import recipe_of
 from wootz.data.shards import read_all, shard_files
 from wootz.training.recipe import Recipe
 from wootz.training.studies.cleaning import SIZE, STEPS, WIKIPEDIA, cleaning_study, dirtied
+from wootz.training.studies.positions import Size
+from wootz.training.studies.pruning import BY_LOT, EVERYTHING, VARIANTS, pruning_studies
 from wootz.training.studies.study import run_study
 
 ROOT = Path(__file__).parents[2]
@@ -54,3 +58,21 @@ def test_the_study_runs(tmp_path: Path) -> None:
     report = run_study(study, tmp_path / "out", [0])
     assert set(report["curves"]) == set(STEPS)
     assert all(set(curve) == {"2", "4"} for curve in report["curves"].values())
+
+
+def test_pruned_parts_are_what_they_are_called(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n%\n".join(paragraphs(90)))
+    source = Source(name="texts", path=str(tmp_path / "texts.txt"), split="%")
+    tiny = Size(width=16, layers=1, heads=2, length=32, batch_size=8, steps=12)
+    dirty, clean = pruning_studies(source, size=tiny, documents=40, keep=0.25, copied=2, copies=5, debris=0.5, every=6)
+    report = run_study(dirty, tmp_path / "out", [0])
+    assert set(report["curves"]) == set(VARIANTS)
+    assert all(set(curve) == {"6", "12"} for curve in report["curves"].values())
+    notes = {note["variant"]: note for note in report["notes"]}
+    everything = notes.pop(EVERYTHING)
+    assert (everything["documents"], everything["debris"]) == (100, 0.5)
+    assert everything["copies"] == pytest.approx(0.1, abs=0.03)  # A copy may happen to change nothing.
+    assert {note["documents"] for note in notes.values()} == {25}
+    assert notes["lowest loss"]["loss"] < notes["middle"]["loss"] < notes["highest loss"]["loss"]
+    assert notes["lowest loss"]["loss"] < notes[BY_LOT]["loss"] < notes["highest loss"]["loss"]
+    assert clean.notes("highest loss", 0)["debris"] == clean.notes(EVERYTHING, 0)["copies"] == 0

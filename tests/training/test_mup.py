@@ -117,6 +117,7 @@ def test_best_rates_lie_between_those_tried() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three minutes of a core that is free
 def test_the_best_rate_transfers_under_mup_only(tmp_path) -> None:
     from wootz.training.studies.study import run_study
 

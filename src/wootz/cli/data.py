@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wootz.cli.common import PLAIN_HELP, AsJson, human_bytes, human_count, load, print_json, stderr, stdout, table
-from wootz.cli.studies import cleaning, collapse
+from wootz.cli.data_studies import cleaning, collapse, pruning
 from wootz.cli.synthesize import synthesize
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True, **PLAIN_HELP, help="Clean, deduplicate, decontaminate and tokenise text for training."
 )
 
-for command in (synthesize, cleaning, collapse):
+for command in (synthesize, cleaning, pruning, collapse):
     app.command()(command)
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="The new folder. A stopped run goes on there.")]

@@ -353,6 +353,33 @@ def compare(
 
 
 @app.command()
+def anneal(
+    rate: Annotated[float, typer.Option("--lr", help="The peak rate of all of them.")] = 0.01,
+    last: Annotated[float, typer.Option(min=0.01, max=0.9, help="Of the steps, those that anneal.")] = 0.2,
+    steps: Steps = None,
+    seeds: Seeds = 3,
+    text: Text = None,
+    good_text: Annotated[
+        Path | None, typer.Option(help="The source to read more of at the end. \\[default: the help of Python]")
+    ] = None,
+    out: Out = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """The last part of a run: with a lower rate, with more of a good source, with both, with neither.
+
+    Example:
+      [bold]wootz lr anneal --last 0.1[/bold]
+    """
+    from wootz.training.studies.anneal import SMALL, anneal_studies
+
+    studies = anneal_studies(
+        size=replace(SMALL, **given(steps=steps)), learning_rate=rate, last=last, text=text, good_text=good_text
+    )
+    run_studies(list(studies), seeds, out, threads, as_json)
+
+
+@app.command()
 def equilibrium(seeds: Seeds = 3, out: Out = None, threads: Threads = None, as_json: AsJson = False) -> None:
     """Where decay and noise balance: the size at which weights settle, by rate and decay."""
     from wootz.training.studies.schedules import equilibrium_study

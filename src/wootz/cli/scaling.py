@@ -134,7 +134,7 @@ def optimum(
 def moe(
     experts: Annotated[str, typer.Option(help="Times as many parameters in experts as a token visits.")] = "1,2,4,8,16",
     steps: Steps = None,
-    seeds: Seeds = 2,
+    seeds: Seeds = 3,
     text: Text = None,
     out: Out = None,
     threads: Threads = None,

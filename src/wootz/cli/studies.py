@@ -294,57 +294,6 @@ def swap(
     run_studies([study], seeds, out, threads, as_json)
 
 
-def collapse(
-    generations: Annotated[int, typer.Option(min=1, help="How often a model learns from the one before.")] = 8,
-    human: Annotated[str, typer.Option(help="Shares of new human text in each diet.")] = "0,0.5",
-    learner: Annotated[
-        str, typer.Option(help="counts (exact frequencies) or model (a small language model).")
-    ] = "counts",
-    seeds: Seeds = 3,
-    out: Out = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
-    """Models that learn from what models wrote: what is left of rare words, with and without human text?"""
-    from wootz.training.studies.collapse import collapse_study
-
-    if learner not in ("counts", "model"):
-        raise typer.BadParameter(f'"{learner}" is neither counts nor model')
-    try:
-        shares = tuple(float(share) for share in human.split(","))
-    except ValueError:
-        raise typer.BadParameter(f'"{human}" is not a list of shares such as 0,0.5') from None
-    study = collapse_study(generations=generations, human=shares, learner=learner)  # type: ignore[arg-type]
-    run_studies([study], seeds, out, threads, as_json)
-
-
-def cleaning(
-    ctx: typer.Context,
-    text: Annotated[
-        Path | None, typer.Option(help="Documents: .jsonl, .parquet, a folder. \\[default: what spark learns from]")
-    ] = None,
-    steps: Steps = None,
-    seeds: Seeds = 3,
-    out: Out = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
-    """Filters and deduplication of a dirtied corpus: what is either worth, and do both add up?
-
-    Example:
-      [bold]wootz data cleaning --seeds 3[/bold]
-    """
-    from wootz.cli.common import load
-    from wootz.data.documents import Source
-    from wootz.data.packages import with_packages
-    from wootz.data.recipe import DataRecipe
-    from wootz.training.studies.cleaning import SIZE, WIKIPEDIA, cleaning_study
-
-    source = WIKIPEDIA if text is None else Source(name=text.name, path=str(text))
-    (source,) = with_packages(DataRecipe(sources=(source,)), load(ctx).config.home).sources
-    run_studies([cleaning_study(source, size=replace(SIZE, **given(steps=steps)))], seeds, out, threads, as_json)
-
-
 COMMANDS = {
     "recall": recall,
     "memory": memory,
@@ -395,7 +344,7 @@ def run_studies(
 def _table(report: dict[str, Any], most_columns: int = 8) -> Any:
     curves = report["curves"]
     xs = list(next(iter(curves.values())))
-    xs = xs[:: -(-len(xs) // most_columns)]
+    xs = xs[:: len(xs) // -most_columns][::-1]  # with the last, which is how it ends
     rows = table(report["x"], *xs, right=tuple(xs))
     for variant, curve in curves.items():
         rows.add_row(variant, *(_figure(curve[x]) for x in xs))

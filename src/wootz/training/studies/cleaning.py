@@ -24,6 +24,7 @@ from wootz.data.build import build as build_corpus
 from wootz.data.documents import Document, Source, read_documents
 from wootz.data.recipe import recipe_of
 from wootz.data.shards import read_all, shard_files
+from wootz.models import Decoder
 from wootz.training.optimizers import OptimizerConfig, build_optimizer
 from wootz.training.schedules import ScheduleConfig, build_schedule
 from wootz.training.studies.optimizers import SMALL, learn
@@ -57,24 +58,9 @@ def cleaning_study(
     every = every or max(1, size.steps // 6)
 
     def run(variant: str, seed: int) -> Curve:
-        clean, apart = _texts(text, documents, seed)
-        rows = random_rows(
-            _cleaned(tuple(dirtied(clean, copied, copies, debris, seed)), variant), size.batch_size, size.length, seed
-        )
-        starts = torch.linspace(0, len(apart) - size.length - 1, 256).long()[:, None]
-        judged = apart[starts + torch.arange(size.length + 1)]
-        torch.manual_seed(seed)
-        model = build(size)
-        optimizer = build_optimizer(model, OptimizerConfig(name="adamw", learning_rate=0.01))
-        curve: Curve = {}
-
-        def judge(step: int) -> None:
-            if (step + 1) % every == 0:
-                curve[str(step + 1)] = bits_of_rows(model, judged)
-
-        schedule = build_schedule(ScheduleConfig(name="cosine", warmup=0.1), size.steps)
-        learn(model, rows, optimizer, schedule, size.steps, after_step=judge)
-        return curve
+        clean, apart_N = some_texts(text, documents, seed)
+        text_N = _cleaned(tuple(dirtied(clean, copied, copies, debris, seed)), variant)
+        return taught(text_N, apart_N, size, seed, every)[1]
 
     return Study(
         name="cleaning",
@@ -89,6 +75,25 @@ def cleaning_study(
         run=run,
         log_x=False,
     )  # fmt: skip
+
+
+def taught(text_N: Tensor, apart_N: Tensor, size: Size, seed: int, every: int) -> tuple[Decoder, Curve]:
+    """A model that learned from random rows of ``text_N``, and the bits per byte of ``apart_N`` by step."""
+    rows = random_rows(text_N, size.batch_size, size.length, seed)
+    starts = torch.linspace(0, len(apart_N) - size.length - 1, 256).long()[:, None]
+    judged = apart_N[starts + torch.arange(size.length + 1)]
+    torch.manual_seed(seed)
+    model = build(size)
+    optimizer = build_optimizer(model, OptimizerConfig(name="adamw", learning_rate=0.01))
+    curve: Curve = {}
+
+    def judge(step: int) -> None:
+        if (step + 1) % every == 0:
+            curve[str(step + 1)] = bits_of_rows(model, judged)
+
+    schedule = build_schedule(ScheduleConfig(name="cosine", warmup=0.1), size.steps)
+    learn(model, rows, optimizer, schedule, size.steps, after_step=judge)
+    return model, curve
 
 
 def dirtied(texts: Sequence[str], copied: int, copies: int, debris: float, seed: int) -> list[str]:
@@ -129,21 +134,21 @@ def _cleaned(texts: tuple[str, ...], variant: str) -> Tensor:
         source = {"name": "dirty", "path": "dirty.txt", "split": "%"}
         build_corpus(recipe_of({"source": [source], "step": STEPS[variant]}, folder), folder / "out")
         left = [document.text for document in read_all(shard_files(folder / "out" / "documents"))]
-    return _bytes(left)
+    return joined(left)
 
 
-def _texts(text: Source, count: int, seed: int) -> tuple[list[str], Tensor]:
+def some_texts(text: Source, count: int, seed: int) -> tuple[list[str], Tensor]:
     """``count`` documents to train on, and a tenth as many to judge by, as bytes."""
     found = [document.text for document in _long_enough(read_documents(text))]
     if len(found) < count * 1.1:
         raise ConfigError(f"{text.path}: {len(found)} documents of 15 words or more", hint=f"{count * 1.1:.0f} needed")
     random.Random(seed).shuffle(found)
-    return found[:count], _bytes(found[count : count + count // 10])
+    return found[:count], joined(found[count : count + count // 10])
 
 
 def _long_enough(documents: Iterator[Document]) -> Iterator[Document]:
     return (document for document in documents if len(document.text.split()) >= 15)
 
 
-def _bytes(texts: list[str]) -> Tensor:
+def joined(texts: list[str]) -> Tensor:
     return torch.frombuffer(bytearray("\n\n".join(texts).encode()), dtype=torch.uint8).long()

@@ -7,6 +7,7 @@ which each token takes twice as many.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from wootz.training.studies.positions import Size, build
 from wootz.training.studies.study import Curve, Study
 from wootz.training.studies.text import corpus, training_rows
 
-SMALL = Size(width=64, layers=2, steps=200)
+SMALL = Size(width=64, layers=2, length=64, steps=400)
 GRAINS = {"whole experts": 1, "of half the size": 2, "of a quarter": 4}
 
 
@@ -31,22 +32,22 @@ def moe_scaling_study(
     size: Size = SMALL,
     text: Path | None = None,
 ) -> Study:
-    """Held-out loss over total / active parameters. One expert is the dense model; a token visits two whole ones' worth
-    of weights."""
+    """Held-out loss over total / active parameters. One expert is the dense model, which has no grain; a token visits
+    two whole ones' worth of weights."""
+
+    @cache
+    def measured(number: int, finer: int, seed: int) -> tuple[str, float]:
+        torch.manual_seed(seed)
+        routed = 2 * number * finer
+        model = build(size, **mixture(*((routed, 2 * finer, 0, finer) if number > 1 else (0, 0, 2, 1)), size=size))
+        rows = training_rows(corpus(text), size.batch_size, size.length, seed)
+        with watch_routing(model) as routings:
+            extra = (lambda: BALANCED * balance_loss(routings)) if number > 1 else None
+            fit(model, rows, FitConfig(steps=size.steps), extra_loss=extra)
+        return f"{count_parameters(model).sparsity:.3g}", held_out_bits(model, size, text)
 
     def run(variant: str, seed: int) -> Curve:
-        finer = GRAINS[variant]
-        curve: Curve = {}
-        for number in experts:
-            torch.manual_seed(seed)
-            routed = 2 * number * finer
-            model = build(size, **mixture(*((routed, 2 * finer, 0, finer) if number > 1 else (0, 0, 2, 1)), size=size))
-            rows = training_rows(corpus(text), size.batch_size, size.length, seed)
-            with watch_routing(model) as routings:
-                extra = (lambda routings=routings: BALANCED * balance_loss(routings)) if number > 1 else None
-                fit(model, rows, FitConfig(steps=size.steps), extra_loss=extra)
-            curve[f"{count_parameters(model).sparsity:.3g}"] = held_out_bits(model, size, text)
-        return curve
+        return dict(measured(number, GRAINS[variant] if number > 1 else 1, seed) for number in experts)
 
     return Study(
         name="moe-scaling",
