@@ -17,6 +17,9 @@ def attend(
     window: int,
     threads: int,
 ) -> None: ...
+def draw(
+    logits: int, vocabulary: int, draws: list[tuple[float, int, float, float, float]], threads: int
+) -> list[int]: ...
 
 class Stack:
     def add(
@@ -39,3 +42,13 @@ class Stack:
         last_norm: tuple[int, float],
         threads: int,
     ) -> None: ...
+    def set_ends(self, last_norm: tuple[int, float], embedding: Matrix, head: Matrix, scale: float) -> None: ...
+    def whole(
+        self,
+        token_ids: list[int],
+        chunks: list[tuple[int, int, int, list[int]]],
+        rows: list[int],
+        logits: int,
+        vocabulary: int,
+        threads: int,
+    ) -> list[int]: ...
