@@ -57,6 +57,11 @@ def is_answered_as_promised(case: schemathesis.Case, server: GatewayServer) -> N
     case.call_and_validate(base_url=server.url, headers=headers, checks=CHECKS, timeout=60)
 
 
+def test_a_number_that_no_database_holds_is_refused(server: GatewayServer) -> None:
+    headers = {"authorization": f"Bearer {server.admin_key}"}
+    assert httpx.get(f"{server.url}/admin/audit", params={"before": 2**63}, headers=headers).status_code == 400
+
+
 def test_no_route_claims_a_422(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     operations = [operation for path in paths.values() for operation in path.values()]

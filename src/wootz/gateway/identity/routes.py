@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -128,7 +128,7 @@ def _add_audit(router: APIRouter, gateway: Gateway) -> None:
         actor: str | None = None,
         action: str | None = None,
         subject: str | None = None,
-        before: int | None = None,
+        before: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None,
         limit: int = 50,
     ) -> AuditList:
         """The newest first; ``action`` may be a beginning, such as ``key.``"""
