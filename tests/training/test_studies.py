@@ -63,6 +63,19 @@ def test_one_layer_of_attention_behind_a_convolution_looks_pairs_up() -> None:
     assert accuracy(model, recall.recall_batch(4, 64, generator, 8)) > 0.95
 
 
+def test_variants_with_points_of_their_own_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from wootz.cli.studies import run_studies
+
+    def run(variant: str, seed: int) -> dict[str, float]:
+        return {"1": 0.5, variant: 0.25}
+
+    study = Study(name="s", question="?", variants=("7.5", "8.5"), x="x", y="y", settings={}, run=run)
+    run_studies([study], 1, tmp_path, None, False)
+    shown = capsys.readouterr().out
+    assert shown.count("0.250") == 2
+    assert shown.count("8.5") == 3  # the variant of two rows, and its own point
+
+
 def test_a_study_that_was_stopped_goes_on(tmp_path: Path) -> None:
     ran: list[tuple[str, int]] = []
 
@@ -72,7 +85,7 @@ def test_a_study_that_was_stopped_goes_on(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return {"1": float(seed), "2": 2.0}
 
-    study = Study(name="s", question="?", variants=("a", "b"), x="x", y="y", settings={"k": 1}, run=run)
+    study = Study(name="s", question="?", variants=("a", "b"), x="x", y="y", settings={"k": (1, 2)}, run=run)
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path, range(2))
     report = run_study(study, tmp_path, range(2))

@@ -345,6 +345,12 @@ def _table(report: dict[str, Any], most_columns: int = 8) -> Any:
     curves = report["curves"]
     xs = list(next(iter(curves.values())))
     xs = xs[:: len(xs) // -most_columns][::-1]  # with the last, which is how it ends
+    if any(x not in curve for curve in curves.values() for x in xs):  # Each has points of its own.
+        rows = table("", report["x"], report["y"], right=(report["x"], report["y"]))
+        for variant, curve in curves.items():
+            for x, point in curve.items():
+                rows.add_row(variant, x, _figure(point))
+        return rows
     rows = table(report["x"], *xs, right=tuple(xs))
     for variant, curve in curves.items():
         rows.add_row(variant, *(_figure(curve[x]) for x in xs))

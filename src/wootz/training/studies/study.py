@@ -53,14 +53,15 @@ class Study:
 def run_study(study: Study, folder: Path, seeds: Iterable[int], progress: Progress = SILENT) -> dict[str, Any]:
     """Run what is missing, then write ``report.json`` and ``plot.png`` into ``folder``; returns the report."""
     cells = [(variant, seed) for seed in seeds for variant in study.variants]
-    done = _read(folder / "results.jsonl", study.settings)
+    settings = json.loads(json.dumps(study.settings))  # as a file has them: its lists were tuples
+    done = _read(folder / "results.jsonl", settings)
     progress.set_total(len(cells))
     folder.mkdir(parents=True, exist_ok=True)
     for variant, seed in cells:
         if (variant, seed) not in done:
             curve = study.run(variant, seed)
             notes = study.notes(variant, seed)
-            row = {"variant": variant, "seed": seed, "settings": study.settings, "curve": curve, "notes": notes}
+            row = {"variant": variant, "seed": seed, "settings": settings, "curve": curve, "notes": notes}
             with (folder / "results.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             done[variant, seed] = curve, notes
@@ -73,7 +74,7 @@ def run_study(study: Study, folder: Path, seeds: Iterable[int], progress: Progre
         "question": study.question,
         "x": study.x,
         "y": study.y,
-        "settings": study.settings,
+        "settings": settings,
         "seeds": sorted({seed for _, seed in cells}),
         "curves": {variant: {x: vars(point) for x, point in curve.items()} for variant, curve in curves.items()},
         "notes": [{"variant": cell[0], "seed": cell[1], **done[cell][1]} for cell in cells if done[cell][1]],
