@@ -106,7 +106,7 @@ def test_a_resolved_conversation_costs_what_all_of_them_did(wootz, tmp_path: Pat
     (row,) = csv.DictReader(io.StringIO(wootz("cost", "report", "--by", "model", "--csv").stdout))
     assert (row["conversations_cost"], row["cost_per_resolved"]) == ("0.300000000000", "0.150000000000")
     shown = wootz("cost", "report", "--by", "model").stdout.split()
-    assert shown[-4:] == ["?", "3", "2", "0.15"]
+    assert shown[-4:] == ["m", "3", "2", "0.15"]
 
 
 def test_a_request_is_explained(wootz):

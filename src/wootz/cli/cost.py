@@ -63,21 +63,17 @@ def report(
         stderr().print(f"No requests in the last {last}.")
         return
     sums = ("requests", "errors", "tokens in", "cached", "tokens out", "USD")
-    of_conversations = ("conversations", "resolved", "USD each") if any(line.conversations for line in lines) else ()
-    rows = table(*names, *sums, *of_conversations, right=(*sums, *of_conversations))
+    of_conversations = ("conversations", "resolved", "USD each")
+    rows, ends = table(*names, *sums, right=sums), table(*names, *of_conversations, right=of_conversations)
     for line in lines:
+        group = [value or "-" for value in line.group.values()]
         counts = (line.requests, line.errors, line.prompt_tokens, line.cached_tokens, line.completion_tokens)
-        rows.add_row(
-            *(value or "-" for value in line.group.values()),
-            *(f"{count:,}" for count in counts),
-            _usd(line.cost) + (" + ?" if line.unpriced else ""),
-            *(
-                (f"{line.conversations:,}", f"{line.resolved:g}", _usd(line.cost_per_resolved))
-                if of_conversations
-                else ()
-            ),
-        )
+        rows.add_row(*group, *map("{:,}".format, counts), _usd(line.cost) + (" + ?" if line.unpriced else ""))
+        if line.conversations:
+            ends.add_row(*group, f"{line.conversations:,}", f"{line.resolved:g}", _usd(line.cost_per_resolved))
     stdout().print(rows)
+    if ends.row_count:
+        stdout().print(ends)
     if unpriced := sum(line.unpriced for line in lines):
         stderr().print(f"+ ?: {unpriced:,} requests used tokens whose price is not known; see [models.NAME.price]",
                        markup=False)  # fmt: skip
