@@ -32,6 +32,8 @@ settings.load_profile("wootz")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Kernels for GPUs run interpreted where there is none; it is decided when Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidia0").exists() else "1")
+# A forked process must not collect what its parent left: a process group's end waits for threads that stayed there.
+os.register_at_fork(after_in_child=gc.freeze)
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # Importing it would fetch its price list from the network.
 if "PYTEST_XDIST_WORKER" in os.environ:
     # For each of its classes it looks through all modules that there are, for each frame of the stack: with those of
