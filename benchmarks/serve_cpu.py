@@ -224,7 +224,7 @@ def built_onnx(path: Path) -> Path:
 
 
 def with_four_bits(path: Path) -> Path:
-    """The same weights, the output layer rounded to 4 bits too."""
+    """The model in Q4_1 as a whole, its output layer too."""
     from wootz.models.converting import convert
 
     target = Path("bench-out") / f"{path.stem}-output-q4_1.gguf"

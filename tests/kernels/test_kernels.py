@@ -303,6 +303,13 @@ def test_rows_are_drawn_alike_alone_and_together(instruction_set: str) -> None:
     assert kernels.draw(logits_SV, how) == [kernels.draw(logits_SV[row : row + 1], [how[row]])[0] for row in range(9)]
 
 
+def test_a_place_that_was_rounded_up_to_the_end_is_the_last_possible_token(instruction_set: str) -> None:
+    logits_SV = torch.zeros(1, 300)
+    logits_SV[:, 50:] = float("-inf")
+    assert kernels.draw(logits_SV, [(1.0, 0, 1.0, 0.0, 1.0)]) == [49]
+    assert kernels.draw(torch.arange(300.0).flip(0)[None], [(1.0, 7, 1.0, 0.0, 1.0)]) == [6]
+
+
 def test_equal_logits_are_all_kept_at_the_cut(instruction_set: str) -> None:
     how = [(1.0, 2, 1.0, 0.0, place / 10) for place in range(10)]
     assert set(kernels.draw(torch.zeros(10, 40), how)) == {0, 4, 8, 12, 16, 20, 24, 28, 32, 36}

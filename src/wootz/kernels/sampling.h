@@ -101,18 +101,14 @@ inline long draw_row(const float* logits, long vocabulary, const Draw& draw, Dra
     if (draw.top_k > 0 || draw.top_p < 1) threshold = std::max(threshold, cut_of(draw, scaled, vocabulary, total, own));
     if (threshold > -INFINITY) total = weigh(scaled, vocabulary, threshold, own);
     double left = draw.place * total;
-    long block = 0, last = 0;
+    long block = 0;
     for (; block + 1 < long(own.blocks.size()) && left >= own.blocks[block]; ++block) left -= own.blocks[block];
-    // Where rounding leads past the end, the last token that has any weight.
-    for (long i = block * block_tokens; i < std::min((block + 1) * block_tokens, vocabulary); ++i) {
-        if (own.weights[i] <= 0) continue;
-        last = i;
-        if (left < own.weights[i]) return i;
-        left -= own.weights[i];
-    }
-    for (long i = 0; own.weights[last] <= 0 && i < vocabulary; ++i)
-        if (own.weights[i] > 0) last = i;
-    return last;
+    i = block * block_tokens;
+    for (const long end = std::min(i + block_tokens, vocabulary); i < end; ++i)
+        if ((left -= own.weights[i]) < 0) return i;
+    do --i;  // where rounding leads past the end, the last token that has any weight
+    while (i > 0 && own.weights[i] <= 0);
+    return i;
 }
 
 void draw(const float* logits, long rows, long vocabulary, const Draw* draws, int64_t* tokens, int threads) {
