@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from wootz.data.recipe import DataRecipe
 
 app = typer.Typer(
-    no_args_is_help=True, **PLAIN_HELP, help="Clean, deduplicate, decontaminate and tokenise text for training."
+    no_args_is_help=True,
+    **PLAIN_HELP,
+    help="Clean, deduplicate, decontaminate and tokenise text for training; have models write it.",
 )
 
 for command in (synthesize, cleaning, pruning, collapse):

@@ -206,7 +206,9 @@ def _show(found: Synthesis, out: Path) -> None:
         f"{human_count(found.completion_tokens)} tokens written, {human_count(found.prompt_tokens)} read; "
         f"{human_count(found.words)} words kept"
     )
-    stderr().print(f"[green]✓[/green] {out / 'texts.jsonl'}: {found.kept:,} texts", soft_wrap=True)
+    stderr().print(
+        f"[green]✓[/green] {out / 'texts.jsonl'}: {found.kept:,} of {found.asked:,} answers kept", soft_wrap=True
+    )
     stderr().print(
         f'As a source for wootz data build: name = "made", path = "{out / "texts.jsonl"}", synthetic = true',
         style="dim", markup=False, soft_wrap=True,
