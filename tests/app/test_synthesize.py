@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Platform  # type: ignore[attr-defined]
 
 from wootz.data.documents import Source, read_documents
 
 NUM = 24
 
 
-def begun(platform: Platform, folder: Path, out: str, *more: str) -> subprocess.Popen[str]:
+def begun(platform, folder: Path, out: str, *more: str) -> subprocess.Popen[str]:
     (folder / "topics.txt").write_text("rivers\nsteel\n\nbread\n")
     command = [
         sys.executable, "-m", "wootz", "data", "synthesize", "-o", str(folder / out), "--topics",
@@ -41,7 +40,7 @@ def lines(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_killed_and_begun_again_every_text_is_asked_for_once(platform: Platform, tmp_path: Path) -> None:
+def test_killed_and_begun_again_every_text_is_asked_for_once(platform, tmp_path: Path) -> None:
     out = tmp_path / "made"
     for wanted in (4, 11):
         process = begun(platform, tmp_path, "made")
