@@ -20,6 +20,42 @@ def attend(
 def draw(
     logits: int, vocabulary: int, draws: list[tuple[float, int, float, float, float]], threads: int
 ) -> list[int]: ...
+def product(
+    sizes: tuple[int, int, int],
+    a: tuple[int, int, int],
+    b: tuple[int, int, int],
+    c: int,
+    stride: int,
+    adds: bool,
+    threads: int,
+) -> None: ...
+def packed_attention(
+    lengths: list[int],
+    sizes: tuple[int, int, int],
+    scale: float,
+    parts: list[tuple[int, int]],
+    logsumexp: int,
+    threads: int,
+) -> None: ...
+def packed_attention_backward(
+    lengths: list[int],
+    sizes: tuple[int, int, int],
+    scale: float,
+    parts: list[tuple[int, int]],
+    logsumexp: int,
+    grads: list[tuple[int, int]],
+    threads: int,
+) -> None: ...
+def norm(x: int, norm: tuple[int, float], rows: int, size: int, y: int, inverse: int, threads: int) -> None: ...
+def norm_backward(
+    x: int, weight: int, inverse: int, dy: int, rows: int, size: int, dx: int, dweight: int, threads: int
+) -> None: ...
+def gated(gate: int, x: int, rows: int, width: int, y: int, threads: int) -> None: ...
+def gated_backward(gate: int, x: int, dy: int, rows: int, width: int, dx: int, threads: int) -> None: ...
+def rotate(
+    x: tuple[int, int], sizes: tuple[int, int, int], angles: tuple[int, int, int], back: bool, y: int, threads: int
+) -> None: ...
+def cross_entropy(logits: int, labels: int, rows: int, vocabulary: int, of: int, threads: int) -> float: ...
 
 class Stack:
     def add(

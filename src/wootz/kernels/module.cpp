@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "training/training.h"
 
 #if defined(WOOTZ_ARM) && defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -19,21 +20,23 @@
 #endif
 
 namespace wootz {
+#define BUILD extern const Kernels kernels; extern const TrainingKernels training_kernels;
 #ifdef WOOTZ_ARM
-namespace neon { extern const Kernels kernels; }
-namespace dotprod { extern const Kernels kernels; }
+namespace neon { BUILD }
+namespace dotprod { BUILD }
 #else
-namespace baseline { extern const Kernels kernels; }
+namespace baseline { BUILD }
 #endif
 #ifdef WOOTZ_X86
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
-namespace avx512vnni { extern const Kernels kernels; }
+namespace avx2 { BUILD }
+namespace avx512 { BUILD }
+namespace avx512vnni { BUILD }
 #endif
 
 struct Build {
     const char* instruction_set;
     const Kernels* kernels;
+    const TrainingKernels* training;
 };
 
 #ifdef WOOTZ_ARM
@@ -55,17 +58,17 @@ static std::vector<Build> usable() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        if (__builtin_cpu_supports("avx512vnni")) builds.push_back({"avx512vnni", &avx512vnni::kernels});
-        builds.push_back({"avx512", &avx512::kernels});
+        if (__builtin_cpu_supports("avx512vnni")) builds.push_back({"avx512vnni", &avx512vnni::kernels, &avx512vnni::training_kernels});
+        builds.push_back({"avx512", &avx512::kernels, &avx512::training_kernels});
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        builds.push_back({"avx2", &avx2::kernels});
+        builds.push_back({"avx2", &avx2::kernels, &avx2::training_kernels});
 #endif
 #ifdef WOOTZ_ARM
-    if (multiplies_bytes_in_fours()) builds.push_back({"dotprod", &dotprod::kernels});
-    builds.push_back({"neon", &neon::kernels});
+    if (multiplies_bytes_in_fours()) builds.push_back({"dotprod", &dotprod::kernels, &dotprod::training_kernels});
+    builds.push_back({"neon", &neon::kernels, &neon::training_kernels});
 #else
-    builds.push_back({"baseline", &baseline::kernels});
+    builds.push_back({"baseline", &baseline::kernels, &baseline::training_kernels});
 #endif
     return builds;
 }
@@ -77,6 +80,9 @@ using ChunkOf = std::tuple<long, long, long, Address>;         // row, tokens, s
 using WholeChunkOf = std::tuple<long, long, long, std::vector<int32_t>>;
 using AnglesOf = std::tuple<Address, Address, long>;           // cos, sin, dim
 using CacheOf = std::tuple<Address, long, long, long, bool>;   // data, block_size, kv_heads, head_dim, is_half
+using ViewOf = std::tuple<Address, long, long>;                // data, down, right
+using HeadsOf = std::tuple<Address, long>;                     // data, stride
+using SizesOf = std::tuple<long, long, long>;                  // heads, kv_heads, head_dim
 using DrawOf = std::tuple<float, long, double, float, double>;  // temperature, top_k, top_p, min_p, place
 
 static PackedMatrix matrix(const Matrix& m) {
@@ -97,6 +103,17 @@ static std::vector<Chunk> chunks_of(const std::vector<ChunkOf>& given) {
     return chunks;
 }
 
+static MatrixView view(const ViewOf& v) { return {(const float*)std::get<0>(v), std::get<1>(v), std::get<2>(v)}; }
+
+static Heads heads(const HeadsOf& h) { return {(float*)std::get<0>(h), std::get<1>(h)}; }
+
+static PackedAttention packed(const std::vector<long>& lengths, const SizesOf& sizes, float scale,
+                              const std::vector<HeadsOf>& parts, Address logsumexp) {
+    auto [num_heads, kv_heads, head_dim] = sizes;
+    return {lengths, num_heads, kv_heads, head_dim, scale, heads(parts.at(0)), heads(parts.at(1)),
+            heads(parts.at(2)), heads(parts.at(3)), (float*)logsumexp};
+}
+
 struct Stack {
     std::vector<StackLayer> layers;
     StackEnds ends;
@@ -110,6 +127,7 @@ using namespace wootz;
 NB_MODULE(_native, m) {
     static const std::vector<Build> builds = usable();
     static Kernels k = *builds.front().kernels;
+    static TrainingKernels t = *builds.front().training;
     using release = nb::call_guard<nb::gil_scoped_release>;
 
     m.def("instruction_sets", [] {
@@ -119,7 +137,7 @@ NB_MODULE(_native, m) {
     });
     m.def("use", [](const std::string& name) {
         for (auto& build : builds)
-            if (name == build.instruction_set) k = *build.kernels;
+            if (name == build.instruction_set) k = *build.kernels, t = *build.training;
     });
     m.def("lanes", [] { return k.lanes; });
     m.def(
@@ -211,4 +229,68 @@ NB_MODULE(_native, m) {
                 return asked.likeliest;
             },
             release());
+
+    m.def(
+        "product",
+        [](const SizesOf& sizes, const ViewOf& a, const ViewOf& b, Address c, long stride, bool adds, int threads) {
+            auto [rows, columns, depth] = sizes;
+            t.product({rows, columns, depth, view(a), view(b), (float*)c, stride, adds}, threads);
+        },
+        release());
+    m.def(
+        "packed_attention",
+        [](const std::vector<long>& lengths, const SizesOf& sizes, float scale, const std::vector<HeadsOf>& parts,
+           Address logsumexp, int threads) { t.attention(packed(lengths, sizes, scale, parts, logsumexp), threads); },
+        release());
+    m.def(
+        "packed_attention_backward",
+        [](const std::vector<long>& lengths, const SizesOf& sizes, float scale, const std::vector<HeadsOf>& parts,
+           Address logsumexp, const std::vector<HeadsOf>& grads, int threads) {
+            t.attention_backward(packed(lengths, sizes, scale, parts, logsumexp),
+                                 {heads(grads.at(0)), heads(grads.at(1)), heads(grads.at(2)), heads(grads.at(3))},
+                                 threads);
+        },
+        release());
+    m.def(
+        "norm",
+        [](Address x, const NormOf& given, long rows, long size, Address y, Address inverse, int threads) {
+            const Norm own = norm(given);
+            t.norm((const float*)x, own.weight, own.eps, rows, size, (float*)y, (float*)inverse, threads);
+        },
+        release());
+    m.def(
+        "norm_backward",
+        [](Address x, Address weight, Address inverse, Address dy, long rows, long size, Address dx, Address dweight,
+           int threads) {
+            t.norm_backward((const float*)x, (const float*)weight, (const float*)inverse, (const float*)dy, rows, size,
+                            (float*)dx, (float*)dweight, threads);
+        },
+        release());
+    m.def(
+        "gated",
+        [](int gate, Address x, long rows, long width, Address y, int threads) {
+            t.gated(gate, (const float*)x, rows, width, (float*)y, threads);
+        },
+        release());
+    m.def(
+        "gated_backward",
+        [](int gate, Address x, Address dy, long rows, long width, Address dx, int threads) {
+            t.gated_backward(gate, (const float*)x, (const float*)dy, rows, width, (float*)dx, threads);
+        },
+        release());
+    m.def(
+        "rotate",
+        [](const HeadsOf& x, const SizesOf& sizes, const AnglesOf& angles, bool back, Address y, int threads) {
+            auto [rows, num_heads, head_dim] = sizes;
+            auto [cos, sin, dim] = angles;
+            t.rotate(heads(x), rows, num_heads, head_dim, (const float*)cos, (const float*)sin, dim, back, (float*)y,
+                     threads);
+        },
+        release());
+    m.def(
+        "cross_entropy",
+        [](Address logits, Address labels, long rows, long vocabulary, long of, int threads) {
+            return t.cross_entropy((float*)logits, (const int64_t*)labels, rows, vocabulary, of, threads);
+        },
+        release());
 }

@@ -62,7 +62,7 @@ inline vec load(const Half* p) {
 
 inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 
-inline vec splat(float x) { return vec{} + x; }
+inline vec splat(float x) { return x - vec{}; }  // `+` would be computed: it turns -0 into 0
 
 inline float sum(vec v) {
     float a[lanes];

@@ -23,6 +23,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from wootz.kernels import training
 from wootz.models.attention.dense import attend
 
 
@@ -166,6 +167,9 @@ class PackedContext:
         sinks_H: Tensor | None = None,
         bias: ScoreBias | None = None,
     ) -> Tensor:
+        is_plain = causal and window is None and softcap is None and sinks_H is None and bias is None
+        if is_plain and training.can_attend(q_THd, k_TKd, v_TKe):
+            return training.packed_attention(q_THd, k_TKd, v_TKe, self.lengths, scale)
         pieces = []
         for q_BHQd, k_BKLd, v_BKLe in zip(*map(self._heads_first, (q_THd, k_TKd, v_TKe)), strict=True):
             length = q_BHQd.shape[-2]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wootz import kernels
 from wootz.core.errors import UnsupportedError
+from wootz.kernels import training
 from wootz.kernels.packing import PackedMatrix
 from wootz.models.adapters.low_rank import LinearAdapters
 from wootz.models.quantized_weight import Multiplies
@@ -56,6 +57,8 @@ class Linear(nn.Module):
             return y if self.bias is None else y + self.bias
         if self._packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        if training.serves(x, self.weight):
+            return training.linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
     def hold_blocks(self, blocks: Multiplies) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from wootz.data.batch import IGNORED, Batch
+from wootz.kernels import training as kernels
 from wootz.models import Decoder, PackedContext
 
 SLICE_BYTES = 16_000_000
@@ -50,7 +51,9 @@ def _is_one_product(model: Decoder) -> bool:
 def sliced_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
     """``F.cross_entropy(hidden_ND @ weight_VD.T, labels_N)`` with its gradients, a slice of tokens at a time. Products
     are made in autocast's dtype where it holds; sums in float32 at least."""
-    return _SlicedCrossEntropy.apply(hidden_ND, weight_VD, labels_N)  # pyright: ignore[reportReturnType]
+    is_fused = kernels.serves(hidden_ND, weight_VD)
+    function = _FusedSlicedCrossEntropy if is_fused else _SlicedCrossEntropy
+    return function.apply(hidden_ND, weight_VD, labels_N)  # pyright: ignore[reportReturnType]
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
@@ -88,3 +91,22 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
         return grad_hidden_ND * grad.to(grad_hidden_ND.dtype), grad_weight_VD * grad.to(grad_weight_VD.dtype), None
+
+
+class _FusedSlicedCrossEntropy(_SlicedCrossEntropy):
+    """The same in float32 on a CPU, where what is between products is one kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+        num_tokens, (vocab_size, _) = len(hidden_ND), weight_VD.shape
+        size = max(1, SLICE_BYTES // (4 * vocab_size))
+        grad_hidden_ND, grad_weight_VD = torch.empty_like(hidden_ND), torch.empty_like(weight_VD)
+        logits_NV, total = hidden_ND.new_empty(min(size, num_tokens), vocab_size), 0.0
+        for start in range(0, num_tokens, size):
+            hidden, labels = hidden_ND[start : start + size], labels_N[start : start + size]
+            grad = kernels.product(hidden, weight_VD.T, logits_NV[: len(hidden)])
+            total += kernels.cross_entropy_(grad, labels, num_tokens)
+            kernels.product(grad, weight_VD, grad_hidden_ND[start : start + size])
+            kernels.product(grad.T, hidden, grad_weight_VD, adds=start > 0)
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        return hidden_ND.new_tensor(total / num_tokens)

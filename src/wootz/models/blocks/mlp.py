@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wootz.kernels import training
 from wootz.models.blocks.sizes import check_sizes
 from wootz.models.linear import Linear
 from wootz.models.run import Run
@@ -65,7 +66,10 @@ class GatedMLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_TD: Tensor, run: Run) -> Tensor:
-        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
+        gate_up_TF2 = self.gate_up(x_TD)
+        if training.can_gate(self.config.activation) and training.serves(gate_up_TF2):
+            return self.down(training.gated(gate_up_TF2, self.config.activation))
+        gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
         return self.down(self.activation(gate_TF) * up_TF)
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wootz.kernels import training
+
 
 @dataclass(frozen=True)
 class NormConfig:
@@ -38,6 +40,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight + self.offset if self.offset else self.weight
+        if training.serves(x, weight):
+            return training.rms_norm(x, weight, self.eps)
         return F.rms_norm(x, weight.shape, weight, self.eps)
 
 

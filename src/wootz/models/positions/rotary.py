@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from wootz.kernels import training
 from wootz.models.positions.scaling import LongRopeScaling, RopeScaling
 from wootz.models.positions.xpos import XPosDecay
 
@@ -59,11 +60,17 @@ class Rotation:
 
     def __call__(self, x_THd: Tensor) -> Tensor:
         """Every head turned by its token's angles."""
+        if self._is_fused(x_THd):
+            return training.rotate(x_THd, self.cos_T1d[:, 0], self.sin_T1d[:, 0])
         dim = self.cos_T1d.shape[-1]
         if dim < x_THd.shape[-1]:
             return torch.cat((self(x_THd[..., :dim]), x_THd[..., dim:]), -1)
         swapped = x_THd.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if self.interleaved else x_THd.roll(dim // 2, -1)
         return torch.addcmul(x_THd * self.cos_T1d, swapped, self.sin_T1d)
+
+    def _is_fused(self, x_THd: Tensor) -> bool:
+        alike = not self.interleaved and self.cos_T1d.shape[1] == 1 and not self.cos_T1d.requires_grad
+        return alike and training.can_take_heads(x_THd) and training.serves(x_THd, self.cos_T1d, self.sin_T1d)
 
 
 class Rotary(nn.Module):
