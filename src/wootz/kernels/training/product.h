@@ -21,6 +21,7 @@ constexpr int tile_down = vector_registers == 32 ? 12 : 6;  // tile_down * tile_
 constexpr int tile_vecs = 2;
 constexpr long tile_right = tile_vecs * lanes;
 constexpr long depth_at_once = 256;  // a panel of `tile_right` columns then fits into the first-level cache
+constexpr long most_of_a_pass = 400'000;  // numbers of b that are copied before they are used
 constexpr long most_panels = 16;     // of `tile_down` rows, which stay in the second-level cache
 
 // Memory that grows and is kept.
@@ -42,15 +43,22 @@ class Scratch {
     }
 };
 
-// A vector's worth of a's rows or b's columns, side by side for each step of depth: (depth, width), the depth rounded up
-// to a multiple of 4 and what is missing filled with zeros.
+// A few of a's rows or b's columns, side by side for each step of depth: (depth, width), the depth rounded up to a
+// multiple of 4 and what is missing filled with zeros.
 template <long width>
 inline void fill_panel(const float* from, long across, long along, long count, long depth, float* panel) {
     if (count == width && across == 1) {
         for (long k = 0; k < depth; ++k) std::memcpy(panel + k * width, from + k * along, width * sizeof(float));
-    } else if (count == width) {
-        for (long k = 0; k < depth; ++k)
-            for (long i = 0; i < width; ++i) panel[k * width + i] = from[i * across + k * along];
+    } else if (count == width && along == 1) {
+        long k = 0;
+        for (; k + 16 <= depth; k += 16) {
+            // The next panel's rows lie elsewhere, so the processor would begin to fetch them when they are asked for.
+            for (long i = 0; i < width; ++i) __builtin_prefetch(from + (width + i) * across + k);
+            for (long i = 0; i < width; ++i)
+                for (long u = 0; u < 16; ++u) panel[(k + u) * width + i] = from[i * across + k + u];
+        }
+        for (; k < depth; ++k)
+            for (long i = 0; i < width; ++i) panel[k * width + i] = from[i * across + k];
     } else {
         for (long k = 0; k < depth; ++k)
             for (long i = 0; i < width; ++i) panel[k * width + i] = i < count ? from[i * across + k * along] : 0;
@@ -58,13 +66,15 @@ inline void fill_panel(const float* from, long across, long along, long count, l
     std::fill(panel + depth * width, panel + (depth + 3) / 4 * 4 * width, 0.0f);
 }
 
-// One tile of the result, of whole panels. `depth` is a multiple of 4.
+// One tile of the result, of whole panels. `depth` is a multiple of 4. A piece of b's `next` panel is fetched meanwhile.
 template <bool adds>
 __attribute__((noinline)) void product_tile(long depth, const float* __restrict a, const float* __restrict b,
-                                            float* __restrict c, long stride) {
+                                            float* __restrict c, long stride, const float* next) {
     vec sums[tile_down][tile_vecs] = {};
 #pragma GCC unroll 16
     for (int i = 0; i < tile_down; ++i) __builtin_prefetch(c + i * stride);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) __builtin_prefetch(next + i * 16);
     for (long k = 0; k < depth; k += 4) {
         for (int ahead = 0; ahead < 4 * tile_down; ahead += 16) __builtin_prefetch(a + 32 * tile_down + ahead);
 #pragma GCC unroll 4
@@ -94,7 +104,7 @@ __attribute__((noinline)) void product_tile(long depth, const float* __restrict 
 inline void edge_tile(long depth, const float* a, const float* b, float* c, long stride, bool adds, long rows,
                       long columns) {
     alignas(64) float whole[tile_down * tile_right];
-    product_tile<false>(depth, a, b, whole, tile_right);
+    product_tile<false>(depth, a, b, whole, tile_right, b);
     for (long i = 0; i < rows; ++i)
         for (long j = 0; j < columns; ++j) {
             float& to = c[i * stride + j];
@@ -117,9 +127,9 @@ inline void product_of_panels(long rows, long columns, long depth, const float* 
             if (down < tile_down || right < tile_right)
                 edge_tile(whole_depth, own_a, own_b, to, stride, adds, down, right);
             else if (adds)
-                product_tile<true>(whole_depth, own_a, own_b, to, stride);
+                product_tile<true>(whole_depth, own_a, own_b, to, stride, own_b + b_step + i / tile_down * 256);
             else
-                product_tile<false>(whole_depth, own_a, own_b, to, stride);
+                product_tile<false>(whole_depth, own_a, own_b, to, stride, own_b + b_step + i / tile_down * 256);
         }
     }
 }
@@ -133,29 +143,37 @@ inline void fill_rows(const MatrixView& a, long row, long rows, long k, long dep
 
 void product(const Product& p, int threads) {
     static thread_local Scratch shared;
-    const long columns = panels_of(p.columns, tile_right);
-    const long step = std::min(p.depth + 3, depth_at_once) * tile_right;
-    float* const b = shared.of(columns * step);
+    const long columns = panels_of(p.columns, tile_right), step = depth_at_once * tile_right;
+    const long blocks = std::clamp(most_of_a_pass / (columns * step), 1L, panels_of(p.depth, depth_at_once));
+    const long pass_depth = blocks * depth_at_once;
+    float* const b = shared.of(blocks * columns * step);
     // Enough tasks for all threads, also where one is held up by something else.
     long rows_at_once = most_panels * tile_down;
-    while (rows_at_once > 4 * tile_down && panels_of(p.rows, rows_at_once) < 4 * threads)
+    while (rows_at_once > 2 * tile_down && panels_of(p.rows, rows_at_once) < 8 * threads)
         rows_at_once = rows_at_once / tile_down / 2 * tile_down;
     const long tasks = panels_of(p.rows, rows_at_once);
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch own;
         float* const a = own.of(most_panels * tile_down * depth_at_once);
-        for (long k = 0; k < p.depth; k += depth_at_once) {
-            const long depth = std::min(depth_at_once, p.depth - k);
+        for (long pass = 0; pass < p.depth; pass += pass_depth) {
+            const long end = std::min(p.depth, pass + pass_depth);
+            const long here = panels_of(end - pass, depth_at_once);
 #pragma omp for schedule(static)
-            for (long j = 0; j < columns; ++j)
-                fill_panel<tile_right>(p.b.data + j * tile_right * p.b.right + k * p.b.down, p.b.right, p.b.down,
-                                       std::min(tile_right, p.columns - j * tile_right), depth, b + j * step);
+            for (long i = 0; i < here * columns; ++i) {
+                const long k = pass + i / columns * depth_at_once, j = i % columns * tile_right;
+                fill_panel<tile_right>(p.b.data + j * p.b.right + k * p.b.down, p.b.right, p.b.down,
+                                       std::min(tile_right, p.columns - j), std::min(depth_at_once, end - k), b + i * step);
+            }
 #pragma omp for schedule(dynamic)
             for (long t = 0; t < tasks; ++t) {
                 const long row = t * rows_at_once, rows = std::min(rows_at_once, p.rows - row);
-                fill_rows(p.a, row, rows, k, depth, a);
-                product_of_panels(rows, p.columns, depth, a, b, step, p.c + row * p.stride, p.stride, p.adds || k > 0);
+                for (long k = pass; k < end; k += depth_at_once) {
+                    const long depth = std::min(depth_at_once, end - k);
+                    fill_rows(p.a, row, rows, k, depth, a);
+                    product_of_panels(rows, p.columns, depth, a, b + (k - pass) / depth_at_once * columns * step, step,
+                                      p.c + row * p.stride, p.stride, p.adds || k > 0);
+                }
             }
         }
     }
