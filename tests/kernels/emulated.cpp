@@ -8,10 +8,15 @@
 #include <vector>
 
 #include "kernels.h"
+#include "training/training.h"
 
-namespace wootz::WOOTZ_ISA { extern const Kernels kernels; }
+namespace wootz::WOOTZ_ISA {
+extern const Kernels kernels;
+extern const TrainingKernels training_kernels;
+}
 using namespace wootz;
 using WOOTZ_ISA::kernels;
+static const TrainingKernels& training = WOOTZ_ISA::training_kernels;
 
 struct Region {
     long address, size;
@@ -71,6 +76,28 @@ static StackLayer layer() {
     l.angles.cos = memory<float>(), l.angles.sin = memory<float>(), l.angles.dim = whole();
     l.scale = numbers.at(at++), l.activation = Activation(whole());
     return l;
+}
+
+static MatrixView matrix_view() {
+    MatrixView v;
+    v.data = memory<float>(), v.down = whole(), v.right = whole();
+    return v;
+}
+
+static Heads heads() {
+    Heads h;
+    h.data = memory<float>(), h.stride = whole();
+    return h;
+}
+
+static PackedAttention packed_attention() {
+    PackedAttention p;
+    p.lengths.resize(whole());
+    for (long& length : p.lengths) length = whole();
+    p.heads = whole(), p.kv_heads = whole(), p.head_dim = whole(), p.scale = numbers.at(at++);
+    for (Heads* h : {&p.q, &p.k, &p.v, &p.out}) *h = heads();
+    p.logsumexp = memory<float>();
+    return p;
 }
 
 static void call() {
@@ -146,6 +173,65 @@ static void call() {
             }
             auto tokens = memory<int64_t>();
             return kernels.draw(logits, long(draws.size()), vocabulary, draws.data(), tokens, whole());
+        }
+        case 8: {
+            Product p;
+            p.rows = whole(), p.columns = whole(), p.depth = whole(), p.a = matrix_view(), p.b = matrix_view();
+            p.c = memory<float>(), p.stride = whole(), p.adds = whole();
+            return training.product(p, whole());
+        }
+        case 9: {
+            const PackedAttention p = packed_attention();
+            return training.attention(p, whole());
+        }
+        case 10: {
+            const PackedAttention p = packed_attention();
+            PackedAttentionGradients g;
+            for (Heads* h : {&g.out, &g.q, &g.k, &g.v}) *h = heads();
+            return training.attention_backward(p, g, whole());
+        }
+        case 11: {
+            auto x = memory<float>();
+            const Norm n = norm();
+            const long rows = whole(), size = whole();
+            auto y = memory<float>(), inverse = memory<float>();
+            return training.norm(x, n.weight, n.eps, rows, size, y, inverse, whole());
+        }
+        case 12: {
+            auto x = memory<float>(), weight = memory<float>(), inverse = memory<float>(), dy = memory<float>();
+            const long rows = whole(), size = whole();
+            auto dx = memory<float>(), dweight = memory<float>();
+            return training.norm_backward(x, weight, inverse, dy, rows, size, dx, dweight, whole());
+        }
+        case 13: {
+            const int gate = whole();
+            auto x = memory<float>();
+            const long rows = whole(), width = whole();
+            auto y = memory<float>();
+            return training.gated(gate, x, rows, width, y, whole());
+        }
+        case 14: {
+            const int gate = whole();
+            auto x = memory<float>(), dy = memory<float>();
+            const long rows = whole(), width = whole();
+            auto dx = memory<float>();
+            return training.gated_backward(gate, x, dy, rows, width, dx, whole());
+        }
+        case 15: {
+            const Heads x = heads();
+            const long rows = whole(), num_heads = whole(), head_dim = whole();
+            auto cos = memory<float>(), sin = memory<float>();
+            const long dim = whole(), back = whole();
+            auto y = memory<float>();
+            return training.rotate(x, rows, num_heads, head_dim, cos, sin, dim, back, y, whole());
+        }
+        case 16: {
+            auto logits = memory<float>();
+            auto labels = memory<int64_t>();
+            const long rows = whole(), vocabulary = whole(), of = whole();
+            auto total = memory<double>();
+            *total = training.cross_entropy(logits, labels, rows, vocabulary, of, whole());
+            return;
         }
     }
 }

@@ -33,6 +33,9 @@ GGUF_BLOCK_BYTES = {2: 18, 3: 20, 6: 22, 7: 24, 8: 34}
 Matrix = tuple[int, int, int, int, int]
 Cache = tuple[int, int, int, int, bool]
 Chunk = tuple[int, int, int, int]
+View = tuple[int, int, int]
+Heads = tuple[int, int]
+Sizes = tuple[int, int, int]
 
 
 def missing() -> str | None:
@@ -46,7 +49,9 @@ def missing() -> str | None:
 def build(instruction_set: str, folder: Path) -> Path:
     program = folder / instruction_set
     defines = [f"-DWOOTZ_ISA={instruction_set}", f"-DWOOTZ_LANES={LANES}", f"-I{SOURCES}"]
-    files = [str(SOURCES / "kernels.cpp"), str(Path(__file__).with_name("emulated.cpp"))]
+    files = [str(SOURCES / name) for name in ("kernels.cpp", "training/training.cpp")] + [
+        str(Path(__file__).with_name("emulated.cpp"))
+    ]
     flags = FLAGS.split() + BUILDS[instruction_set][1].split()
     subprocess.run([COMPILER, *flags, *defines, *files, "-o", str(program)], check=True)
     return program
@@ -119,6 +124,61 @@ class Emulated:
         numbers = [number for draw in draws for number in draw]
         self.call(sizes, 7, logits, vocabulary, len(draws), *numbers, tokens.ctypes.data, threads)
         return tokens.tolist()
+
+    def product(self, sizes: Sizes, a: View, b: View, c: int, stride: int, adds: bool, threads: int) -> None:
+        rows, columns, depth = sizes
+        memory = view_size(a, rows, depth) | view_size(b, depth, columns) | view_size((c, stride, 1), rows, columns)
+        self.call(memory, 8, *sizes, *a, *b, c, stride, adds, threads)
+
+    def packed_attention(
+        self, lengths: list[int], sizes: Sizes, scale: float, parts: list[Heads], logsumexp: int, threads: int
+    ) -> None:
+        memory, numbers = packed_attention(lengths, sizes, scale, parts, logsumexp)
+        self.call(memory, 9, *numbers, threads)
+
+    def packed_attention_backward(
+        self,
+        lengths: list[int],
+        sizes: Sizes,
+        scale: float,
+        parts: list[Heads],
+        logsumexp: int,
+        grads: list[Heads],
+        threads: int,
+    ) -> None:
+        memory, numbers = packed_attention(lengths, sizes, scale, parts, logsumexp)
+        memory |= heads_sizes(sum(lengths), sizes, grads, (True, True, False, False))
+        self.call(memory, 10, *numbers, *(number for heads in grads for number in heads), threads)
+
+    def norm(self, x: int, norm: tuple[int, float], rows: int, size: int, y: int, inverse: int, threads: int) -> None:
+        memory = {x: rows * size * 4, norm[0]: size * 4, y: rows * size * 4, inverse: rows * 4}
+        self.call(memory, 11, x, *norm, rows, size, y, inverse, threads)
+
+    def norm_backward(
+        self, x: int, weight: int, inverse: int, dy: int, rows: int, size: int, dx: int, dweight: int, threads: int
+    ) -> None:
+        memory = dict.fromkeys((x, dy, dx), rows * size * 4) | dict.fromkeys((weight, dweight), size * 4)
+        numbers = x, weight, inverse, dy, rows, size, dx, dweight
+        self.call(memory | {inverse: rows * 4}, 12, *numbers, threads)
+
+    def gated(self, gate: int, x: int, rows: int, width: int, y: int, threads: int) -> None:
+        self.call({x: rows * width * 8, y: rows * width * 4}, 13, gate, x, rows, width, y, threads)
+
+    def gated_backward(self, gate: int, x: int, dy: int, rows: int, width: int, dx: int, threads: int) -> None:
+        memory = {x: rows * width * 8, dy: rows * width * 4, dx: rows * width * 8}
+        self.call(memory, 14, gate, x, dy, rows, width, dx, threads)
+
+    def rotate(self, x: Heads, sizes: Sizes, angles: tuple[int, int, int], back: bool, y: int, threads: int) -> None:
+        rows, heads, head_dim = sizes
+        memory = view_size((*x, 1), rows, heads * head_dim) | {y: rows * heads * head_dim * 4}
+        memory |= dict.fromkeys(angles[:2], rows * angles[2] * 4)
+        self.call(memory, 15, *x, *sizes, *angles, back, y, threads)
+
+    def cross_entropy(self, logits: int, labels: int, rows: int, vocabulary: int, of: int, threads: int) -> float:
+        total = np.zeros(1)
+        memory = {logits: rows * vocabulary * 4, labels: rows * 8, total.ctypes.data: total.nbytes}
+        self.call(memory, 16, logits, labels, rows, vocabulary, of, total.ctypes.data, threads)
+        return total.item()
 
     def call(self, sizes: dict[int, int], *numbers: float) -> None:
         assert self.process.stdin is not None
@@ -217,3 +277,27 @@ def chunk_sizes(cache: Cache, chunks: list[Chunk]) -> dict[int, int]:
 
 def flat(chunks: list[Chunk]) -> list[int]:
     return [len(chunks), *(number for chunk in chunks for number in chunk)]
+
+
+def view_size(view: View, rows: int, columns: int) -> dict[int, int]:
+    """From a matrix's first element to its last, whichever way it lies."""
+    data, down, right = view
+    return {data: ((rows - 1) * down + (columns - 1) * right + 1) * 4}
+
+
+def heads_sizes(tokens: int, sizes: Sizes, parts: list[Heads], are_queries: tuple[bool, ...]) -> dict[int, int]:
+    heads, kv_heads, head_dim = sizes
+    memory: dict[int, int] = {}
+    for part, is_query in zip(parts, are_queries, strict=True):
+        memory |= view_size((*part, 1), tokens, (heads if is_query else kv_heads) * head_dim)
+    return memory
+
+
+def packed_attention(
+    lengths: list[int], sizes: Sizes, scale: float, parts: list[Heads], logsumexp: int
+) -> tuple[dict[int, int], list[float]]:
+    """The memory that it reads and writes, and what is to be said of it."""
+    memory = heads_sizes(sum(lengths), sizes, parts, (True, False, False, True))
+    memory[logsumexp] = sum(lengths) * sizes[0] * 4
+    numbers = [len(lengths), *lengths, *sizes, scale, *(number for heads in parts for number in heads), logsumexp]
+    return memory, numbers

@@ -7,13 +7,11 @@ Those are tested, bit for bit, against the `gguf` package's. Builds for ARM run 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from emulation import BUILDS, Emulated, build, missing
 from packed_model import packed_model
 from torch import Tensor
 
@@ -34,44 +32,6 @@ from wootz.tokenization import load_tokenizer
 pytestmark = pytest.mark.skipif(not kernels.AVAILABLE, reason="installed without a C++ compiler")
 
 BLOCK_BYTES = {name: size for name, _, size in GGML_TYPES.values()}
-
-
-@pytest.fixture(autouse=True)
-def _several_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Emulated]]:
-    folder = tmp_path_factory.mktemp("emulated")
-    made: dict[str, Emulated] = {}
-
-    def get(instruction_set: str) -> Emulated:
-        if reason := missing():
-            pytest.skip(reason)
-        if instruction_set not in made:
-            made[instruction_set] = Emulated(instruction_set, build(instruction_set, folder))
-        return made[instruction_set]
-
-    yield get
-    for native in made.values():
-        native.close()
-
-
-@pytest.fixture(params=[*kernels.instruction_sets(), *(pytest.param(isa, marks=pytest.mark.slow) for isa in BUILDS)])
-def instruction_set(
-    request: pytest.FixtureRequest, emulated: Callable[[str], Emulated], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    if request.param not in kernels.instruction_sets():
-        monkeypatch.setattr(kernels, "_native", emulated(request.param))
-        yield request.param
-        return
-    kernels.use(request.param)
-    yield request.param
-    kernels.use(kernels.instruction_sets()[0])
 
 
 def random_weight(format: str, rows: int, columns: int) -> Tensor:

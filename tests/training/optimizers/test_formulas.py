@@ -143,7 +143,7 @@ def test_muon_moves_hidden_matrices_and_adamw_the_rest() -> None:
     matrices, others = [copies[1], copies[3]], [copies[0], copies[2], copies[4]]
     muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     groups = [{"params": others[:1], "weight_decay": 0.1}, {"params": others[1:], "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95))
+    adamw = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), fused=True)
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
         for ours, theirs in zip(model.parameters(), copies, strict=True):

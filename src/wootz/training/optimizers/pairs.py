@@ -45,7 +45,7 @@ class MuonWithAdamW(ExactOptimizer):
             )
             self._parts.append(muon)
         if others:
-            self._parts.append(torch.optim.AdamW(others, betas=betas, eps=eps, **settings))
+            self._parts.append(torch.optim.AdamW(others, betas=betas, eps=eps, fused=True, **settings))
         self._join()
 
     def _join(self) -> None:
