@@ -1,4 +1,4 @@
-"""Tests of CPU kernels run for every build that this processor can run, on several threads; slow ones for ARM, emulated."""
+"""Tests of CPU kernels run on several threads and in every build that this processor can run; slow ones for ARM too."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ class Emulated:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         send, receive = self.process.stdin, self.process.stdout
-        sizes = {address: size for address, size in sizes.items() if address and size}
+        sizes = joined({address: size for address, size in sizes.items() if address and size})
         send.write(struct.pack(f"<q{len(numbers)}dq", len(numbers), *numbers, len(sizes)))
         for address, size in sizes.items():
             send.write(struct.pack("<qq", address, size))
@@ -277,6 +277,17 @@ def chunk_sizes(cache: Cache, chunks: list[Chunk]) -> dict[int, int]:
 
 def flat(chunks: list[Chunk]) -> list[int]:
     return [len(chunks), *(number for chunk in chunks for number in chunk)]
+
+
+def joined(sizes: dict[int, int]) -> dict[int, int]:
+    """Regions that overlap, as parts of one tensor do, as one."""
+    regions: list[tuple[int, int]] = []
+    for start, end in sorted((address, address + size) for address, size in sizes.items()):
+        if regions and start < regions[-1][1]:
+            regions[-1] = regions[-1][0], max(end, regions[-1][1])
+        else:
+            regions.append((start, end))
+    return {start: end - start for start, end in regions}
 
 
 def view_size(view: View, rows: int, columns: int) -> dict[int, int]:

@@ -171,13 +171,14 @@ def _constructor(config: OptimizerConfig, decay: Decay) -> Callable[[Groups], to
     betas = config.betas or facts.betas
     eps = facts.eps if config.eps is None else config.eps
     momentum = facts.momentum if config.momentum is None else config.momentum
+    adam = torch.optim.Adam if decay == "l2" else torch.optim.AdamW
     own: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
         "sgd": (torch.optim.SGD, {"momentum": momentum}),
         "momentum": (torch.optim.SGD, {"momentum": momentum}),
         "nag": (torch.optim.SGD, {"momentum": momentum, "nesterov": True}),
         "adagrad": (torch.optim.Adagrad, {"eps": eps}),
         "rmsprop": (torch.optim.RMSprop, {"alpha": betas[1], "eps": eps, "momentum": momentum}),
-        "adam": (torch.optim.Adam if decay == "l2" else torch.optim.AdamW, {"betas": betas, "eps": eps, "fused": True}),
+        "adam": (adam, {"betas": betas, "eps": eps, "fused": True}),
         "adamw": (
             torch.optim.Adam if decay == "l2" else torch.optim.AdamW,
             {"betas": betas, "eps": eps, "fused": True},
