@@ -1,6 +1,6 @@
 """Pretraining on a CPU, beside a plain transformers + AdamW loop: the same model, rows and threads, each in a process
-of its own. Tokens per second, peak memory, and the share of this machine's float32 product rate: that of squares, and
-that of this model's own products by themselves.
+of its own. Tokens per second, peak memory, and the share of this machine's float32 product rate: that of squares in
+PyTorch, and that of this model's own products by themselves, each made as that loop makes them.
 
     python benchmarks/train_cpu.py --steps 8 --threads 2
 """
@@ -13,7 +13,12 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RAW = {
     "model_type": "llama", "vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4,
@@ -23,7 +28,7 @@ RAW = {
 LENGTH = 256
 
 
-def ours(steps: int, rows: int, compiled: bool = False) -> list[float]:
+def ours(steps: int, rows: int) -> list[float]:
     import torch
 
     from wootz.data.batch import Batch
@@ -44,18 +49,10 @@ def ours(steps: int, rows: int, compiled: bool = False) -> list[float]:
         def load_state_dict(self, state: dict) -> None: ...
 
     model = read_config(RAW).build()
-    if compiled:
-        from wootz.training.compiling import compile_layers
-
-        compile_layers(model)
     optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3))
     trainer = Trainer(model, optimizer, lambda step: 1.0, Rows(), TrainerConfig(steps=steps))  # type: ignore[arg-type]
     model.train()
     return [trainer.make_step().seconds for _ in range(steps)]
-
-
-def ours_compiled(steps: int, rows: int) -> list[float]:
-    return ours(steps, rows, compiled=True)
 
 
 def transformers_loop(steps: int, rows: int) -> list[float]:
@@ -76,7 +73,7 @@ def transformers_loop(steps: int, rows: int) -> list[float]:
     return seconds
 
 
-def product_rate(rows: int) -> float:
+def product_rate(rows: int, product: Callable[..., Tensor]) -> float:
     """Operations per second in nothing but this model's products, forward and backward: what a loop could reach at most
     whose other work cost nothing. Narrow products do not reach the rate of squares."""
     import torch
@@ -90,14 +87,16 @@ def product_rate(rows: int) -> float:
         seconds = []
         for _ in range(6):
             started = time.perf_counter()
-            x_TI @ w_OI.T, y_TO @ w_OI, y_TO.T @ x_TI
+            product(x_TI, w_OI.T, torch.empty(tokens, outputs))
+            product(y_TO, w_OI, torch.empty(tokens, inputs))
+            product(y_TO.T, x_TI, torch.empty(outputs, inputs))
             seconds.append(time.perf_counter() - started)
         done += times * 6 * tokens * inputs * outputs
         spent += times * median(seconds[1:])
     return done / spent
 
 
-RUNS = {"wootz": ours, "compiled": ours_compiled, "transformers": transformers_loop}
+RUNS = {"wootz": ours, "transformers": transformers_loop}
 
 
 def main() -> None:
@@ -111,13 +110,20 @@ def main() -> None:
     if options.only:
         import torch
 
+        from wootz import kernels
+        from wootz.kernels import training
         from wootz.training.estimate import matmul_rate
 
         torch.set_num_threads(options.threads)
         seconds = RUNS[options.only](options.steps + 1, options.rows)[1:]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         rate = options.rows * LENGTH / median(seconds)
-        rates = {"squares": matmul_rate(), "products": product_rate(options.rows)}
+        product = (
+            training.product
+            if options.only == "wootz" and kernels.AVAILABLE
+            else lambda a, b, out: torch.mm(a, b, out=out)
+        )
+        rates = {"squares": matmul_rate(), "products": product_rate(options.rows, product)}
         print(json.dumps({"tokens_per_second": rate, "peak_bytes": peak, **rates}))
         return
     found: dict[str, list[dict]] = {name: [] for name in RUNS}
