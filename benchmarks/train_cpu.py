@@ -118,11 +118,8 @@ def main() -> None:
         seconds = RUNS[options.only](options.steps + 1, options.rows)[1:]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         rate = options.rows * LENGTH / median(seconds)
-        product = (
-            training.product
-            if options.only == "wootz" and kernels.AVAILABLE
-            else lambda a, b, out: torch.mm(a, b, out=out)
-        )
+        by_kernels = options.only == "wootz" and kernels.AVAILABLE
+        product = training.product if by_kernels else lambda a, b, out: torch.mm(a, b, out=out)
         rates = {"squares": matmul_rate(), "products": product_rate(options.rows, product)}
         print(json.dumps({"tokens_per_second": rate, "peak_bytes": peak, **rates}))
         return
