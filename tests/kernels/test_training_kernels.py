@@ -197,3 +197,13 @@ def test_they_serve_plain_float32_in_training_only(instruction_set: str) -> None
         assert not training.serves(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert not training.serves(x)
+
+
+def test_gradients_do_not_depend_on_the_number_of_threads(
+    instruction_set: str, model_loss: tuple[torch.nn.Module, Callable[[], Tensor]]
+) -> None:
+    model, loss = model_loss
+    on_three = torch.autograd.grad(loss(), list(model.parameters()))
+    torch.set_num_threads(1)
+    for one, three in zip(torch.autograd.grad(loss(), list(model.parameters())), on_three, strict=True):
+        assert torch.equal(one, three)

@@ -1,4 +1,4 @@
-"""CPU kernels: what PyTorch has no fast operation for, in C++ (`kernels.cpp`; for training see `kernels.training`).
+"""CPU kernels: what PyTorch has no fast operation for, in C++ (`kernels.cpp`; for training: `kernels.training`).
 
 - `linear`: a few tokens times a weight that stays in its GGUF block format, activations as they are;
 - `dequantize`: such a weight in float32, for the many tokens of a prompt, which PyTorch's product serves best;
