@@ -8,12 +8,15 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # Where it is set (images for containers do), every process of a test would compile Wootz anew, and every run all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: up test check bench docs clean
+.PHONY: up test check tests bench docs clean
 
 up: $(VENV)/.up  ## Install what is needed and start the platform
 	@exec $(BIN)/wootz up
 
-test: check  ## Everything that must hold, in a process for each core
+test: $(VENV)/.dev  ## Everything that must hold: checks, and beside them the tests
+	@$(MAKE) --no-print-directory --jobs=2 check tests
+
+tests: $(VENV)/.dev  ## The tests alone, in several processes
 	$(BIN)/pytest -n auto --dist loadscope
 
 check: $(VENV)/.dev  ## Style, types and the floors of the house

@@ -62,6 +62,12 @@ def pytest_collection() -> Generator[None, object, object]:
     return result
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Three processes for two cores: many tests wait, for servers and for processes that they start."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (3 * cores + 1) // 2
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder in miniature (random weights, trained tokenizer, chat template): nonsense, fast."""
