@@ -149,6 +149,21 @@ def test_cross_entropy(instruction_set: str) -> None:
     assert training.cross_entropy_(ours, labels, 33) != training.cross_entropy_(ours, labels, 33)
 
 
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    x = torch.randn(70, 4, 8)
+    with pytest.raises(ValueError, match="do not fit"):
+        training.linear(torch.randn(70, 5), torch.randn(3, 4))
+    with pytest.raises(ValueError, match="do not fit"):
+        training.rms_norm(x, torch.ones(9), 1e-5)
+    with pytest.raises(ValueError, match="do not fit"):
+        training.rotate(x, torch.ones(69, 8), torch.ones(69, 8))
+    with pytest.raises(ValueError, match="do not fit"):
+        training.packed_attention(x, x, x, [60, 11], 1.0)
+    for label in (-1, 7):
+        with pytest.raises(IndexError, match="vocabulary of 7"):
+            training.cross_entropy_(torch.randn(1, 7), torch.tensor([label]), 1)
+
+
 RAW = {
     "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,

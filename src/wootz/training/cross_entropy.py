@@ -51,7 +51,7 @@ def _is_one_product(model: Decoder) -> bool:
 def sliced_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
     """``F.cross_entropy(hidden_ND @ weight_VD.T, labels_N)`` with its gradients, a slice of tokens at a time. Products
     are made in autocast's dtype where it holds; sums in float32 at least."""
-    is_fused = kernels.serves(hidden_ND, weight_VD)
+    is_fused = len(hidden_ND) > 0 and kernels.serves(hidden_ND, weight_VD)
     function = _FusedSlicedCrossEntropy if is_fused else _SlicedCrossEntropy
     return function.apply(hidden_ND, weight_VD, labels_N)  # pyright: ignore[reportReturnType]
 

@@ -48,9 +48,8 @@ def product(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, *, adds: bool = False) -
     """``out = a b``, or ``out += a b``. Operands may lie as they like, be transposed, say; rows of ``out`` may not."""
     native = _native()
     (rows, depth), columns = a_MK.shape, b_KN.shape[1]
-    assert depth == b_KN.shape[0]
-    assert out_MN.shape == (rows, columns)
-    assert out_MN.stride(1) == 1
+    _check(depth == b_KN.shape[0], a_MK, b_KN)
+    _check(out_MN.shape == (rows, columns) and out_MN.stride(1) == 1, out_MN)
     sides = [(x.data_ptr(), *x.stride()) for x in (a_MK, b_KN)]
     threads = torch.get_num_threads()
     native.product((rows, columns, depth), *sides, out_MN.data_ptr(), out_MN.stride(0), adds, threads)
@@ -99,6 +98,7 @@ class _Norm(Function):
         native = _native()
         x, weight_D = x.contiguous(), weight_D.contiguous()
         size = len(weight_D)
+        _check(x.shape[-1] == size, x, weight_D)
         y, inverse_N = torch.empty_like(x), x.new_empty(x.numel() // size)
         norm = weight_D.data_ptr(), eps
         threads = torch.get_num_threads()
@@ -182,6 +182,8 @@ class _Rotate(Function):
     @staticmethod
     def forward(ctx: Any, x_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor, back: bool) -> Tensor:
         native = _native()
+        _check(cos_Td.shape == sin_Td.shape and len(cos_Td) == len(x_THd), x_THd, cos_Td, sin_Td)
+        cos_Td, sin_Td = cos_Td.contiguous(), sin_Td.contiguous()
         ctx.angles, ctx.back = (cos_Td, sin_Td), back
         y_THd = x_THd.new_empty(x_THd.shape)
         angles = cos_Td.data_ptr(), sin_Td.data_ptr(), cos_Td.shape[1]
@@ -219,6 +221,7 @@ class _Attention(Function):
     @staticmethod
     def forward(ctx: Any, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, lengths: list[int], scale: float) -> Tensor:
         native = _native()
+        _check(sum(lengths) == len(q_THd) == len(k_TKd) == len(v_TKd), q_THd, k_TKd, v_TKd)
         out_THd = q_THd.new_empty(q_THd.shape)
         logsumexp_TH = q_THd.new_empty(q_THd.shape[:2])
         ctx.save_for_backward(q_THd, k_TKd, v_TKd, out_THd, logsumexp_TH)
@@ -247,8 +250,18 @@ def cross_entropy_(logits_NV: Tensor, labels_N: Tensor, of: int) -> float:
     """The sum of the rows' losses, in nats. ``logits``, contiguous, become the gradient of a mean of ``of`` of them."""
     native = _native()
     num_rows, vocab_size = logits_NV.shape
+    _check(len(labels_N) == num_rows and logits_NV.is_contiguous(), logits_NV, labels_N)
+    lowest, highest = labels_N.aminmax()
+    if lowest < 0 or highest >= vocab_size:
+        raise IndexError(f"labels from {lowest} to {highest} for a vocabulary of {vocab_size}")
     pointers = logits_NV.data_ptr(), labels_N.contiguous().data_ptr()
     return native.cross_entropy(*pointers, num_rows, vocab_size, of, torch.get_num_threads())
+
+
+def _check(fits: bool, *tensors: Tensor) -> None:
+    """The kernels trust what they are told: a wrong size would be another's memory."""
+    if not fits:
+        raise ValueError(f"sizes that do not fit: {', '.join(str(tuple(x.shape)) for x in tensors)}")
 
 
 def _heads(x_THd: Tensor) -> tuple[int, int]:
