@@ -4,6 +4,7 @@ from wootz.store.columns import USD_DECIMALS, ExactUSD, Typed, UtcDateTime
 from wootz.store.database import Base, Database
 from wootz.store.inspect import ModelInfo, inspect_model
 from wootz.store.models import ModelStore, StoredModel, model_name
+from wootz.store.sqlite_writer import Rows
 
 __all__ = [
     "USD_DECIMALS",
@@ -12,6 +13,7 @@ __all__ = [
     "ExactUSD",
     "ModelInfo",
     "ModelStore",
+    "Rows",
     "StoredModel",
     "Typed",
     "UtcDateTime",

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Executable, MetaData, create_engine, event
+from sqlalchemy import MetaData, event
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
@@ -26,8 +27,8 @@ from sqlalchemy.pool import NullPool
 
 from wootz.core import ConfigError, UnavailableError
 from wootz.store import migration
+from wootz.store.sqlite_writer import BUSY_SECONDS, PRAGMAS, Rows, SqliteWriter
 
-SQLITE_BUSY_SECONDS = 30
 POSTGRESQL_CONNECT_SECONDS = 10
 POSTGRESQL_SILENCE_SECONDS = 10
 """For a statement. A server that accepts it and says nothing (stopped, cut off by a firewall) must hold up nobody."""
@@ -59,11 +60,10 @@ class Database:
                 "database.url is no URL of a supported database",
                 hint="write sqlite+aiosqlite:///PATH or postgresql+asyncpg://USER@HOST/NAME",
             ) from None
-        self._blocking: Engine | None = None
+        self._writer: SqliteWriter | None = None
         if self.dialect == "sqlite":
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
-            self._blocking = create_engine(self.url.set(drivername="sqlite"), **_OPTIONS["sqlite"])
-            event.listen(self._blocking, "connect", _prepare_sqlite)
+            self._writer = SqliteWriter(self.url)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 
     @property
@@ -78,30 +78,28 @@ class Database:
         A database that cannot be reached, is locked or full raises `UnavailableError`; the rest of SQLAlchemy's
         errors (`IntegrityError`, …) come as they are.
         """
-        try:
+        with self._explained():
             async with self._sessions() as session, session.begin():
                 yield session
-        except (DBAPIError, OSError) as error:
-            if not _is_out_of_order(error):
-                raise
-            raise UnavailableError(self._explain(error), code="database_unavailable") from error
 
-    async def write(self, statements: Sequence[tuple[Executable, list[dict[str, Any]]]]) -> None:
-        """One transaction of statements that give nothing back, each with its rows; errors as of `session`.
+    async def insert(self, rows: Rows) -> None:
+        """One transaction of rows, by their table; one that is there already stays as it is. Errors as of `session`.
 
-        For what every request waits for: in SQLite all of it is one step in another thread, where a session takes one
-        for each of begin, statement, commit and giving the connection back.
+        For what every request waits for: in SQLite see `SqliteWriter`.
         """
-        try:
-            if self._blocking is not None:
-                return await asyncio.to_thread(_execute, self._blocking, statements)
+        if self.insert_here(rows):
+            return
+        with self._explained():
+            if self._writer is not None:
+                return await asyncio.to_thread(self._writer.write, rows)
             async with self.engine.begin() as connection:
-                for statement, rows in statements:
-                    await connection.execute(statement, rows)
-        except (DBAPIError, OSError) as error:
-            if not _is_out_of_order(error):
-                raise
-            raise UnavailableError(self._explain(error), code="database_unavailable") from error
+                for table, of_it in rows.items():
+                    await connection.execute(postgresql.insert(table).on_conflict_do_nothing(), of_it)
+
+    def insert_here(self, rows: Rows) -> bool:
+        """The same without waiting, where that can be; else nothing is done, and it is false."""
+        with self._explained():
+            return self._writer is not None and self._writer.write_here(rows)
 
     async def migrate(self) -> None:
         """Bring the tables to this version. Does nothing when they are; two processes may call it at once.
@@ -143,12 +141,21 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
-        if self._blocking is not None:
-            self._blocking.dispose()
+        if self._writer is not None:
+            self._writer.close()
 
     @property
     def _shown(self) -> str:
         return str(self.url.database) if self.dialect == "sqlite" else _without_password(self.url)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (DBAPIError, sqlite3.OperationalError, OSError) as error:
+            if not _is_out_of_order(error):
+                raise
+            raise UnavailableError(self._explain(error), code="database_unavailable") from error
 
     def _explain(self, error: Exception) -> str:
         reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
@@ -159,7 +166,7 @@ class Database:
 
 # `isolation_level` is sqlite3's: how it begins a transaction before the first write.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "sqlite": {"connect_args": {"timeout": SQLITE_BUSY_SECONDS, "isolation_level": "IMMEDIATE"}},
+    "sqlite": {"connect_args": {"timeout": BUSY_SECONDS, "isolation_level": "IMMEDIATE"}},
     "postgresql": {
         "pool_pre_ping": True,
         "connect_args": {"timeout": POSTGRESQL_CONNECT_SECONDS, "command_timeout": POSTGRESQL_SILENCE_SECONDS},
@@ -173,29 +180,23 @@ _LOCK = {
 }
 
 
-def _execute(engine: Engine, statements: Sequence[tuple[Executable, list[dict[str, Any]]]]) -> None:
-    with engine.begin() as connection:
-        for statement, rows in statements:
-            connection.execute(statement, rows)
-
-
 def _create_sqlite(file: Path) -> None:
     """Make the file, and find out here what is wrong with it: a failed connection of the pool is noisy about it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(file, timeout=SQLITE_BUSY_SECONDS)) as connection:
+    with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")  # Is kept in the file.
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    for pragma in ("synchronous = NORMAL", "foreign_keys = ON"):
+    for pragma in PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
-def _is_out_of_order(error: DBAPIError | OSError) -> bool:
+def _is_out_of_order(error: Exception) -> bool:
     """Whether the database, and not the statement, is at fault: gone, locked, full, restarting."""
-    if isinstance(error, OSError | OperationalError) or error.connection_invalidated:
+    if not isinstance(error, DBAPIError) or isinstance(error, OperationalError) or error.connection_invalidated:
         return True
     # https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exception, insufficient resources,
     # operator intervention, and (at connecting) not in prerequisite state.

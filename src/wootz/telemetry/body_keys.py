@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Column, LargeBinary, String, Table, delete, insert, select, update
+from sqlalchemy import Column, LargeBinary, String, Table, delete, select, update
 
 from wootz.core import ConfigError, UnavailableError, WootzError
 from wootz.core.wire import new_id
@@ -119,7 +119,7 @@ class BodyKeys:
         made = BodyKey(new_id("bk"), AESGCM.generate_key(8 * KEY_BYTES), expires_at)
         wrapped = await asyncio.to_thread(lambda: self._wrapper().wrap(made.key, _context(made.id)))
         row = {"id": made.id, "expires_at": expires_at, "wrapped_key": wrapped}
-        await self.database.write([(insert(body_keys), [row])])
+        await self.database.insert({body_keys: [row]})
         return made
 
 

@@ -1,8 +1,9 @@
 """The ledger: one durable row per request, read by cost reports and the console.
 
-Writes are grouped. `Ledger.write` queues its record and waits; one task takes whatever has queued up while the
-last transaction committed and commits it as one, so a burst of answers costs few disk syncs and a lone one
-costs no delay. The request id is the primary key and a second write of it does nothing, so a retry can't double.
+Writes are grouped. `Ledger.write` queues its record and waits. What has queued up by the next turn of the event loop is
+one transaction, right there where the database takes it at once (SQLite, nobody else writing); else one task commits
+whatever has queued up while the last transaction did. So a burst of answers costs few transactions and a lone one no
+delay. The request id is the primary key and a second write of it does nothing, so a retry can't double.
 While the database is gone records wait in files (`Spool`), and are written when it is back.
 """
 
@@ -29,10 +30,9 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from wootz.core import ConfigError, NotFoundError, UnavailableError
-from wootz.store import Base, Database, ExactUSD, Typed, UtcDateTime
+from wootz.store import Base, Database, ExactUSD, Rows, Typed, UtcDateTime
 from wootz.telemetry.bodies import SealedBody, bodies
 from wootz.telemetry.journal import storable
 from wootz.telemetry.record import RequestRecord, Timeline
@@ -114,11 +114,9 @@ class Ledger:
 
     def __init__(self, database: Database, spool: Spool | None = None) -> None:
         self.database = database
-        insert = sqlite.insert if database.dialect == "sqlite" else postgresql.insert
-        self._insert_rows, self._insert_bodies = (insert(to).on_conflict_do_nothing() for to in (requests, bodies))
         self._spool = spool
         self._recovering: asyncio.Task[None] | None = None
-        self._queue: asyncio.Queue[tuple[Entry, asyncio.Future[None]]] = asyncio.Queue()
+        self._queue: list[tuple[Entry, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
     async def write(self, record: RequestRecord, body: SealedBody | None = None) -> None:
@@ -128,14 +126,16 @@ class Ledger:
         Raises `UnavailableError` when the database stays out of reach through all retries and there is no spool; the
         record has then been logged, whole, as one JSON line.
         """
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((Entry(record, body), written))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_groups(), name="ledger writer")
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+        self._queue.append((Entry(record, body), written))
+        if len(self._queue) == 1:
+            loop.call_soon(self._begin_to_write)
         await written
 
     async def close(self) -> None:
         """Wait until all that was handed over is written."""
+        self._begin_to_write()
         if self._writer is not None:
             await self._writer
         if self._recovering is not None:
@@ -222,9 +222,23 @@ class Ledger:
 
     # --- the writer -------------------------------------------------------------------------------------------
 
+    def _begin_to_write(self) -> None:
+        if not self._queue or (self._writer is not None and not self._writer.done()):
+            return
+        try:
+            is_written = self.database.insert_here(_rows_of([entry for entry, _ in self._queue]))
+        except Exception:
+            is_written = False  # The task tells one record from the other, and what to do about either.
+        if is_written:
+            group, self._queue = self._queue, []
+            for _, written in group:
+                _succeed(written)
+        else:
+            self._writer = asyncio.create_task(self._write_groups(), name="ledger writer")
+
     async def _write_groups(self) -> None:
-        while not self._queue.empty():
-            group = [self._queue.get_nowait() for _ in range(min(self._queue.qsize(), MAX_GROUP))]
+        while self._queue:
+            group, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
             try:
                 await self._insert_with_retries([entry for entry, _ in group])
             except UnavailableError as error:
@@ -284,11 +298,13 @@ class Ledger:
         await self._insert(entries)
 
     async def _insert(self, entries: list[Entry]) -> None:
-        said = [vars(entry.body) for entry in entries if entry.body is not None]
-        rows = [_row(entry.record) for entry in entries]
-        await self.database.write(
-            [(self._insert_rows, rows), (self._insert_bodies, said)] if said else [(self._insert_rows, rows)]
-        )
+        await self.database.insert(_rows_of(entries))
+
+
+def _rows_of(entries: Sequence[Entry]) -> Rows:
+    said = [vars(entry.body) for entry in entries if entry.body is not None]
+    rows = [_row(entry.record) for entry in entries]
+    return {requests: rows, bodies: said} if said else {requests: rows}
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, Double, Index, Integer, String, Table, delete, insert
+from sqlalchemy import Column, Double, Index, Integer, String, Table, delete
 
 from wootz.core import BadRequestError
 from wootz.store import Base, Database, UtcDateTime
@@ -69,7 +69,7 @@ class Signals:
     async def note_all(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Each as the arguments of `note`, and ``at`` where it was not now."""
         if rows:
-            await self.database.write([(insert(signals), [self._row(**row) for row in rows])])
+            await self.database.insert({signals: [self._row(**row) for row in rows]})
 
     async def forget_old(self) -> None:
         now, passing = self._clock(), signals.c.kind.in_(PASSING)
