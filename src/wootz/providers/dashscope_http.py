@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
 from pydantic_core import from_json
 
 from wootz.core import WootzError
+from wootz.providers.connection import Response
 from wootz.providers.dashscope_errors import error_from_body, error_of
 from wootz.providers.http import Http
 from wootz.providers.upstream_errors import MAX_ERROR_BYTES
@@ -44,6 +44,6 @@ class DashScopeHttp(Http):
     def malformed(self) -> WootzError:
         return self.failed("what it answered is not DashScope's protocol", "upstream_malformed")
 
-    async def refusal(self, response: aiohttp.ClientResponse) -> WootzError:
-        body = await response.content.read(MAX_ERROR_BYTES)
+    async def refusal(self, response: Response) -> WootzError:
+        body = await response.body(MAX_ERROR_BYTES)
         return error_from_body(response.status, response.headers.get("retry-after"), body, self.endpoint)

@@ -6,7 +6,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from wootz.core import Config, ConfigError, LanguageModel, ModelConfig
 from wootz.core.secrets import SECRET_SCHEMES, Secret, read_secret, source_of
@@ -107,11 +107,18 @@ def _base_url(account: ProviderConfig, where: str) -> str:
         missing = f"region: must be one of {', '.join(regions)}" if regions else "base_url: is missing"
         raise ConfigError(f"{where}.{missing}")
     address = urlsplit(base_url)
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if address.scheme not in ("http", "https") or not address.hostname or not _has_good_port(address):
         raise ConfigError(f"{where}.base_url: not an http:// or https:// address")
     if address.password:
         raise ConfigError(f"{where}.base_url: holds a password", hint="give it as api_key")
     return base_url
+
+
+def _has_good_port(address: SplitResult) -> bool:
+    try:
+        return address.port != 0
+    except ValueError:
+        return False
 
 
 def _header(name: str, reference: str, used_by: str) -> LiveKey | str:

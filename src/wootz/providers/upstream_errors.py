@@ -10,13 +10,11 @@ import json
 import re
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wootz.core import BadRequestError, PayloadTooLargeError, RateLimitError, UpstreamError, WootzError
+from wootz.providers.connection import Response
 from wootz.providers.endpoint import Endpoint
-
-if TYPE_CHECKING:
-    import aiohttp
 
 MAX_ERROR_BYTES = 64 * 2**10
 MAX_MESSAGE_CHARS = 500
@@ -40,9 +38,9 @@ OPERATORS_CODES = {
 """What some endpoints say with a status that would make it the user's fault, or a limit that waiting mends."""
 
 
-async def error_from_response(response: aiohttp.ClientResponse, endpoint: Endpoint) -> WootzError:
+async def error_from_response(response: Response, endpoint: Endpoint) -> WootzError:
     """The `WootzError` for an answer whose status is not 2xx. Reads at most `MAX_ERROR_BYTES` of its body."""
-    body = await response.content.read(MAX_ERROR_BYTES) if response.status < 500 else b""
+    body = await response.body(MAX_ERROR_BYTES) if response.status < 500 else b""
     return error_from_status(response.status, response.headers.get("retry-after"), body, endpoint)
 
 

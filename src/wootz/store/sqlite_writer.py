@@ -86,9 +86,9 @@ class SqliteWriter:
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
-            arguments, given = _DIALECT.create_connect_args(self._url)
+            (file, *_), given = _DIALECT.create_connect_args(self._url)
             options: dict[str, Any] = {**given, "isolation_level": None, "check_same_thread": False, "timeout": 0}
-            connection: sqlite3.Connection = sqlite3.connect(*arguments, **options)
+            connection = sqlite3.connect(str(file), **options)
             for pragma in (*PRAGMAS, "wal_autocheckpoint = 0"):
                 connection.execute(f"PRAGMA {pragma}")
             self._connection = connection
