@@ -63,7 +63,10 @@ class Way:
 
     def beginning(self, method: str, path: str) -> str:
         """Of a request: its line, and what a proxy has to know besides."""
-        target = quote(f"{self._path}/{path}", safe=_IN_TARGETS)
+        base = self._path
+        while path.startswith("../"):
+            base, path = base.rpartition("/")[0], path.removeprefix("../")
+        target = quote(f"{base}/{path}", safe=_IN_TARGETS)
         if self._proxy is None or self.place.scheme == "https":
             return f"{method} {target} HTTP/1.1\r\nhost: {self.place.authority}\r\n"
         whole = f"http://{self.place.authority}{target}"
