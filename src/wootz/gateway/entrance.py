@@ -16,7 +16,7 @@ from fastapi.security import HTTPBearer
 from wootz.core import AuthenticationError
 from wootz.core.acting import actor
 from wootz.core.tool_wire import ModelRequest
-from wootz.gateway.direct import Direct, Handler, body_type_of, read_body
+from wootz.gateway.direct import Handler, body_type_of, read_body
 from wootz.gateway.errors import ErrorBodyOf
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.identity.roles import Permission
@@ -55,14 +55,14 @@ class RouteWithKey(LateRoute):
     """One of a router with a key."""
 
     def direct_handler(self) -> Handler | None:
-        """How `Direct` answers it, where it can."""
+        """How `wootz.gateway.direct` answers it, where it can."""
         raise NotImplementedError
 
 
-def direct(routers: Iterable[APIRouter]) -> Direct:
-    """Those routes of the routers that need no framework."""
+def direct_handlers(routers: Iterable[APIRouter]) -> dict[str, Handler]:
+    """Those routes of the routers that need no framework, by their paths; see `wootz.gateway.direct`."""
     routes = [route for router in routers for route in router.routes if isinstance(route, RouteWithKey)]
-    return Direct([(route.path, handler) for route in routes if (handler := route.direct_handler())])
+    return {route.path: handler for route in routes if (handler := route.direct_handler())}
 
 
 def router_with_key(

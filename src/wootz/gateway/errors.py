@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -36,10 +36,25 @@ ErrorBodyOf = Callable[[WootzError, str], dict[str, Any]]
 """How a protocol words an error: the error and the request's id to a JSON body."""
 
 
+FORESEEN = (WootzError, RequestValidationError, HTTPException)
+
+
 def add_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(WootzError, _wootz_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    for kind in FORESEEN:
+        app.add_exception_handler(kind, worded)
+
+
+async def worded(request: Request, error: Exception) -> JSONResponse:
+    """The answer to one that was foreseen."""
+    match error:
+        case WootzError():
+            return error_response(error, request)
+        case RequestValidationError():
+            return error_response(bad_request(error.errors(), error.body), request)
+        case HTTPException():
+            return _http_error(request, error)
+        case _:
+            raise error
 
 
 def error_response(error: WootzError, request: Request | None = None, *, status: int | None = None) -> JSONResponse:
@@ -59,18 +74,8 @@ def error_response(error: WootzError, request: Request | None = None, *, status:
     return JSONResponse(body, status or error.status, headers)
 
 
-async def _wootz_error(request: Request, error: Exception) -> JSONResponse:
-    return error_response(cast(WootzError, error), request)
-
-
-async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    invalid = cast(RequestValidationError, error)
-    return error_response(bad_request(invalid.errors(), invalid.body), request)
-
-
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
+def _http_error(request: Request, refusal: HTTPException) -> JSONResponse:
     """The framework's own refusals: no such path, wrong method, body too large."""
-    refusal = cast(HTTPException, error)
     if refusal.status_code == HTTPStatus.NOT_FOUND:
         return error_response(NotFoundError(f"nothing is served at {request.url.path}", code="unknown_url"), request)
     if refusal.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:

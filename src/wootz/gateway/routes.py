@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.middleware import Middleware
 
 from wootz.core import Config, collect_chat, collect_completion
 from wootz.core.wire import (
@@ -25,7 +26,8 @@ from wootz.gateway import account_routes, adapters, alert_routes, engines, error
 from wootz.gateway.admission import counts as admission_counts
 from wootz.gateway.answers import WholeAnswer, answer_with
 from wootz.gateway.caches import routes as cache_routes
-from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, direct, router_with_key, set_out
+from wootz.gateway.direct import Direct
+from wootz.gateway.entrance import ANSWER_ERRORS, STREAM, direct_handlers, router_with_key, set_out
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.identity import routes as identity_routes
 from wootz.gateway.late_route import LateRoute
@@ -47,7 +49,7 @@ def install(app: FastAPI, config: Config) -> None:
 def add_routes(app: FastAPI, gateway: Gateway) -> None:
     """All that the gateway serves, what is asked of models first."""
     answering = [_inference(gateway), *surfaces.routers(gateway)]
-    app.router.routes.insert(0, direct(answering))
+    app.user_middleware.append(Middleware(Direct, direct_handlers(answering)))  # The innermost.
     for router in (*answering, _operations(gateway), *_administration(gateway)):
         app.router.routes.extend(router.routes)  # As they are: to include a router would be to analyse its routes anew.
 
