@@ -224,6 +224,8 @@ class Observation:
             self._telemetry.metrics.count(record)
             end_span(self._telemetry.tracer, self._span, record)
             self._ended = asyncio.ensure_future(self._keep(record))
+        elif self._ended.done():
+            return self._ended.result()
         return await asyncio.shield(self._ended)
 
     async def _keep(self, record: RequestRecord) -> RequestRecord:

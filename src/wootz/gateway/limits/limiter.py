@@ -121,7 +121,7 @@ class Limiter:
             if refused_by.subject.kind == "conversation":
                 self._telemetry.metrics.capped_conversations.labels(refused_by.limit_name).inc()
             raise _refusal(refused_by, verdict.retry_after)
-        observation.settle, observation.owed = settle, owed
+        observation.settle, observation.owed = settle, owed if self.counters.outlasts_us else None
         request.journey.answer_headers.update(_headers(meters, verdict.left))
 
     async def settle_for(self, owed: Sequence[Any]) -> None:

@@ -21,6 +21,8 @@ SWEEP_AT = 10_000
 class MemoryCounters:
     """``clock`` is for windows and never goes back; ``wall`` is Unix time."""
 
+    outlasts_us = False
+
     def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
         self._clock, self._wall = clock, wall
         self._windows: dict[str, Window] = {}

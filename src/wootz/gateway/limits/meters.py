@@ -92,6 +92,9 @@ class CountersUnavailable(UnavailableError):
 class Counters(Protocol):
     """Where it is counted. Both calls are atomic over all the meters."""
 
+    outlasts_us: bool
+    """Whether it is still counted there when this process is gone."""
+
     async def reserve(self, id: str, meters: Sequence[Meter], seed: Seed) -> Verdict:
         """Hold every meter's amount, or nothing. Raises `CountersUnavailable`."""
         ...

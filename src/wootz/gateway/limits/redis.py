@@ -42,6 +42,8 @@ SCRIPT = files("wootz.gateway.limits").joinpath("counters.lua").read_text()
 class RedisCounters:
     """Raises `ConfigError` for a bad URL, `MissingExtraError` without the extra ``redis``."""
 
+    outlasts_us = True
+
     def __init__(self, url: str, *, prefix: str = PREFIX, script: str = SCRIPT) -> None:
         try:
             from redis.asyncio import BlockingConnectionPool, Redis
