@@ -3,19 +3,18 @@ is left of limits."""
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
-
 from wootz.core.journey import Journey
 
 
-def tell(headers: MutableHeaders, journey: Journey) -> None:
-    headers.update(journey.answer_headers)
+def headers_of(journey: Journey) -> dict[str, str]:
+    headers = dict(journey.answer_headers)
     if journey.cache != "off":
         headers["x-wootz-cache"] = journey.cache
     if journey.cache_age is not None:
         headers["age"] = str(int(journey.cache_age))
     if (attempt := journey.answered_by) is None:
-        return
+        return headers
     headers["x-wootz-attempts"] = str(len(journey.attempts))
     if attempt.error_code is None and attempt.deployment.isascii() and attempt.deployment.isprintable():
         headers["x-wootz-model"] = attempt.deployment
+    return headers

@@ -8,15 +8,14 @@ import re
 import secrets
 from collections.abc import Mapping
 
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wootz.core import WootzError
 from wootz.core.wire import new_id
-from wootz.gateway import journey_headers
 from wootz.gateway.errors import error_response
+from wootz.gateway.journey_headers import headers_of
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +44,13 @@ class RequestId:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                ours = {"x-request-id": request_id}
                 if journey := scope["state"].get("journey"):
-                    journey_headers.tell(headers, journey)
+                    ours |= headers_of(journey)
+                message["headers"] = [
+                    *(pair for pair in message["headers"] if pair[0].decode("latin-1") not in ours),
+                    *((name.encode("latin-1"), value.encode("latin-1")) for name, value in ours.items()),
+                ]
             await send(message)
 
         try:

@@ -26,7 +26,7 @@ def loads(body: bytes) -> Any:
     try:
         value = from_json(body, allow_inf_nan=False, cache_strings="keys")
         # The fast parser keeps the last of two equal keys and reads 1e999 as infinity; this second reading only checks.
-        json.loads(body, object_pairs_hook=_without_duplicates, parse_float=_finite)
+        _CHECKING.decode(body.decode())
     except ValueError as error:
         raise json.JSONDecodeError(str(error), "", 0) from None
     return value
@@ -43,3 +43,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> None:
 def _finite(digits: str) -> None:
     if math.isinf(float(digits)):
         raise ValueError("a number is too large")
+
+
+_CHECKING = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_float=_finite)

@@ -88,25 +88,26 @@ _FINISH_REASONS = {reason: reason for reason in ("stop", "length", "tool_calls",
 
 def read_usage(said: Mapping[str, Any]) -> Usage:
     """An endpoint's usage, whichever of these names it uses. Raises ValueError for counts that are no numbers."""
-
-    def count(*path: str) -> int:
-        value: Any = said
-        for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if value is None:
-            return 0
-        if not isinstance(value, int) or value < 0:
-            raise ValueError(f"a usage whose {'.'.join(path)} is no count")
-        return value
-
-    cached = (
-        count("prompt_tokens_details", "cached_tokens") or count("prompt_cache_hit_tokens") or count("cached_tokens")
-    )
+    prompt, completion = _part(said, "prompt_tokens_details"), _part(said, "completion_tokens_details")
+    cached = _count(prompt, "cached_tokens") or _count(said, "prompt_cache_hit_tokens") or _count(said, "cached_tokens")
     return Usage.count(
-        count("prompt_tokens"),
-        count("completion_tokens"),
+        _count(said, "prompt_tokens"),
+        _count(said, "completion_tokens"),
         cached=cached,
-        cache_write=count("prompt_tokens_details", "cache_write_tokens")
-        or count("prompt_tokens_details", "cache_creation_input_tokens"),
-        reasoning=count("completion_tokens_details", "reasoning_tokens"),
+        cache_write=_count(prompt, "cache_write_tokens") or _count(prompt, "cache_creation_input_tokens"),
+        reasoning=_count(completion, "reasoning_tokens"),
     )
+
+
+def _part(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = said.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _count(said: Mapping[str, Any], name: str) -> int:
+    value = said.get(name)
+    if value is None:
+        return 0
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"a usage whose {name} is no count")
+    return value
