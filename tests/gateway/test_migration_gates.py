@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from dataclasses import replace
@@ -201,26 +202,12 @@ class House:
                 time_to_first_token=0.1 * math.exp(draw.gauss(0, 0.2)), duration=math.exp(draw.gauss(0, 0.2)),
             )  # fmt: skip
             records.append(replace(record, **fields))
-        for record in records[:-1]:
-            self.ledger._queue.put_nowait((_entry(record), _nobody()))
-        await self.ledger.write(records[-1])
+        await asyncio.gather(*map(self.ledger.write, records))
         self.now += timedelta(seconds=10)
         return [record.request_id for record in records]
 
     async def state(self, migration: Migration) -> str:
         return (await self.controller.store.get(migration.id)).stage
-
-
-def _entry(record: RequestRecord) -> Any:
-    from wootz.telemetry.ledger import Entry
-
-    return Entry(record, None)
-
-
-def _nobody() -> Any:
-    import asyncio
-
-    return asyncio.get_running_loop().create_future()
 
 
 @pytest.fixture

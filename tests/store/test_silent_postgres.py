@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import text
@@ -12,6 +13,7 @@ from sqlalchemy.engine import make_url
 
 from wootz.core import UnavailableError
 from wootz.store import Database, database
+from wootz.telemetry.signals import signals
 
 
 class Stalling:
@@ -78,7 +80,7 @@ async def test_a_silent_server_is_an_error_soon_and_no_hindrance_later(stalling:
         assert failure.value.code == "database_unavailable"
     async with asyncio.timeout(30):
         with pytest.raises(UnavailableError):
-            await store.write([(text("SELECT 1"), [{}])])
+            await store.insert({signals: [{"at": datetime.now(UTC), "kind": "quality", "value": 1.0}]})
     stalling.silent = False
     assert await ask(store) == 1
     await store.close()
