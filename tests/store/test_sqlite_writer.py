@@ -84,7 +84,7 @@ async def test_many_rows_are_not_for_the_event_loop(database: Database) -> None:
 async def test_the_log_is_written_back_and_begun_anew(
     database: Database, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_writer, "LOG_TRANSACTIONS", 20)
+    monkeypatch.setattr(sqlite_writer, "LOG_ROWS", 20)
     log, sizes, refused = f"{file}-wal", list[int](), 0
     for _ in range(100):
         refused += not database.insert_here({signals: [row()]})
