@@ -108,9 +108,10 @@ async def test_what_is_no_answer(answer: bytes, code: str) -> None:
 
 
 async def test_a_redirect_is_not_followed() -> None:
-    asked: list[bytes] = []
+    asked, heads = list[bytes](), list[bytes]()
 
     async def handler(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
         asked.append(head.split(b" ")[1])
         writer.write(b"HTTP/1.1 302 Go\r\nlocation: /v1/elsewhere\r\ncontent-length: 0\r\n\r\n")
 
@@ -265,6 +266,9 @@ async def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("http_proxy", url.removesuffix("/v1"))
         await chunks_of("http://far.invalid/v1")
         assert asked == [b"http://far.invalid/v1/chat/completions"]
+        monkeypatch.setenv("http_proxy", url.removesuffix("/v1").replace("//", "//me:p%40ss@"))
+        await chunks_of("http://far.invalid/v1")
+        assert [b"proxy-authorization: basic bwu6cebzcw==\r\n" in head.lower() for head in heads] == [False, True]
         monkeypatch.setenv("no_proxy", "far.invalid")
         assert (await failure_of("http://far.invalid/v1")).code == "upstream_unknown_host"
 

@@ -48,7 +48,8 @@ def test_each_step_takes_out_its_own_dirt(tmp_path: Path) -> None:
     assert len(set(clean) - set(filtered)) <= 3  # Hardly any prose was taken,
     assert len(filtered) < 135  # and most of the 40 pieces of debris.
     assert len(deduplicated) <= 160 - 57  # One of each original and its copies, or two.
-    assert len(both) == len(filtered) - (160 - len(deduplicated))
+    # Each takes out its own, but for a copy that was no prose either.
+    assert 0 <= len(both) - (len(filtered) - (160 - len(deduplicated))) <= 3
 
 
 def test_the_study_runs(tmp_path: Path) -> None:

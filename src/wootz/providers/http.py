@@ -212,7 +212,7 @@ async def read_to_the_end(events: AsyncGenerator[Any, None]) -> None:
 
 
 def _head(beginning: str, headers: Mapping[str, str]) -> bytes:
-    head = beginning + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
-    if head.count("\r") + head.count("\n") + head.count("\0") != 2 * (len(headers) + 3):
+    said = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    if said.count("\r") + said.count("\n") + said.count("\0") != 2 * len(headers):
         raise ValueError("a header of more than one line")
-    return head.encode("latin-1")
+    return f"{beginning}{said}\r\n".encode("latin-1")

@@ -69,7 +69,7 @@ class Rotation:
         return torch.addcmul(x_THd * self.cos_T1d, swapped, self.sin_T1d)
 
     def _is_fused(self, x_THd: Tensor) -> bool:
-        alike = not self.interleaved and self.cos_T1d.shape[1] == 1 and not self.cos_T1d.requires_grad
+        alike = not self.interleaved and self.cos_T1d.shape[:2] == (len(x_THd), 1) and not self.cos_T1d.requires_grad
         return alike and training.can_take_heads(x_THd) and training.serves(x_THd, self.cos_T1d, self.sin_T1d)
 
 
