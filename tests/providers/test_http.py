@@ -108,10 +108,9 @@ async def test_what_is_no_answer(answer: bytes, code: str) -> None:
 
 
 async def test_a_redirect_is_not_followed() -> None:
-    asked, heads = list[bytes](), list[bytes]()
+    asked: list[bytes] = []
 
     async def handler(head: bytes, writer: asyncio.StreamWriter) -> None:
-        heads.append(head)
         asked.append(head.split(b" ")[1])
         writer.write(b"HTTP/1.1 302 Go\r\nlocation: /v1/elsewhere\r\ncontent-length: 0\r\n\r\n")
 
@@ -256,9 +255,10 @@ async def test_cookies_are_not_kept() -> None:
 
 
 async def test_the_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bytes] = []
+    asked, heads = list[bytes](), list[bytes]()
 
     async def handler(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
         asked.append(head.split(b" ")[1])
         writer.writelines([OK, b"\r\n", EVENT, LAST])
 

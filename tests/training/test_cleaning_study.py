@@ -45,7 +45,7 @@ def test_each_step_takes_out_its_own_dirt(tmp_path: Path) -> None:
 
     filtered, deduplicated, both = left("filtered"), left("deduplicated"), left("both")
     assert left("as it is") == dirty
-    assert len(set(clean) - set(filtered)) <= 3  # Hardly any prose was taken,
+    assert len(set(clean) - set(filtered)) <= 6  # Hardly any prose was taken,
     assert len(filtered) < 135  # and most of the 40 pieces of debris.
     assert len(deduplicated) <= 160 - 57  # One of each original and its copies, or two.
     # Each takes out its own, but for a copy that was no prose either.
