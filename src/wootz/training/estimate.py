@@ -16,7 +16,7 @@ import torch
 from wootz.models.planning.hardware import device
 from wootz.training.recipe import Recipe
 
-UTILISATION = {"cpu": 0.7, "accelerator": 0.40}
+UTILISATION = {"cpu": 0.6, "accelerator": 0.40}
 """Of the device's rate of products that a step is expected to reach."""
 USABLE = 0.9
 
