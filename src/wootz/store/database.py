@@ -91,7 +91,7 @@ class Database:
             return
         with self._explained():
             if self._writer is not None:
-                return await asyncio.to_thread(self._writer.write, rows)
+                return await asyncio.wrap_future(self._writer.thread.submit(self._writer.write, rows))
             async with self.engine.begin() as connection:
                 for table, of_it in rows.items():
                     await connection.execute(postgresql.insert(table).on_conflict_do_nothing(), of_it)

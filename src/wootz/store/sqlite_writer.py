@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
@@ -39,6 +40,8 @@ class SqliteWriter:
     def __init__(self, url: URL) -> None:
         self._url = url
         self._lock = Lock()
+        self.thread = ThreadPoolExecutor(1, "sqlite")
+        """For `write`: one, because what SQLite keeps in memory would be there once for each."""
         self._connection: sqlite3.Connection | None = None
         self._in_log = 0
 
@@ -67,6 +70,8 @@ class SqliteWriter:
             self._transaction(rows)
 
     def close(self) -> None:
+        self.thread.shutdown(wait=False)
+        self.thread = ThreadPoolExecutor(1, "sqlite")  # An engine may be used after it was disposed of, too.
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
