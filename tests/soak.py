@@ -7,6 +7,7 @@ arrival would give them shares in that proportion.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -118,6 +119,7 @@ def soak(engine: Engine, num_requests: int, *, one_user: bool = False, temperatu
     waiting = dict.fromkeys(USERS, 0)
     live: dict[str, Live] = {}
     num_asked, memory = 0, 0
+    gc.collect()  # What an earlier test left is not to be closed in this one's time.
     files = process.num_fds()
     kinds = rng.choices(MIX, [kind.share for kind in MIX], k=num_requests)
 

@@ -204,18 +204,18 @@ static void call() {
             return training.norm_backward(x, weight, inverse, dy, rows, size, dx, dweight, whole());
         }
         case 13: {
-            const int gate = whole();
+            const auto activation = Activation(whole());
             auto x = memory<float>();
             const long rows = whole(), width = whole();
             auto y = memory<float>();
-            return training.gated(gate, x, rows, width, y, whole());
+            return training.gated(activation, x, rows, width, y, whole());
         }
         case 14: {
-            const int gate = whole();
+            const auto activation = Activation(whole());
             auto x = memory<float>(), dy = memory<float>();
             const long rows = whole(), width = whole();
             auto dx = memory<float>();
-            return training.gated_backward(gate, x, dy, rows, width, dx, whole());
+            return training.gated_backward(activation, x, dy, rows, width, dx, whole());
         }
         case 15: {
             const Heads x = heads();

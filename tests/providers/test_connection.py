@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,33 +13,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_server import Talk, raw_server
 
 from wootz.core import ConfigError, UpstreamError
 from wootz.providers import Endpoint, Timeouts, connection, reaching
 from wootz.providers import http as asking
 from wootz.providers.http import Http
 
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 WHOLE = JSON + b"content-length: 2\r\n\r\n{}"
-
-
-@asynccontextmanager
-async def server(talk: Talk, tls: ssl.SSLContext | None = None) -> AsyncGenerator[int, None]:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await talk(reader, writer)
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
-    try:
-        yield listening.sockets[0].getsockname()[1]
-    finally:
-        listening.close()
 
 
 async def head_of(reader: asyncio.StreamReader) -> bytes:
@@ -69,7 +49,7 @@ def http_to(port: int, **timeouts: float) -> Http:
 
 async def asked(*answers: bytes) -> list[bytes]:
     """What one connection's answers are read as."""
-    async with server(answering(*answers)) as port:
+    async with raw_server(answering(*answers)) as port:
         http = http_to(port)
         read = [await http.json("chat", {"n": n}) for n in range(len(answers))]
         await http.close()
@@ -102,7 +82,7 @@ async def test_what_ends_with_the_connection_is_whole() -> None:
         await writer.drain()
         writer.write(b"2")
 
-    async with server(talk) as port:
+    async with raw_server(talk) as port:
         http = http_to(port)
         assert [await http.json("chat", {}) for _ in range(2)] == [b"[1,2", b"[1,2"]
 
@@ -149,7 +129,7 @@ async def test_a_connection_that_may_be_out_of_step_is_not_used_again(first: byt
         connections += 1
         await answering(first, WHOLE)(reader, writer)
 
-    async with server(talk) as port:
+    async with raw_server(talk) as port:
         http = http_to(port)
         assert [await http.json("chat", {}) for _ in range(2)] == [b"{}", b"{}"]
         await http.close()
@@ -169,7 +149,7 @@ async def test_a_connection_on_which_the_server_speaks_unasked_is_closed() -> No
         await reader.read()
         closed.set()
 
-    async with server(talk) as port:
+    async with raw_server(talk) as port:
         http = http_to(port)
         assert await http.json("chat", {}) == b"{}"
         await closed.wait()
@@ -187,7 +167,7 @@ async def test_a_connection_is_left_before_the_server_would_leave_it(monkeypatch
         assert await reader.read() == b""
         left.set()
 
-    async with server(talk) as port:
+    async with raw_server(talk) as port:
         http = http_to(port)
         assert await http.json("chat", {}) == b"{}"
         await left.wait()
@@ -208,7 +188,7 @@ async def test_nothing_but_content_may_go_on_and_on(endless: bytes) -> None:
             writer.write(b"x" * 10_000)
             await writer.drain()
 
-    async with server(talk) as port:
+    async with raw_server(talk) as port:
         http = http_to(port, silence=5)
         with pytest.raises(UpstreamError) as failure:
             await http.json("chat", {})
@@ -228,7 +208,7 @@ async def test_nobody_is_sent_more_than_is_read(monkeypatch: pytest.MonkeyPatch)
             await writer.drain()
             num_sent += 10_000
 
-    async with server(talk) as port:
+    async with raw_server(talk) as port:
         http = http_to(port)
         async with http.response("POST", "chat", {}, accept="application/json") as response:
             await asyncio.sleep(0.1)
@@ -249,7 +229,7 @@ async def test_leaving_an_answer_ends_the_work() -> None:
         finally:
             left.set()
 
-    async with server(talk) as port:
+    async with raw_server(talk) as port:
         http = http_to(port)
         async with http.response("POST", "chat", {}, accept="application/json"):
             pass
@@ -257,7 +237,7 @@ async def test_leaving_an_answer_ends_the_work() -> None:
 
 
 async def test_no_header_has_a_second_line() -> None:
-    async with server(answering(WHOLE)) as port:
+    async with raw_server(answering(WHOLE)) as port:
         http = http_to(port)
         for bad in ("a\r\nx: y", "a\nx: y", "a\0"):
             with pytest.raises(ValueError, match="more than one line"):
@@ -272,7 +252,7 @@ async def test_what_is_asked_is_what_the_endpoint_sees() -> None:
             heads.append(await head_of(reader))
             writer.write(WHOLE)
 
-    async with server(talk) as port:
+    async with raw_server(talk) as port:
         http = http_to(port)
         await http.json("models/a b\r\n:count?alt=sse&x=ü#y", {"messages": "ü"})
         await http.json("../tokenize", method="GET")
@@ -325,7 +305,7 @@ async def test_tls_goes_through_a_proxy_that_sees_nothing_of_it(
             writer.write(data)
         writer.close()
 
-    async with server(answering(WHOLE, WHOLE), trusted) as far:
+    async with raw_server(answering(WHOLE, WHOLE), trusted) as far:
 
         async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             asked_for.append(await head_of(reader))
@@ -333,7 +313,7 @@ async def test_tls_goes_through_a_proxy_that_sees_nothing_of_it(
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             await asyncio.gather(copy(reader, back), copy(there, writer))
 
-        async with server(proxy) as port:
+        async with raw_server(proxy) as port:
             monkeypatch.setenv("https_proxy", f"http://me:p%40ss@127.0.0.1:{port}")
             http = Http(Endpoint("ours", "https://far.invalid/v1", "sk-key"))
             assert [await http.json("chat", {}) for _ in range(2)] == [b"{}", b"{}"]
@@ -344,7 +324,7 @@ async def test_tls_goes_through_a_proxy_that_sees_nothing_of_it(
 
 
 async def test_a_proxy_that_refuses_is_an_endpoint_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with server(answering(b"HTTP/1.1 407 No\r\ncontent-length: 0\r\n\r\n")) as port:
+    async with raw_server(answering(b"HTTP/1.1 407 No\r\ncontent-length: 0\r\n\r\n")) as port:
         monkeypatch.setenv("https_proxy", f"127.0.0.1:{port}")
         http = Http(Endpoint("ours", "https://far.invalid/v1"))
         with pytest.raises(UpstreamError) as failure:

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from raw_server import raw_server
 
 from wootz.core import RateLimitError, UpstreamError, WootzError
 from wootz.core.wire import ChatChunk, ChatRequest, EmbeddingRequest
@@ -37,22 +38,11 @@ async def server(
     """The address of a server that leaves what it answers, to the byte, to the handler, which gets the request's head:
     all that comes before ``end``."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = await reader.readuntil(end)
-            await handler(head, writer)
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await handler(await reader.readuntil(end), writer)
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
-    host, port = listening.sockets[0].getsockname()[:2]
-    try:
-        yield f"{'https' if tls else 'http'}://{host}:{port}/v1"
-    finally:
-        listening.close()
+    async with raw_server(talk, tls) as port:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
 
 
 def says(*pieces: bytes) -> Handler:

@@ -32,6 +32,7 @@ namespace avx2 { BUILD }
 namespace avx512 { BUILD }
 namespace avx512vnni { BUILD }
 #endif
+#undef BUILD
 
 struct Build {
     const char* instruction_set;
@@ -51,6 +52,8 @@ static bool multiplies_bytes_in_fours() {  // FEAT_DotProd
 }
 #endif
 
+#define WOOTZ_BUILD(isa) {#isa, &isa::kernels, &isa::training_kernels}
+
 // The builds this processor can run, the fastest first.
 static std::vector<Build> usable() {
     std::vector<Build> builds;
@@ -58,17 +61,17 @@ static std::vector<Build> usable() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        if (__builtin_cpu_supports("avx512vnni")) builds.push_back({"avx512vnni", &avx512vnni::kernels, &avx512vnni::training_kernels});
-        builds.push_back({"avx512", &avx512::kernels, &avx512::training_kernels});
+        if (__builtin_cpu_supports("avx512vnni")) builds.push_back(WOOTZ_BUILD(avx512vnni));
+        builds.push_back(WOOTZ_BUILD(avx512));
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        builds.push_back({"avx2", &avx2::kernels, &avx2::training_kernels});
+        builds.push_back(WOOTZ_BUILD(avx2));
 #endif
 #ifdef WOOTZ_ARM
-    if (multiplies_bytes_in_fours()) builds.push_back({"dotprod", &dotprod::kernels, &dotprod::training_kernels});
-    builds.push_back({"neon", &neon::kernels, &neon::training_kernels});
+    if (multiplies_bytes_in_fours()) builds.push_back(WOOTZ_BUILD(dotprod));
+    builds.push_back(WOOTZ_BUILD(neon));
 #else
-    builds.push_back({"baseline", &baseline::kernels, &baseline::training_kernels});
+    builds.push_back(WOOTZ_BUILD(baseline));
 #endif
     return builds;
 }
@@ -268,14 +271,14 @@ NB_MODULE(_native, m) {
         release());
     m.def(
         "gated",
-        [](int gate, Address x, long rows, long width, Address y, int threads) {
-            t.gated(gate, (const float*)x, rows, width, (float*)y, threads);
+        [](int activation, Address x, long rows, long width, Address y, int threads) {
+            t.gated(Activation(activation), (const float*)x, rows, width, (float*)y, threads);
         },
         release());
     m.def(
         "gated_backward",
-        [](int gate, Address x, Address dy, long rows, long width, Address dx, int threads) {
-            t.gated_backward(gate, (const float*)x, (const float*)dy, rows, width, (float*)dx, threads);
+        [](int activation, Address x, Address dy, long rows, long width, Address dx, int threads) {
+            t.gated_backward(Activation(activation), (const float*)x, (const float*)dy, rows, width, (float*)dx, threads);
         },
         release());
     m.def(

@@ -100,7 +100,7 @@ class _FusedSlicedCrossEntropy(_SlicedCrossEntropy):
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
         num_tokens, (vocab_size, _) = len(hidden_ND), weight_VD.shape
         size = max(1, SLICE_BYTES // (4 * vocab_size))
-        grad_hidden_ND, grad_weight_VD = torch.empty_like(hidden_ND), torch.empty_like(weight_VD)
+        grad_hidden_ND, grad_weight_VD = hidden_ND.new_empty(hidden_ND.shape), weight_VD.new_empty(weight_VD.shape)
         logits_NV, total = hidden_ND.new_empty(min(size, num_tokens), vocab_size), 0.0
         for start in range(0, num_tokens, size):
             hidden, labels = hidden_ND[start : start + size], labels_N[start : start + size]

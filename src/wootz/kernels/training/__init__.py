@@ -79,12 +79,8 @@ class _Linear(Function):
         if torch.is_grad_enabled():
             return tuple(_differentiable(F.linear, ctx, (x_NI, weight_OI), grad_NO))
         of_x, of_weight = ctx.needs_input_grad
-        return (
-            product(grad_NO, weight_OI, torch.empty_like(x_NI, memory_format=torch.contiguous_format))
-            if of_x
-            else None,
-            product(grad_NO.T, x_NI, torch.empty_like(weight_OI)) if of_weight else None,
-        )
+        dx_NI = product(grad_NO, weight_OI, x_NI.new_empty(x_NI.shape)) if of_x else None
+        return dx_NI, product(grad_NO.T, x_NI, weight_OI.new_empty(weight_OI.shape)) if of_weight else None
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -103,14 +99,14 @@ class _Norm(Function):
         norm = weight_D.data_ptr(), eps
         threads = torch.get_num_threads()
         native.norm(x.data_ptr(), norm, len(inverse_N), size, y.data_ptr(), inverse_N.data_ptr(), threads)
-        ctx.save_for_backward(x, weight_D)
-        ctx.inverse_N, ctx.eps = inverse_N, eps
+        ctx.save_for_backward(x, weight_D, inverse_N)
+        ctx.eps = eps
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         native = _native()
-        x, weight_D = ctx.saved_tensors
+        x, weight_D, inverse_N = ctx.saved_tensors
         if torch.is_grad_enabled():
             plain = lambda x, weight_D: F.rms_norm(x, weight_D.shape, weight_D, ctx.eps)  # noqa: E731
             return *_differentiable(plain, ctx, (x, weight_D), grad), None
@@ -118,9 +114,9 @@ class _Norm(Function):
         native.norm_backward(
             x.data_ptr(),
             weight_D.data_ptr(),
-            ctx.inverse_N.data_ptr(),
+            inverse_N.data_ptr(),
             grad.data_ptr(),
-            len(ctx.inverse_N),
+            len(inverse_N),
             len(weight_D),
             dx.data_ptr(),
             dweight_D.data_ptr(),
@@ -129,12 +125,8 @@ class _Norm(Function):
         return dx, dweight_D, None
 
 
-def can_gate(activation: str) -> bool:
-    return activation in ACTIVATIONS
-
-
 def gated(gate_up: Tensor, activation: str) -> Tensor:
-    """``act(gate) * up`` of both side by side in the last dimension, gates first."""
+    """``act(gate) * up`` of both side by side in the last dimension, gates first (`ACTIVATIONS`)."""
     return _Gated.apply(gate_up, ACTIVATIONS[activation])  # pyright: ignore[reportReturnType]
 
 
@@ -221,7 +213,9 @@ class _Attention(Function):
     @staticmethod
     def forward(ctx: Any, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, lengths: list[int], scale: float) -> Tensor:
         native = _native()
-        _check(sum(lengths) == len(q_THd) == len(k_TKd) == len(v_TKd), q_THd, k_TKd, v_TKd)
+        same = k_TKd.shape == v_TKd.shape and q_THd.shape[2] == k_TKd.shape[2]
+        _check(same and can_take_heads(q_THd, k_TKd, v_TKd), q_THd, k_TKd, v_TKd)
+        _check(sum(lengths) == len(q_THd) == len(k_TKd), q_THd, k_TKd)
         out_THd = q_THd.new_empty(q_THd.shape)
         logsumexp_TH = q_THd.new_empty(q_THd.shape[:2])
         ctx.save_for_backward(q_THd, k_TKd, v_TKd, out_THd, logsumexp_TH)

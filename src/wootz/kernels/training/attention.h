@@ -29,7 +29,7 @@ struct Side {
 
 struct AttentionWork {
     Side keys, keys_across, values, values_across, queries, grads;
-    Scratch panels, scores, weights, deltas;
+    Scratch panels, scores, weights;
 
     // c = or += a b, for b's first `depth` rows and first `columns`.
     void multiply(const MatrixView& a, const Side& b, long rows, long columns, long depth, float* c, long stride,

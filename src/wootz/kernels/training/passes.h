@@ -78,33 +78,34 @@ struct Activated {
     vec value, slope;
 };
 
-inline Activated activate(int gate, vec x) {
+inline Activated activate(Activation activation, vec x) {
     constexpr float twice_root = 1.5957691216057308f;  // 2 sqrt(2 / pi): gelu's tanh as a sigmoid
-    const bool gelu = gate == GATE_GELU_TANH;
+    const bool gelu = activation == GELU_TANH;
     const vec inner = gelu ? (x + 0.044715f * x * x * x) * twice_root : x;
     const vec inner_slope = gelu ? (1.0f + 3 * 0.044715f * x * x) * twice_root : splat(1.0f);
     const vec s = sigmoid(inner);
     return {x * s, s + x * s * (1.0f - s) * inner_slope};
 }
 
-void gated(int gate, const float* x, long rows, long width, float* y, int threads) {
+void gated(Activation activation, const float* x, long rows, long width, float* y, int threads) {
     in_tasks(rows, threads, [&](long first, long last) {
         for (long r = first; r < last; ++r) {
             const float *gates = x + 2 * r * width, *up = gates + width;
             over(width, [&](long i, auto get, auto put) {
-                put(y + r * width + i, activate(gate, get(gates + i)).value * get(up + i));
+                put(y + r * width + i, activate(activation, get(gates + i)).value * get(up + i));
             });
         }
     });
 }
 
-void gated_backward(int gate, const float* x, const float* dy, long rows, long width, float* dx, int threads) {
+void gated_backward(Activation activation, const float* x, const float* dy, long rows, long width, float* dx,
+                    int threads) {
     in_tasks(rows, threads, [&](long first, long last) {
         for (long r = first; r < last; ++r) {
             const float *gates = x + 2 * r * width, *up = gates + width, *from = dy + r * width;
             float* const to = dx + 2 * r * width;
             over(width, [&](long i, auto get, auto put) {
-                const auto [value, slope] = activate(gate, get(gates + i));
+                const auto [value, slope] = activate(activation, get(gates + i));
                 const vec grad = get(from + i);
                 put(to + i, grad * get(up + i) * slope);
                 put(to + width + i, grad * value);

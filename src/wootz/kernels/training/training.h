@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels.h"
+
 namespace wootz {
 
 // Element (i, j) is data[i * down + j * right]: a matrix, a part of one, or its transpose.
@@ -39,8 +41,6 @@ struct PackedAttentionGradients {
     Heads out, q, k, v;
 };
 
-enum Gate : int { GATE_SILU, GATE_GELU_TANH };
-
 struct TrainingKernels {
     void (*product)(const Product& product, int threads);
 
@@ -55,8 +55,9 @@ struct TrainingKernels {
                           long size, float* dx, float* dweight, int threads);
 
     // y = act(gate) * up: x is (rows, 2 width), gates first, y (rows, width).
-    void (*gated)(int gate, const float* x, long rows, long width, float* y, int threads);
-    void (*gated_backward)(int gate, const float* x, const float* dy, long rows, long width, float* dx, int threads);
+    void (*gated)(Activation activation, const float* x, long rows, long width, float* y, int threads);
+    void (*gated_backward)(Activation activation, const float* x, const float* dy, long rows, long width, float* dx,
+                           int threads);
 
     // The first `dim` numbers of every head turned by its token's angles, cos and sin (rows, dim) with the signs of
     // "rotate half" in sin; the rest copied. `back` turns the other way. y is (rows, heads, head_dim), contiguous.

@@ -67,7 +67,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x_TD: Tensor, run: Run) -> Tensor:
         gate_up_TF2 = self.gate_up(x_TD)
-        if training.can_gate(self.config.activation) and training.serves(gate_up_TF2):
+        if self.config.activation in training.ACTIVATIONS and training.serves(gate_up_TF2):
             return self.down(training.gated(gate_up_TF2, self.config.activation))
         gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
         return self.down(self.activation(gate_TF) * up_TF)

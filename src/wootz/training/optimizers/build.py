@@ -179,10 +179,7 @@ def _constructor(config: OptimizerConfig, decay: Decay) -> Callable[[Groups], to
         "adagrad": (torch.optim.Adagrad, {"eps": eps}),
         "rmsprop": (torch.optim.RMSprop, {"alpha": betas[1], "eps": eps, "momentum": momentum}),
         "adam": (adam, {"betas": betas, "eps": eps, "fused": True}),
-        "adamw": (
-            torch.optim.Adam if decay == "l2" else torch.optim.AdamW,
-            {"betas": betas, "eps": eps, "fused": True},
-        ),
+        "adamw": (adam, {"betas": betas, "eps": eps, "fused": True}),
         "adafactor": (torch.optim.Adafactor, {"eps": (None, eps)}),
         "adamw-8bit": (AdamW8bit, {"betas": betas, "eps": eps}),
         "lion": (Lion, {"betas": betas}),
