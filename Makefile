@@ -36,7 +36,7 @@ clean:  ## Remove what the other targets made
 
 # Stamps: made anew only when what they were installed from has changed.
 
-KERNELS := $(wildcard src/wootz/kernels/*.cpp src/wootz/kernels/*.h) src/wootz/kernels/CMakeLists.txt
+KERNELS := $(wildcard src/wootz/kernels/*.cpp src/wootz/kernels/*.h src/wootz/kernels/training/*.cpp src/wootz/kernels/training/*.h) src/wootz/kernels/CMakeLists.txt
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
