@@ -171,7 +171,7 @@ class GatewayServer(Server):
             self.telemetry = Telemetry(self.ledger, {})
             keys = self.keys if accounts else None
             counters = MemoryCounters(clock=lambda: self.time, wall=lambda: self.wall)
-            sums = LedgerSums(self.database, self.keys)
+            sums = LedgerSums(self.ledger, self.keys)
             limits = Limiter(counters, sums, self.telemetry, self.config.limits, wall=lambda: self.wall)
             if self.config.limits.redis:
                 limits = Limiter.of(self.config, keys, self.telemetry)

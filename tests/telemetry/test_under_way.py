@@ -130,6 +130,60 @@ async def test_an_observed_request_is_under_way_until_its_row_is_there(database:
     assert (await ledger.get("one")).cost == Decimal(0)
 
 
+ENDS_AND_DIES = """
+import asyncio, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_under_way import ASKED
+from wootz.store import Database
+from wootz.telemetry import Ledger, Telemetry, UnderWay
+
+async def main():
+    telemetry = Telemetry(Ledger(Database({url!r})), {{}}, under_way=UnderWay(Path({folder!r})))
+    fields = {{"route": "/v1/x", "key_id": None, "model": "m", "provider": "p", "stream": False}}
+    await asyncio.gather(*(telemetry.observe(request_id=f"r{{n}}", body=ASKED, **fields).end() for n in range(9)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_an_answer_that_was_given_is_recorded_by_who_comes_after_a_kill(database: Database, folder: Path) -> None:
+    """In SQLite the row is written behind the answer; the file has it by then. In PostgreSQL the row is there first."""
+    url = database.url.render_as_string(hide_password=False)
+    source = ENDS_AND_DIES.format(tests=str(Path(__file__).parent), folder=str(folder), url=url)
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", source, env=environ)
+    assert await process.wait() == -signal.SIGKILL
+    ledger = Ledger(database)
+    written = {one.request_id for one in await ledger.list()}
+    assert written == (set() if database.dialect == "sqlite" else {f"r{n}" for n in range(9)})
+    await UnderWay(folder).recover(ledger, None)
+    assert {one.request_id: one.status for one in await ledger.list()} == {f"r{n}": 200 for n in range(9)}
+
+
+async def test_who_reads_the_ledger_sees_what_is_written_behind(database: Database, folder: Path) -> None:
+    telemetry = Telemetry(Ledger(database), {}, under_way=UnderWay(folder))
+    fields: dict[str, Any] = {"route": "/v1/x", "key_id": None, "model": "m", "provider": "p", "stream": False}
+    for number in range(3):
+        await telemetry.observe(request_id=f"r{number}", body=ASKED, **fields).end()
+        assert (await telemetry.ledger.get(f"r{number}")).status == 200
+    assert len(await telemetry.ledger.list()) == 3
+    await telemetry.observe(request_id="last", body=ASKED, **fields).end()
+    assert [row.requests for row in await telemetry.ledger.report([])] == [4]
+    await telemetry.close()
+    assert not files(folder)
+
+
+async def test_without_a_line_in_the_file_an_answer_waits_for_its_row(database: Database, folder: Path) -> None:
+    await asyncio.to_thread(folder.touch)
+    telemetry = Telemetry(Ledger(database), {}, under_way=UnderWay(folder))
+    fields: dict[str, Any] = {"route": "/v1/x", "key_id": None, "model": "m", "provider": "p", "stream": False}
+    await telemetry.observe(request_id="one", body=ASKED, **fields).end()
+    assert (await Ledger(database).get("one")).status == 200
+    await telemetry.close()
+
+
 def test_a_disk_that_takes_nothing_stops_nobody(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder.touch()
     UnderWay(folder).begin(record("a"))

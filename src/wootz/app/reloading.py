@@ -30,7 +30,8 @@ END_SECONDS = 10.0
 
 
 def http_process(setup: HttpSetup) -> Child:
-    child = Child("http", "wootz.app.http")
+    # Each of the database's threads would keep memory of its own that the others have no use of.
+    child = Child("http", "wootz.app.http", environ={"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2")})
     _set_up(child, setup)
     return child
 

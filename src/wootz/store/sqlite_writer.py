@@ -27,9 +27,10 @@ FEW_ROWS = 32
 LOG_ROWS = 500
 """After so many the log is written back into the file, with three syncs: 10 to 20 MB, and one in 500 that waits."""
 
-PRAGMAS = ("synchronous = NORMAL", "foreign_keys = ON", "wal_autocheckpoint = 8000")
-"""Of every connection. Whoever writes into a log that was just written back begins it anew, with a sync: that is to be
-the one who wrote it back, so the others leave it to us for four times as long."""
+PRAGMAS = ("synchronous = NORMAL", "foreign_keys = ON", "wal_autocheckpoint = 8000", "cache_size = -512")
+"""Of every connection. A larger cache would hold pages that the kernel has too, once for each connection of the pool.
+Whoever writes into a log that was just written back begins it anew, with a sync: that is to be the one who wrote it
+back, so the others leave it to us for four times as long."""
 AS_IT_IS = (String, Integer, Double, Boolean, LargeBinary)
 """Columns whose values the driver takes without SQLAlchemy's help."""
 

@@ -1,10 +1,12 @@
 """The ledger: one durable row per request, read by cost reports and the console.
 
-Writes are grouped. `Ledger.write` queues its record and waits. What has queued up by the next turn of the event loop is
-one transaction, right there where the database takes it at once (SQLite, nobody else writing); else one task commits
-whatever has queued up while the last transaction did. So a burst of answers costs few transactions and a lone one no
-delay. The request id is the primary key and a second write of it does nothing, so a retry can't double.
-While the database is gone records wait in files (`Spool`), and are written when it is back.
+Writes are grouped. What has queued up is one transaction, right there where the database takes it at once (SQLite,
+nobody else writing); else one task commits whatever has queued up while the last transaction did. The request id is
+the primary key and a second write of it does nothing, so a retry can't double. While the database is gone records wait
+in files (`Spool`), and are written when it is back.
+
+A caller of `Ledger.write` waits until its record is durable. Where a file beside the database has the record already
+(`UnderWay`), a row in SQLite would be no safer than that, and nobody's answer waits for it: see `Ledger.write_behind`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from sqlalchemy import (
 )
 
 from wootz.core import ConfigError, NotFoundError, UnavailableError
-from wootz.store import Base, Database, ExactUSD, Rows, Typed, UtcDateTime
+from wootz.store import FEW_ROWS, Base, Database, ExactUSD, Rows, Typed, UtcDateTime
 from wootz.telemetry.bodies import SealedBody, bodies
 from wootz.telemetry.journal import storable
 from wootz.telemetry.record import RequestRecord, Timeline
@@ -98,6 +100,8 @@ RETRY_DELAYS = (0.1, 0.5, 1.5)
 """Seconds between attempts when the database can't be reached; after the last the records are spooled."""
 RECOVERY_SECONDS = 1.0
 """Between attempts to write what was spooled."""
+BEHIND_SECONDS = 0.01
+"""That a row waits for others which are written with it. Who reads the ledger through `Ledger` waits for the row."""
 
 
 ERASED = "erased"
@@ -117,6 +121,7 @@ class Ledger:
         self._spool = spool
         self._recovering: asyncio.Task[None] | None = None
         self._queue: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._begin: asyncio.Handle | None = None
         self._writer: asyncio.Task[None] | None = None
 
     async def write(self, record: RequestRecord, body: SealedBody | None = None) -> None:
@@ -127,17 +132,33 @@ class Ledger:
         record has then been logged, whole, as one JSON line.
         """
         loop = asyncio.get_running_loop()
-        written: asyncio.Future[None] = loop.create_future()
-        self._queue.append((Entry(record, body), written))
-        if len(self._queue) == 1:
-            loop.call_soon(self._begin_to_write)
+        written = self._queued(Entry(record, body))
+        if self._begin is None or isinstance(self._begin, asyncio.TimerHandle):
+            self._cancel_begin()
+            self._begin = loop.call_soon(self._begin_to_write)
         await written
 
-    async def close(self) -> None:
-        """Wait until all that was handed over is written."""
+    def write_behind(self, record: RequestRecord) -> asyncio.Future[None] | None:
+        """Write it soon, and tell when that is; for a record that is in a file which outlives this process.
+
+        None, and nothing is done, where a row is safer than such a file: in PostgreSQL, on another machine.
+        """
+        if self.database.dialect != "sqlite":
+            return None
+        written = self._queued(Entry(record, None))
+        if self._begin is None:
+            self._begin = asyncio.get_running_loop().call_later(BEHIND_SECONDS, self._begin_to_write)
+        return written
+
+    async def flush(self) -> None:
+        """Wait until all that was handed over is written, or waits in a file for its database."""
         self._begin_to_write()
         if self._writer is not None:
-            await self._writer
+            await asyncio.shield(self._writer)
+        await asyncio.sleep(0)  # Whoever is to be told of it is told by now.
+
+    async def close(self) -> None:
+        await self.flush()
         if self._recovering is not None:
             self._recovering.cancel()
 
@@ -147,6 +168,7 @@ class Ledger:
             self._recovering = asyncio.create_task(self._recover(self._spool), name="ledger recovery")
 
     async def get(self, request_id: str) -> RequestRecord:
+        await self.flush()
         async with self.database.session() as session:
             row = (await session.execute(select(requests).where(requests.c.request_id == request_id))).one_or_none()
         if row is None:
@@ -158,6 +180,7 @@ class Ledger:
         query = select(requests.c.request_id, requests.c.status).where(
             requests.c.request_id.startswith(prefix, autoescape=True)
         )
+        await self.flush()
         async with self.database.session() as session:
             return {row.request_id: row.status for row in await session.execute(query)}
 
@@ -205,6 +228,7 @@ class Ledger:
         if search:
             fields = (c.request_id, c.model, c.deployment, c.user, c.error_code)
             query = query.where(or_(*(field.icontains(search.replace("\0", ""), autoescape=True) for field in fields)))
+        await self.flush()
         async with self.database.session() as session:
             return [RequestRecord(**row._mapping) for row in await session.execute(query)]
 
@@ -217,16 +241,29 @@ class Ledger:
         conversations: bool = False,
     ) -> list[ReportRow]:
         """Exact totals, grouped by any of `GROUPS`; see `cost_report`. With ``conversations``, also theirs."""
+        await self.flush()
         async with self.database.session() as session:
             return await cost_report(session, requests, by, since, until, key_id, conversations)
 
     # --- the writer -------------------------------------------------------------------------------------------
 
+    def _queued(self, entry: Entry) -> asyncio.Future[None]:
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((entry, written))
+        return written
+
+    def _cancel_begin(self) -> None:
+        if self._begin is not None:
+            self._begin.cancel()
+            self._begin = None
+
     def _begin_to_write(self) -> None:
+        self._cancel_begin()
         if not self._queue or (self._writer is not None and not self._writer.done()):
             return
         try:
-            is_written = self.database.insert_here(_rows_of([entry for entry, _ in self._queue]))
+            is_few = len(self._queue) <= FEW_ROWS
+            is_written = is_few and self.database.insert_here(_rows_of([entry for entry, _ in self._queue]))
         except Exception:
             is_written = False  # The task tells one record from the other, and what to do about either.
         if is_written:

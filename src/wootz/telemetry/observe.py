@@ -231,7 +231,7 @@ class Observation:
     async def end(
         self, status: int = 200, error: WootzError | None = None, client_disconnected: bool = False
     ) -> RequestRecord:
-        """Leave the record; the ledger row is durable when this returns. Only the first call counts.
+        """Leave the record; it is durable when this returns. Only the first call counts.
 
         An ``error`` gives status and code. A caller cancelled in here has still left the record. When the database is
         out of reach the answer is not held up for long: see `Ledger.write`; the record is then in the log.
@@ -248,22 +248,30 @@ class Observation:
         return self._ended.result() if self._ended.done() else await asyncio.shield(self._ended)
 
     async def _keep(self, record: RequestRecord) -> RequestRecord:
-        under_way = self._telemetry.under_way
-        if under_way is not None:
-            under_way.ended(record, self.owed and self.owed(record))
+        under_way, ledger = self._telemetry.under_way, self._telemetry.ledger
+        is_safe = under_way is not None and under_way.ended(record, self.owed and self.owed(record))
         if self.settle is not None:
             try:
                 await self.settle(record)
             except Exception:
                 log.exception("request %s is in the ledger but not in its limits", record.request_id)
         body = await self._sealed(record, self.body) if self.body is not None else None
+        if is_safe and body is None and (written := ledger.write_behind(record)) is not None:
+            written.add_done_callback(self._kept)
+            return record
         try:
-            await self._telemetry.ledger.write(record, body)
+            await ledger.write(record, body)
         except Exception:
             self._telemetry.metrics.rows_lost.inc()  # The ledger has logged the record and the reason.
         if under_way is not None:
             under_way.kept(record.request_id)
         return record
+
+    def _kept(self, written: asyncio.Future[None]) -> None:
+        if written.exception() is not None:
+            self._telemetry.metrics.rows_lost.inc()
+        if self._telemetry.under_way is not None:
+            self._telemetry.under_way.kept(self.request_id)
 
     async def _sealed(self, record: RequestRecord, body: BodyCollector) -> SealedBody | None:
         """Without a key nothing of it is kept, and the record as ever."""

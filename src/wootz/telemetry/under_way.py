@@ -59,10 +59,11 @@ class UnderWay:
     def begin(self, record: RequestRecord) -> None:
         self._write(record.request_id, Line(record.request_id, record))
 
-    def ended(self, record: RequestRecord, owed: Owed | None) -> None:
-        """Its record is about to be kept, and what it owes to be settled."""
-        if record.request_id in self._live:
-            self._write(record.request_id, Line(record.request_id, record, True, list(owed) if owed else None))
+    def ended(self, record: RequestRecord, owed: Owed | None) -> bool:
+        """Its record is about to be kept, and what it owes to be settled. False: the file does not have it."""
+        if record.request_id not in self._live:
+            return False
+        return self._write(record.request_id, Line(record.request_id, record, True, list(owed) if owed else None))
 
     def kept(self, id: str) -> None:
         """Its record is in the ledger."""
@@ -130,18 +131,21 @@ class UnderWay:
             finally:
                 os.close(file)
 
-    def _write(self, id: str, line: Line) -> None:
+    def _write(self, id: str, line: Line) -> bool:
         self._live[id] = encoded = msgspec.json.encode(line) + b"\n"
-        self._append(encoded)
+        return self._append(encoded)
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, lines: bytes) -> bool:
         """A disk that takes no more stops nobody: then this file is as good as it can be."""
         try:
             if self._file is None:
                 self._file = self._begin_file()
-            self._bytes += os.write(self._file, line)
+            written = os.write(self._file, lines)
         except OSError as error:
             log.error("ledger: %s can't be written (%s)", self._path, error.strerror)
+            return False
+        self._bytes += written
+        return written == len(lines)
 
     def _begin_file(self) -> int:
         """Under a hidden name until it is locked, so that nobody takes it for an orphan."""

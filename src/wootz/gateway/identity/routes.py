@@ -183,6 +183,7 @@ def _add_erasure(router: APIRouter, gateway: Gateway) -> None:
     @router.post("/admin/erasures")
     async def erase(body: ErasureRequest) -> ErasureReport:
         """Forget a person in every store: by a user's name or id, or by what requests gave as their ``user``."""
+        await gateway.telemetry.ledger.flush()
         report = await Eraser(gateway.database, gateway.config).erase(body.user, gateway.caches)
         if gateway.keys is not None:
             gateway.keys.cache.clear()

@@ -15,16 +15,15 @@ from wootz.gateway.keys import KeyStore
 from wootz.gateway.limits.conversations import TAG, longest_today
 from wootz.gateway.limits.meters import Meter, to_picodollars
 from wootz.gateway.limits.rules import Subject
-from wootz.store import Database
-from wootz.telemetry.ledger import requests
+from wootz.telemetry.ledger import Ledger, requests
 
 REFUSED = 429
 """What a limit refused was no step."""
 
 
 class LedgerSums:
-    def __init__(self, database: Database, keys: KeyStore) -> None:
-        self._database, self._keys = database, keys
+    def __init__(self, ledger: Ledger, keys: KeyStore) -> None:
+        self._ledger, self._keys = ledger, keys
 
     async def __call__(self, meter: Meter) -> int:
         """Tokens, or picodollars for a budget, of all requests that began in the meter's period."""
@@ -41,10 +40,11 @@ class LedgerSums:
         query = query.where(c.started_at >= datetime.fromtimestamp(meter.start, UTC))
         if meter.end:
             query = query.where(c.started_at < datetime.fromtimestamp(meter.end, UTC))
-        async with self._database.session() as session:
+        await self._ledger.flush()  # What is settled already must be in the sum.
+        async with self._ledger.database.session() as session:
             total = await session.scalar(query)
         return 0 if total is None else to_picodollars(total) if meter.is_money else int(total)
 
     async def conversations(self, subject: Subject, now: float) -> Sequence[str]:
         """The longest of today."""
-        return await longest_today(self._database, await self._keys.keys_of(subject), subject, now)
+        return await longest_today(self._ledger.database, await self._keys.keys_of(subject), subject, now)

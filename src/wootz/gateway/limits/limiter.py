@@ -75,8 +75,8 @@ class Limiter:
         """As ``[limits]`` says. Without accounts there is nobody to limit."""
         url = config.limits.redis and resolve_secret(config.limits.redis, used_by="limits.redis")
         counters = RedisCounters(url) if url and keys else MemoryCounters()
-        database = telemetry.ledger.database
-        return cls(counters, LedgerSums(database, keys or KeyStore(database)), telemetry, config.limits)
+        ledger = telemetry.ledger
+        return cls(counters, LedgerSums(ledger, keys or KeyStore(ledger.database)), telemetry, config.limits)
 
     async def hold(
         self, key: Key | None, request: ModelRequest, model: LanguageModel, observation: Observation
