@@ -59,6 +59,10 @@ class World:
         self.now = now
         self._set_clock(now)
 
+    async def settle(self, id: str, used: list[tuple[Meter, int]]) -> None:
+        if (waiting := self.counters.settle(id, used)) is not None:
+            await waiting
+
     @classmethod
     def in_memory(cls) -> World:
         now = [0.0]
@@ -158,7 +162,7 @@ async def compare(world: World, steps: list[Step], expires: float = math.inf) ->
                 meters = model.taken[id].meters
                 used = [min(tokens, meters[0].amount), min(money * UNIT, meters[1].amount), 0]
                 for _ in range(1 + choice % 2):  # Twice is once.
-                    await world.counters.settle(id, list(zip(meters, used, strict=True)))
+                    await world.settle(id, list(zip(meters, used, strict=True)))
                 model.taken[id].used = used
             for i, meter in enumerate([window(10, 0), budget(12 * UNIT, 0, world.now), at_once(6)]):
                 assert model.total(i, meter, world.now) <= meter.limit or model.anything_expired
@@ -220,7 +224,7 @@ async def test_money_is_exact_beyond_what_a_double_holds(world: World) -> None:
     assert (await take(world, "b", budget(limit, 2))).refused_by is not None
     assert (await take(world, "c", budget(limit, 1))).refused_by is None
     assert (await take(world, "d", budget(limit, 1))).refused_by is not None
-    await world.counters.settle("a", [(budget(limit, limit - 1), limit - 2)])
+    await world.settle("a", [(budget(limit, limit - 1), limit - 2)])
     assert (await take(world, "e", budget(limit, 1))).refused_by is None
     assert (await take(world, "f", budget(limit, 1))).refused_by is not None
 
@@ -246,7 +250,7 @@ async def test_a_period_begins_as_what_the_ledger_says_once(world: World) -> Non
 async def test_what_is_only_held_may_be_asked_for_again_soon(world: World) -> None:
     await take(world, "a", budget(10, 8))
     assert (await take(world, "b", budget(10, 8))).retry_after == 1
-    await world.counters.settle("a", [(budget(10, 8), 8)])
+    await world.settle("a", [(budget(10, 8), 8)])
     assert (await take(world, "c", budget(10, 8))).retry_after == DAY
 
 
@@ -254,8 +258,8 @@ async def test_an_answer_that_ends_in_the_next_period_is_counted_where_it_began(
     await take(world, "a", budget(10, 8))
     world.set(START + DAY)
     assert (await take(world, "b", budget(10, 10, START + DAY))).refused_by is None
-    await world.counters.settle("a", [(budget(10, 8), 8)])
-    await world.counters.settle("b", [(budget(10, 10, START + DAY), 0)])
+    await world.settle("a", [(budget(10, 8), 8)])
+    await world.settle("b", [(budget(10, 10, START + DAY), 0)])
     assert (await take(world, "c", budget(10, 10, START + DAY))).refused_by is None
 
 
@@ -268,10 +272,10 @@ async def test_a_clock_that_goes_ahead_and_comes_back_costs_nobody_a_budget(worl
     await take(world, "a", budget(10, 10), window(10, 10), seed=ledger)
     world.set(START + DAY)
     await take(world, "b", budget(10, 10, START + DAY), seed=ledger)
-    await world.counters.settle("b", [(budget(10, 10, START + DAY), 10)])
+    await world.settle("b", [(budget(10, 10, START + DAY), 10)])
     spent[START + DAY] = 10
     world.set(START + 1)
-    await world.counters.settle("a", [(budget(10, 10), 10), (window(10, 10), 10)])
+    await world.settle("a", [(budget(10, 10), 10), (window(10, 10), 10)])
     spent[START] = 10
     assert (await take(world, "c", budget(10, 1), seed=ledger)).refused_by is not None
     assert (await take(world, "d", window(10, 1))).refused_by is not None
@@ -286,7 +290,7 @@ async def test_an_old_periods_request_settles_after_the_periods_were_swept(monke
     await world.counters.reserve("old", meters, nothing)
     world.set(world.now + DAY)
     await world.counters.reserve("new", [budget(100, 0, world.now)], nothing)  # Another day of the same budget,
-    await world.counters.settle("new", [(budget(100, 0, world.now), 0)])
+    await world.settle("new", [(budget(100, 0, world.now), 0)])
     await world.counters.reserve("other", [budget(100, 1, world.now, name="other")], nothing)  # and it is swept.
-    await world.counters.settle("old", [(meters[0], 5), (meters[1], 0)])
+    await world.settle("old", [(meters[0], 5), (meters[1], 0)])
     assert await world.counters.read([at_once(6)]) == [(0, 0)]

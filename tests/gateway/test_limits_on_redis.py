@@ -217,7 +217,8 @@ async def test_what_is_used_and_held_is_read_as_in_memory(redis_server: RedisSer
     for counters in (on_redis, in_memory):
         for id in ("a", "b"):
             await counters.reserve(id, [dataclasses.replace(meter, limit=2**62) for meter in meters[:3]], seven)
-        await counters.settle("a", [(meters[0], 0), (meters[1], 4), (meters[2], 5)])
+        if (waiting := counters.settle("a", [(meters[0], 0), (meters[1], 4), (meters[2], 5)])) is not None:
+            await waiting
         assert await counters.read(meters) == [(0, 1), (34, 0), (12, 2**60), None]
         await counters.close()
 

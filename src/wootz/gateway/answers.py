@@ -74,12 +74,14 @@ class WholeAnswer(Response):
         self.answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _unless_gone(receive, self._send_whole(scope, receive, send))
+        await _unless_gone(receive, self._send_whole(send))
 
-    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send_whole(self, send: Send) -> None:
         answer = await self.answer
-        body = answer if isinstance(answer, bytes) else answer.model_dump_json()
-        await Response(body, media_type=self.media_type)(scope, receive, send)
+        body = answer if isinstance(answer, bytes) else answer.model_dump_json().encode()
+        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", self.media_type.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 def answer_with(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -168,6 +168,9 @@ _BLANK = RequestRecord(
 """To begin with: a frozen dataclass with so many fields takes 10 µs to make."""
 
 
+UNSETTLED = "request %s is in the ledger but not in its limits"
+
+
 class Observation:
     """One request, from `Telemetry.observe` to `end`. Set ``finish_reason`` and ``guarantee`` when they are known, and
     add the answer's choices to ``body``, which is None where none is kept."""
@@ -194,8 +197,8 @@ class Observation:
         self._num_tokens = self._num_first_tokens = 0
         self._first = self._last = 0.0
         self._ended: asyncio.Future[RequestRecord] | None = None
-        self.settle: Callable[[RequestRecord], Awaitable[None]] | None = None
-        """What is to be told of the record before it is kept: the limits, of what was used."""
+        self.settle: Callable[[RequestRecord], Awaitable[None] | None] | None = None
+        """What is to be told of the record before it is kept: the limits, of what was used. None: they know already."""
         self.owed: Callable[[RequestRecord], Owed] | None = None
         """The same as data, for who settles it when this process is killed before it did."""
         self._in_flight = telemetry.metrics.child(telemetry.metrics.in_flight, model_label(begun))
@@ -240,32 +243,47 @@ class Observation:
             record = self._record(status, error, client_disconnected)
             self._in_flight.dec()
             end_span(self._telemetry.tracer, self._span, record)
-            self._ended = asyncio.ensure_future(self._keep(record))
-            try:
-                return await asyncio.shield(self._ended)
-            finally:
-                self._telemetry.count(record)
+            self._telemetry.count(record)
+            if (rest := self._keep(record)) is None:
+                self._ended = asyncio.get_running_loop().create_future()
+                self._ended.set_result(record)
+            else:
+                self._ended = asyncio.ensure_future(rest)
         return self._ended.result() if self._ended.done() else await asyncio.shield(self._ended)
 
-    async def _keep(self, record: RequestRecord) -> RequestRecord:
-        under_way, ledger = self._telemetry.under_way, self._telemetry.ledger
+    def _keep(self, record: RequestRecord) -> Coroutine[Any, Any, RequestRecord] | None:
+        """Begin to keep it; what is left of that, if there is something to wait for."""
+        under_way = self._telemetry.under_way
         is_safe = under_way is not None and under_way.ended(record, self.owed and self.owed(record))
-        if self.settle is not None:
+        settling = self._settle(record)
+        may_wait = is_safe and settling is None and self.body is None
+        written = self._telemetry.ledger.write_behind(record) if may_wait else None
+        if written is None:
+            return self._keep_on(record, settling)
+        written.add_done_callback(self._kept)
+        return None
+
+    async def _keep_on(self, record: RequestRecord, settling: Awaitable[None] | None) -> RequestRecord:
+        if settling is not None:
             try:
-                await self.settle(record)
+                await settling
             except Exception:
-                log.exception("request %s is in the ledger but not in its limits", record.request_id)
+                log.exception(UNSETTLED, record.request_id)
         body = await self._sealed(record, self.body) if self.body is not None else None
-        if is_safe and body is None and (written := ledger.write_behind(record)) is not None:
-            written.add_done_callback(self._kept)
-            return record
         try:
-            await ledger.write(record, body)
+            await self._telemetry.ledger.write(record, body)
         except Exception:
             self._telemetry.metrics.rows_lost.inc()  # The ledger has logged the record and the reason.
-        if under_way is not None:
-            under_way.kept(record.request_id)
+        if self._telemetry.under_way is not None:
+            self._telemetry.under_way.kept(record.request_id)
         return record
+
+    def _settle(self, record: RequestRecord) -> Awaitable[None] | None:
+        try:
+            return self.settle(record) if self.settle is not None else None
+        except Exception:
+            log.exception(UNSETTLED, record.request_id)
+            return None
 
     def _kept(self, written: asyncio.Future[None]) -> None:
         if written.exception() is not None:

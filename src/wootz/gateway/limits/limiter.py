@@ -8,7 +8,7 @@ whole or not at all, so parallel requests can't spend the same dollar twice. Set
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -102,8 +102,8 @@ class Limiter:
             tokens, picodollars = record.prompt_tokens + record.completion_tokens, to_picodollars(record.cost)
             return [(meter, meter.used(tokens, picodollars)) for meter in meters]
 
-        async def settle(record: RequestRecord) -> None:
-            await self.counters.settle(id, used(record))
+        def settle(record: RequestRecord) -> Awaitable[None] | None:
+            return self.counters.settle(id, used(record))
 
         def owed(record: RequestRecord) -> list[Any]:
             return [id, self._wall(), [part for meter, amount in used(record) for part in meter.settlement(amount)]]

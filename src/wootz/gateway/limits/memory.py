@@ -41,7 +41,7 @@ class MemoryCounters:
         self._held[id] = [self._take(meter) for meter in meters]
         return Verdict(left=[self._left(meter) for meter in meters])
 
-    async def settle(self, id: str, used: Sequence[tuple[Meter, int]]) -> None:
+    def settle(self, id: str, used: Sequence[tuple[Meter, int]]) -> None:
         if (places := self._held.pop(id, None)) is None:
             return
         for (meter, amount), place in zip(used, places, strict=True):

@@ -90,7 +90,7 @@ class CountersUnavailable(UnavailableError):
 
 
 class Counters(Protocol):
-    """Where it is counted. Both calls are atomic over all the meters."""
+    """Where it is counted. `reserve` and `settle` are atomic over all the meters."""
 
     outlasts_us: bool
     """Whether it is still counted there when this process is gone."""
@@ -99,8 +99,9 @@ class Counters(Protocol):
         """Hold every meter's amount, or nothing. Raises `CountersUnavailable`."""
         ...
 
-    async def settle(self, id: str, used: Sequence[tuple[Meter, int]]) -> None:
-        """Put what was used in the place of what was held. Only the first call counts; it never raises."""
+    def settle(self, id: str, used: Sequence[tuple[Meter, int]]) -> Awaitable[None] | None:
+        """Put what was used in the place of what was held; None when that is done. Only the first call counts; it
+        never raises."""
         ...
 
     async def settle_late(self, id: str, ago: float, settlement: list[Any]) -> None:
