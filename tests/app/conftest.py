@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from wootz.telemetry.ledger import BEHIND_SECONDS
+
 
 class Platform:
     """A running `wootz up` (or `wootz serve`): its URL, its admin key, and what it printed."""
@@ -68,6 +70,7 @@ class Platform:
         return found
 
     def ledger(self, where: str = "1") -> list[sqlite3.Row]:
+        time.sleep(30 * BEHIND_SECONDS)  # Rows come a little behind the answers.
         with contextlib.closing(sqlite3.connect(f"file:{self.home / 'wootz.db'}?mode=ro", uri=True)) as database:
             database.row_factory = sqlite3.Row
             return database.execute(f"SELECT * FROM requests WHERE {where}").fetchall()
