@@ -12,8 +12,8 @@ Measured, each for whole and for streamed answers:
 - requests per core: requests at `--concurrency`, divided by the *CPU seconds* that all processes of the gateway took
   meanwhile. Two gateways on a busy machine can be compared so; requests per second of wall time stand beside it.
 - added latency: one request at a time, in turns to the upstream itself and through the gateway; the difference of the
-  medians, and of the 99th percentiles. Streams come all at once there, which no model does, so a gateway's time for each
-  chunk adds up; "at a pace" they come as models write them, a chunk each 10 ms.
+  medians, and of the 99th percentiles. Streams come all at once there, which no model does, so a gateway's time for
+  each chunk adds up; "at a pace" they come as models write them, a chunk each 10 ms.
 - forwarding: the upstream writes the time into each chunk it sends (the monotonic clock, which processes share), the
   client reads it off as it arrives; the median through the gateway less the median without it.
 - memory: resident, of all processes of the gateway, before and after.

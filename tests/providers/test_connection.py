@@ -175,6 +175,25 @@ async def test_a_connection_is_left_before_the_server_would_leave_it(monkeypatch
         await http.close()
 
 
+async def test_what_changes_nothing_is_asked_anew_where_the_server_leaves_as_it_is_asked() -> None:
+    heads: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await head_of(reader))
+        writer.write(WHOLE)
+        heads.append(await head_of(reader))  # And says nothing to it, as if it had closed just before.
+
+    async with raw_server(talk) as port:
+        http = http_to(port)
+        assert [await http.json("tasks/1", method="GET") for _ in range(2)] == [b"{}", b"{}"]
+        assert len(heads) == 3
+        with pytest.raises(UpstreamError) as failure:
+            await http.json("chat", {})
+        await http.close()
+    assert failure.value.code == "upstream_cut_off"
+    assert len(heads) == 4
+
+
 @pytest.mark.parametrize(
     "endless",
     [JSON + b"x: ", CHUNKED + b"1\r\n[\r\n0\r\nx-trailer: ", CHUNKED + b"1;"],
@@ -321,6 +340,27 @@ async def test_tls_goes_through_a_proxy_that_sees_nothing_of_it(
     (head,) = asked_for
     assert head.startswith(b"CONNECT far.invalid:443 HTTP/1.1\r\n")
     assert b"proxy-authorization: Basic bWU6cEBzcw==\r\n" in head
+
+
+async def test_a_proxy_that_is_asked_by_tls_forwards_plain_http(
+    trusted: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, heads = asyncio.get_running_loop(), list[bytes]()
+    getaddrinfo = loop.getaddrinfo
+    monkeypatch.setattr(loop, "getaddrinfo", lambda _, port, **options: getaddrinfo("127.0.0.1", port, **options))
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            heads.append(await head_of(reader))
+            writer.write(WHOLE)
+
+    async with raw_server(proxy, trusted) as port:
+        monkeypatch.setenv("http_proxy", f"https://me:pass@far.invalid:{port}")
+        http = Http(Endpoint("ours", "http://farther.invalid/v1", "sk-key"))
+        assert [await http.json("chat", {}) for _ in range(2)] == [b"{}", b"{}"]
+        await http.close()
+    assert heads[0].startswith(b"POST http://farther.invalid/v1/chat HTTP/1.1\r\nhost: farther.invalid\r\n")
+    assert b"proxy-authorization: Basic bWU6cGFzcw==\r\n" in heads[0]
 
 
 async def test_a_proxy_that_refuses_is_an_endpoint_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,10 +116,19 @@ class Http:
         if method != "GET":
             said["content-length"] = str(len(content))
         request = _head(self._way.beginning(method, path), said) + content
-        connection = None
+        timeouts, connection = self.endpoint.timeouts, None
         try:
-            connection = self._rested() or await self._way.connect(self.endpoint.timeouts.connect)
-            response = await connection.ask(request, self.endpoint.timeouts.silence)
+            rested = connection = self._rested()
+            if connection is None:
+                connection = await self._way.connect(timeouts.connect)
+            try:
+                response = await connection.ask(request, timeouts.silence)
+            except Failed as failure:
+                if rested is None or method != "GET" or failure.code != "upstream_cut_off":
+                    raise
+                connection.abort()  # The endpoint closed it as we asked. What changes nothing is asked anew.
+                connection = await self._way.connect(timeouts.connect)
+                response = await connection.ask(request, timeouts.silence)
             await self._check(response, accept)
             yield response
         except Failed as failure:
