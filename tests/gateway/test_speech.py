@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import wave
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import dashscope
@@ -20,7 +22,7 @@ from dashscope.audio.qwen_tts import SpeechSynthesizer
 from fakes.dashscope import KEY, FakeDashScope, Says
 from fakes.far_end import SECRET
 from fakes.openai import SPEECH_USAGE, OpenAI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from serving import GatewayServer, ScriptedModel, Server
 
 from wootz.core import PermissionError_, PriceConfig
@@ -205,7 +207,7 @@ REFUSED = (400, "InvalidParameter", "Voice cherry is not supported")
     (Says(failure=(429, "Throttling.RateQuota", "slower")), 429, "rate limit"),
     (Says(failure=(401, "InvalidApiKey", f"no {KEY}")), 502, "credentials"),
     (Says(sound=[], late_failure=("InvalidParameter", "no such voice")), 400, "no such voice"),
-    (Says(sound=["not base64!"]), 502, "upstream_malformed"),
+    (Says(sound=["A!QAC"]), 502, "upstream_malformed"),
     (Says(sound=[]), 502, "made no sound"),
     (Says(sound=[], stops=False), 502, "cut its speech short"),
     (Says(sound=[ConnectionError()]), 502, "cut its answer short"),
@@ -279,7 +281,7 @@ def test_it_stays_in_the_regions_of_the_key(house: House) -> None:
         model.speak(request)  # type: ignore[attr-defined]
 
 
-def test_a_server_that_is_killed_leaves_a_record_of_it(house: House, tmp_path: Any) -> None:
+def test_a_server_that_is_killed_leaves_a_record_of_it(house: House, tmp_path: Path) -> None:
     """A task goes on under its id when the next server starts; this does not."""
     telemetry, folder = house.gateway.telemetry, tmp_path / "under_way"
     telemetry.under_way = UnderWay(folder)
@@ -344,6 +346,14 @@ def test_a_refusal_is_dashscopes(house: House) -> None:
         assert refused.code == code
 
 
+def test_the_example_of_the_page_plays(house: House) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "dashscope.md").read_text()
+    (example,) = re.findall(r"### Speech\n\n```python\n(.*?)```", page, re.DOTALL)
+    speaker = io.BytesIO()
+    exec(example, {"client": house.sdk, "dashscope": dashscope, "base64": base64, "speaker": speaker})
+    assert speaker.getvalue() == 2 * SAMPLES
+
+
 # --- endpoints that speak OpenAI's protocol ------------------------------------------------------------------------
 
 
@@ -383,6 +393,12 @@ def test_an_openai_endpoint_is_heard_at_once_left_and_cut(house: House, model: s
         house.speak(model=model)
     *_, last = house.events(model=model)[0]
     assert last["error"]["code"] == "upstream_cut_off"
+    deltas = [{"type": "speech.audio.delta", "audio": said} for said in ("AQAC", "A!QAC")]
+    good, bad = (f"data: {json.dumps(delta)}\n\n" for delta in deltas)
+    for said, code in ((good, "upstream_cut_off"), (good + bad, "upstream_malformed")):
+        house.openai.answer = Response(said, media_type="text/event-stream")
+        first, last = house.events(model=model)[0]
+        assert (first["audio"], last["error"]["code"]) == ("AQAC", code)
     house.openai.answer = JSONResponse({"error": {"message": "no such voice", "param": "voice", "code": None}}, 400)
     with pytest.raises(openai.BadRequestError, match="no such voice"):
         house.speak(model=model)
