@@ -8,6 +8,7 @@ them, and says what it is told to. That it is like the real one is shown by the 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 from collections.abc import AsyncGenerator
@@ -45,6 +46,12 @@ class Says:
     task_states: list[dict[str, Any]] = field(default_factory=lambda: [{"task_status": "RUNNING"}])
     """What a task is at its next polls; its last one stays."""
     poll_failure: tuple[int, str, str] | None = None
+    sound: list[Any] = field(default_factory=lambda: [b"\1\0\2\0", b"\3\0"])
+    """Pieces of streamed speech; a text is sent as it is instead of in base64."""
+    speech_usage: dict[str, Any] | None = None
+    """Default: the characters of the text."""
+    stops: bool = True
+    """Whether streamed speech has its last event."""
 
 
 class FakeDashScope:
@@ -83,9 +90,11 @@ class FakeDashScope:
         match service:
             case "aigc/multimodal-generation/generation" | "audio/tts/SpeechSynthesizer" if "voice" in input:
                 audio = {"url": f"{request.base_url}made/speech.wav", "id": "audio_1", "expires_at": 1}
-                return JSONResponse(
-                    _whole({"finish_reason": "stop", "audio": audio}, {"characters": len(input["text"])})
-                )
+                usage = self.says.speech_usage or {"characters": len(input["text"])}
+                if request.headers.get("x-dashscope-sse") == "enable":
+                    events = self._speech("audio/tts" in service, audio, usage)
+                    return StreamingResponse(events, media_type="text/event-stream;charset=UTF-8")
+                return JSONResponse(_whole({"finish_reason": "stop", "audio": {"data": "", **audio}}, usage))
             case "aigc/text-generation/generation" | "aigc/multimodal-generation/generation":
                 multimodal = "multimodal" in service
                 if multimodal != (model in self.says.multimodal_only or "-vl" in model or "omni" in model):
@@ -146,6 +155,42 @@ class FakeDashScope:
                 output = _output(messages, says.finish_reason if last else "null", multimodal, as_text) | says.output
                 data = _whole(output, says.usage | {"output_tokens": says.usage["output_tokens"] if last else number})
                 yield f"id:{number}\nevent:result\n:HTTP_STATUS/200\ndata:{json.dumps(data, ensure_ascii=False)}\n\n"
+            finished = True
+        finally:
+            if not finished:
+                self.left.set()
+
+    # --- speech ---------------------------------------------------------------------------------------------------
+
+    async def _speech(
+        self, by_sentence: bool, whole: dict[str, Any], usage: dict[str, Any]
+    ) -> AsyncGenerator[str, None]:
+        """Qwen-TTS, or CosyVoice, which tells of its sentences."""
+        number, finished = 0, False
+
+        def event(output: dict[str, Any], **more: Any) -> str:
+            nonlocal number
+            number += 1
+            data = json.dumps(_whole(output) | more)
+            return f"id:{number}\nevent:result\n:HTTP_STATUS/200\ndata:{data}\n\n"
+
+        try:
+            if by_sentence:
+                yield event({"type": "sentence-begin", "finish_reason": "null", "sentence": {"index": 0, "words": []}})
+            for piece in self.says.sound:
+                if piece is ...:
+                    await asyncio.Event().wait()
+                if isinstance(piece, Exception):
+                    raise piece
+                encoded = piece if isinstance(piece, str) else base64.b64encode(piece).decode()
+                output = {"finish_reason": "null", "audio": {"data": encoded, "id": whole["id"], "expires_at": 1}}
+                yield event(output | ({"type": "sentence-synthesis", "sentence": {"index": 0}} if by_sentence else {}))
+            if self.says.late_failure:
+                code, text = self.says.late_failure
+                data = json.dumps({"code": code, "message": text, "request_id": "r-1"})
+                yield f"id:{number + 1}\nevent:error\n:HTTP_STATUS/400\ndata:{data}\n\n"
+            elif self.says.stops:
+                yield event({"finish_reason": "stop", "audio": {"data": "", **whole}}, usage=usage)
             finished = True
         finally:
             if not finished:

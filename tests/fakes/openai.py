@@ -7,12 +7,15 @@ vLLM's documentation of its server.
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
-from collections.abc import Iterable
+import threading
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,9 +26,20 @@ OLDER = ("deepseek", "ollama", "dashscope-compatible")
 
 
 class OpenAI(FarEnd):
+    """Of speech, ``answer`` has the pieces; an `Exception` cuts the connection, ... hangs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = threading.Event()
+        """Set when a client went away in the middle of a speech."""
+
     def check(self, request: Request, body: dict[str, Any]) -> None:
         kind = request.url.path.split("/")[1]
         assert request.headers.get("authorization") == f"Bearer {SECRET}", "no key"
+        if request.url.path.endswith("/audio/speech"):
+            known = {"input", "model", "voice", "instructions", "response_format", "speed", "stream_format"}
+            assert set(body) <= known, f"unknown: {set(body) - known}"
+            assert not body["model"].startswith("tts-1") or body.get("stream_format") != "sse", "sse is not supported"
         if not request.url.path.endswith("/chat/completions"):
             return
         try:
@@ -44,11 +58,35 @@ class OpenAI(FarEnd):
             assert body["stream_options"]["include_usage"], "spend would be unknown"
 
     def respond(self, answer: list[Any], body: dict[str, Any]) -> Response:
+        if "voice" in body:
+            events = body.get("stream_format") == "sse"
+            kind = "text/event-stream" if events else f"audio/{body.get('response_format', 'mpeg')}"
+            return StreamingResponse(self._speech(answer, events), media_type=kind)
         if "input" in body:
             vector = {"object": "embedding", "index": 0, "embedding": [0.5, -1.0]}
             usage = {"prompt_tokens": 3, "total_tokens": 3}
             return JSONResponse({"object": "list", "data": [vector], "model": body["model"], "usage": usage})
         return super().respond(answer, body)
+
+    async def _speech(self, sound: list[Any], events: bool) -> AsyncGenerator[bytes, None]:
+        def event(**data: Any) -> bytes:
+            return f"data: {json.dumps(data)}\n\n".encode()
+
+        finished = False
+        try:
+            for piece in sound:
+                if piece is ...:
+                    await asyncio.Event().wait()
+                if isinstance(piece, Exception):
+                    raise piece
+                encoded = base64.b64encode(piece).decode()
+                yield event(type="speech.audio.delta", audio=encoded) if events else piece
+            if events:
+                yield event(type="speech.audio.done", usage=SPEECH_USAGE)
+            finished = True
+        finally:
+            if not finished:
+                self.left.set()
 
     def encode(self, events: list[Any]) -> Iterable[str]:
         return (f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n" for event in events)
@@ -69,6 +107,8 @@ def tool_call(index: int, **fields: Any) -> list[dict[str, Any]]:
     function = {key: fields.pop(key) for key in ("name", "arguments") if key in fields}
     return [{"index": index, **fields, "function": function}]
 
+
+SPEECH_USAGE = {"input_tokens": 14, "output_tokens": 101, "total_tokens": 115}
 
 USAGE = {"prompt_tokens": 40, "completion_tokens": 10, "total_tokens": 50}
 

@@ -1,8 +1,10 @@
 """`MediaModel`: what makes pictures, videos, speech and transcripts. It works on *tasks*, which take their time.
 
 A task is handed in and has an id at once; whoever has the id asks how far it is, now or after a restart. Its results
-are addresses that expire. `follow` asks until the end. Beside `LanguageModel`, since nothing of it streams or counts
-tokens; a model of either kind has a name among the same names.
+are addresses that expire. `follow` asks until the end. Beside `LanguageModel`; a model of either kind has a name among
+the same names.
+
+`SpeechModel`: what can be heard while it speaks, without a task.
 
 A request's shape is DashScope's, which has the most: ``input`` says what is to be made (``prompt``, ``messages``,
 ``text`` and ``voice``, ``file_urls``, ``img_url``), ``parameters`` say how (``size`` as "1024*1024", ``n``, ``seed``).
@@ -11,7 +13,7 @@ A request's shape is DashScope's, which has the most: ``input`` says what is to 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -22,11 +24,15 @@ from pydantic import Field
 
 from wootz.core.errors import RateLimitError, UpstreamError, WootzError
 from wootz.core.tool_wire import ModelRequest
+from wootz.core.wire import Usage
 
 TaskStatus = Literal["PENDING", "SUSPENDED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELED", "UNKNOWN"]
 """``UNKNOWN`` is an end too: the endpoint does not know the task, or has forgotten it."""
 
 Unit = Literal["image", "second", "character"]
+
+TOKENS_PER_CHARACTER = 12
+"""Of speech, at most: 50 tokens a second (Qwen-TTS), in which 4 Chinese characters are spoken, slowly."""
 
 ENDED = frozenset[TaskStatus]({"SUCCEEDED", "FAILED", "CANCELED", "UNKNOWN"})
 
@@ -35,15 +41,29 @@ class MediaRequest(ModelRequest):
     input: dict[str, Any]
     parameters: dict[str, Any] = Field(default_factory=dict)
     service: str | None = None
-    """Which of the endpoint's services; default: the one that the model is on."""
+    """Which of the endpoint's services; default: the one that the model is on. Then the ``input`` of speech may have
+    OpenAI's ``format``, ``speed`` and ``instructions``."""
+    stream: bool = False
+    """It is to be heard while it is made."""
+
+    @property
+    def text(self) -> str:
+        """What is to be spoken; empty where that is not what is asked."""
+        return text if isinstance(text := self.input.get("text"), str) else ""
 
     @property
     def likely_units(self) -> Decimal:
-        """What it will be charged by, before it is made: pictures, seconds of a film, characters to speak."""
-        if isinstance(text := self.input.get("text"), str):
-            return Decimal(len(text))
+        """What it will be charged by, before it is made: pictures, seconds of a film, characters to speak. (A Chinese
+        one counts twice at DashScope.)"""
+        if self.text:
+            return Decimal(len(self.text) + sum("\u3400" <= character <= "\u9fff" for character in self.text))
         given = [self.parameters.get(name) for name in ("n", "duration")]
         return Decimal(prod(one for one in given if isinstance(one, int) and 0 < one < 10**6))
+
+    @property
+    def likely_tokens(self) -> Usage:
+        """The same of speech that is charged by the token."""
+        return Usage.count(len(self.text), TOKENS_PER_CHARACTER * len(self.text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +76,8 @@ class MediaTask:
     usage: dict[str, Any] = field(default_factory=dict)
     units: Decimal = Decimal(0)
     """What it is charged by."""
+    tokens: Usage = field(default_factory=Usage)
+    """What some speech is charged by instead."""
     unit: Unit = "image"
     urls: tuple[str, ...] = ()
     expires_at: datetime | None = None
@@ -85,6 +107,30 @@ class MediaModel(Protocol):
 
     async def download(self, url: str) -> bytes:
         """A result. Raises `UpstreamError`, also for an address that the endpoint can't have given."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechChunk:
+    audio: bytes = b""
+    event: dict[str, Any] = field(default_factory=dict)
+    """As DashScope told it, ``{"output", "usage"}``; empty from other endpoints."""
+    units: Decimal = Decimal(0)
+    """Characters, in the last one, where the endpoint counts them."""
+    usage: Usage | None = None
+    """In the last one only; of zero tokens where the endpoint counts none."""
+
+
+@runtime_checkable
+class SpeechModel(Protocol):
+    name: str
+    provider: str
+    speech_formats: tuple[str, ...]
+    """What it can be heard in while it speaks."""
+
+    def speak(self, request: MediaRequest) -> AsyncGenerator[SpeechChunk, None]:
+        """The sound as it is made, its pieces one after the other being a whole file of the format, then what it is
+        charged by. Contract as of `LanguageModel.chat`."""
         ...
 
 

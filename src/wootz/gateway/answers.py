@@ -1,7 +1,8 @@
 """Send an answer while watching the client: who goes away stops the work at once, streamed or not.
 
 A stream's status is only sent with its first chunk, so whatever fails before that is a proper HTTP error. What
-fails later is an event with the error in it, after which the stream ends without ``[DONE]``.
+fails later is an event with the error in it, after which the stream ends without ``[DONE]``; where there are no events,
+the body is left unfinished, and the connection cut.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from wootz.core import WootzError
+from wootz.core.media import SpeechChunk
 from wootz.core.wire import ChatChunk, Completion
 
-Chunk = TypeVar("Chunk", ChatChunk, Completion)
+Chunk = TypeVar("Chunk", ChatChunk, Completion, SpeechChunk)
 
 
 class StreamedAnswer(Response):
@@ -37,20 +39,26 @@ class StreamedAnswer(Response):
         await _unless_gone(receive, self._stream(send))
 
     async def _stream(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         async with aclosing(self.chunks) as chunks:
             started = False
             try:
                 async for chunk in chunks:
+                    if not (events := self.events(chunk)):
+                        continue
                     if not started:
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                        await send(start)
                         started = True
-                    if events := self.events(chunk):
-                        await send({"type": "http.response.body", "body": events, "more_body": True})
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
                 events = self.last_events()
             except WootzError as error:
                 if not started:
                     raise
                 events = self.error_events(error)
+            if events is None:
+                return
+            if not started:
+                await send(start)
             await send({"type": "http.response.body", "body": events})
 
     def events(self, chunk: Any) -> bytes:
@@ -60,7 +68,8 @@ class StreamedAnswer(Response):
     def last_events(self) -> bytes:
         return _event(b"[DONE]")
 
-    def error_events(self, error: WootzError) -> bytes:
+    def error_events(self, error: WootzError) -> bytes | None:
+        """None where there is no way to say it."""
         return _event(msgspec.json.encode(error.to_openai()))
 
 

@@ -26,12 +26,13 @@ from wootz.core import (
     LanguageModel,
     NotFoundError,
     PermissionError_,
+    UnsupportedError,
     UpstreamError,
     WootzError,
 )
 from wootz.core.acting import ACTOR
 from wootz.core.journey import UNDER_WAY, Bounds
-from wootz.core.media import MediaRequest
+from wootz.core.media import MediaRequest, SpeechChunk, SpeechModel
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import (
     ChatChunk,
@@ -218,6 +219,38 @@ class Gateway:
         """A task's whole life (`wootz.gateway.tasks`): held while it lasts, recorded when it has ended."""
         async with self._recorded(key, request, request_id, route) as observation:
             yield await self._admit(key, request, observation), observation
+
+    async def speak(
+        self, key: Key | None, request: MediaRequest, *, request_id: str, route: str
+    ) -> AsyncGenerator[SpeechChunk, None]:
+        """Speech as `SpeechModel.speak` makes it, its last chunk the usage. Raises `WootzError`."""
+        heard, complete, left = False, False, False
+        async with self.make(key, request, request_id=request_id, route=route) as (model, observation):
+            if not isinstance(model, SpeechModel):
+                raise UnsupportedError(f'model "{model.name}" does not speak', param="model")
+            try:
+                asking = self.admission.ask(key, request, model.speak)
+                async with aclosing(asking(request)) as chunks:
+                    async for chunk in chunks:
+                        if chunk.audio:
+                            heard = True
+                            observation.chunk(0)
+                        if chunk.usage is not None:
+                            complete = True
+                            observation.made(chunk.units or request.likely_units, chunk.usage)
+                            if not heard:
+                                raise UpstreamError(f'model "{model.name}" made no sound', code="upstream_malformed")
+                            observation.finish_reason = "stop"
+                            await observation.end()
+                        yield chunk
+            except (asyncio.CancelledError, GeneratorExit):
+                left = True
+                raise
+            finally:
+                if not complete and (heard or left):  # Nobody tells how much of it was spoken: all was ordered.
+                    observation.made(request.likely_units, request.likely_tokens)
+            if not complete:
+                raise UpstreamError("the model's speech broke off", code="incomplete_answer")
 
     async def _answer(
         self,

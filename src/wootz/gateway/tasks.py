@@ -21,7 +21,7 @@ from sqlalchemy import JSON, func, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from wootz.core import BadRequestError, NotFoundError, UnsupportedError, UpstreamError, WootzError
-from wootz.core.media import ENDED, MediaModel, MediaRequest, MediaTask, Pace, follow
+from wootz.core.media import ENDED, MediaModel, MediaRequest, MediaTask, Pace, SpeechModel, follow
 from wootz.store import Base, Database, UtcDateTime
 
 if TYPE_CHECKING:
@@ -191,7 +191,8 @@ class Tasks:
         try:
             async with self.gateway.make(key, request, request_id=request_id, route=route) as (model, observation):
                 if not isinstance(model, MediaModel):
-                    raise UnsupportedError(f'model "{model.name}" makes no pictures, videos or speech', param="model")
+                    rest = ", and speaks only in a stream" if isinstance(model, SpeechModel) else " or speech"
+                    raise UnsupportedError(f'model "{model.name}" makes no pictures, videos{rest}', param="model")
                 task = await model.submit(request)
                 row = TaskRow(
                     id=task_id,
@@ -260,7 +261,7 @@ class Tasks:
         except WootzError as error:  # It can't be known what became of it.
             await self._update(row.id, status="UNKNOWN", ended_at=datetime.now(UTC))
             raise error
-        observation.made(task.units)
+        observation.made(task.units, task.tokens)
         observation.finish_reason = task.status.lower()
         if task.status == "FAILED":
             await observation.end(error=failure_of(task))

@@ -91,14 +91,19 @@ def check(row: Capabilities | None, request: ChatRequest, *, region: str | None 
     if row is None:
         return
     model = f'model "{request.model}"'
-    if row.native_only:
-        hint = 'give it a provider of kind "dashscope"'
-        raise UnsupportedError(f"{model} is not to be had over the OpenAI-compatible mode", param="model", hint=hint)
+    check_native(row, request.model)
     check_region(row, request.model, region)
     if "chat" not in row.can:
         raise UnsupportedError(f"{model} cannot chat", param="model")
     for field, what in (*_needs(row, request), *_refused(row, given(request))):
         raise UnsupportedError(f"{model} has no {what} (read {row.read})", param=field)
+
+
+def check_native(row: Capabilities | None, model: str) -> None:
+    """Raises `UnsupportedError` for a model that OpenAI's protocol does not lead to."""
+    if row is not None and row.native_only:
+        message = f'model "{model}" is not to be had over the OpenAI-compatible mode'
+        raise UnsupportedError(message, param="model", hint='give it a provider of kind "dashscope"')
 
 
 def check_region(row: Capabilities | None, model: str, region: str | None) -> None:

@@ -38,6 +38,7 @@ from wootz.providers.capabilities import capabilities_of, check, check_region
 from wootz.providers.dashscope_catalogue import MULTIMODAL_SERVICE, TASK_KINDS, TEXT_SERVICE, Kind, facts_of
 from wootz.providers.dashscope_errors import WRONG_SERVICE
 from wootz.providers.dashscope_http import SSE, DashScopeHttp
+from wootz.providers.dashscope_speech import DashScopeSpeechModel
 from wootz.providers.dashscope_tasks import DashScopeMediaModel
 from wootz.providers.dashscope_wire import chat_body, choices_of, needs_multimodal, usage_of
 from wootz.providers.endpoint import Endpoint
@@ -47,6 +48,8 @@ from wootz.providers.prompt_cache import prepare_for
 def open_dashscope(endpoint: Endpoint) -> LanguageModel:
     """By what the table says of the model: one that answers, or one that makes pictures, videos, speech (tasks)."""
     kind = facts_of(endpoint.upstream_model).kind
+    if kind == "speech":
+        return DashScopeSpeechModel(endpoint)
     return DashScopeMediaModel(endpoint) if kind in TASK_KINDS else DashScopeModel(endpoint)
 
 

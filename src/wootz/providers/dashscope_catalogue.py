@@ -19,6 +19,7 @@ Kind = Literal["chat", "embedding", "rerank", "image", "video", "speech", "trans
 
 TEXT_SERVICE = "aigc/text-generation/generation"
 MULTIMODAL_SERVICE = "aigc/multimodal-generation/generation"
+SPEECH_SERVICE = "audio/tts/SpeechSynthesizer"
 
 TASK_KINDS: tuple[Kind, ...] = ("image", "video", "speech", "transcription")
 """What is not answered but made: see `wootz.core.media`."""

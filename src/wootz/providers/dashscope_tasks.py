@@ -1,8 +1,8 @@
 """DashScope's image, video, speech and transcription models as a `MediaModel`.
 
 Nearly all are tasks: handed in with the header ``X-DashScope-Async: enable``, asked for at ``/tasks/{id}``. Speech is
-made while one waits, and is then a task that has ended when it is handed in. Results lie in DashScope's storage for a
-day.
+made while one waits, and is then a task that has ended when it is handed in (as it is made: `dashscope_speech`).
+Results lie in DashScope's storage for a day.
 
 Source: the DashScope references for image, video, speech synthesis, recorded speech recognition and asynchronous tasks.
 """
@@ -19,8 +19,10 @@ import aiohttp
 
 from wootz.core import LanguageModel, UnsupportedError
 from wootz.core.media import ENDED, MediaRequest, MediaTask, TaskStatus, Unit
-from wootz.providers.dashscope_catalogue import TASK_KINDS, facts_of
+from wootz.core.wire import Usage
+from wootz.providers.dashscope_catalogue import MULTIMODAL_SERVICE, SPEECH_SERVICE, TASK_KINDS, facts_of
 from wootz.providers.dashscope_http import ASYNC, DashScopeHttp
+from wootz.providers.dashscope_wire import usage_of
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.public_addresses import PublicResolver, is_private_literal
 
@@ -32,7 +34,7 @@ ASYNCHRONOUS = (
     "aigc/image2video/video-synthesis",
     "audio/asr/transcription",
 )
-SYNCHRONOUS = ("aigc/multimodal-generation/generation", "audio/tts/SpeechSynthesizer")
+SYNCHRONOUS = (MULTIMODAL_SERVICE, SPEECH_SERVICE)
 KEPT = timedelta(hours=24)
 MAX_RESULT_BYTES = 256 * 2**20
 DOWNLOAD_SECONDS = 120.0
@@ -52,14 +54,7 @@ class DashScopeMediaModel(LanguageModel):
         self.provider = self._http.host
 
     async def submit(self, request: MediaRequest) -> MediaTask:
-        service = request.service or self.facts.service
-        if service not in ASYNCHRONOUS and service not in SYNCHRONOUS:
-            raise UnsupportedError(f'DashScope makes nothing at "{service[:80]}"', param="service")
-        input = request.input
-        if request.service is None and service.endswith("image-generation/generation") and "prompt" in input:
-            rest = {key: value for key, value in input.items() if key != "prompt"}
-            input = rest | {"messages": [{"role": "user", "content": [{"text": input["prompt"]}]}]}
-        body = {"model": self.upstream_model, "input": input, "parameters": request.parameters}
+        service, body = self._asked(request)
         headers = ASYNC if service in ASYNCHRONOUS else None
         answer = await self._http.ask(f"services/{service}", body, headers)
         if service in SYNCHRONOUS:
@@ -103,6 +98,20 @@ class DashScopeMediaModel(LanguageModel):
     async def close(self) -> None:
         await self._http.close()
 
+    def _asked(self, request: MediaRequest) -> tuple[str, dict[str, Any]]:
+        """The service, and what it is asked."""
+        service = request.service or self.facts.service
+        if service not in ASYNCHRONOUS and service not in SYNCHRONOUS:
+            raise UnsupportedError(f'DashScope makes nothing at "{service[:80]}"', param="service")
+        input = request.input if request.service else self._in_its_words(request.input)
+        return service, {"model": self.upstream_model, "input": input, "parameters": request.parameters}
+
+    def _in_its_words(self, input: dict[str, Any]) -> dict[str, Any]:
+        if not self.facts.service.endswith("image-generation/generation") or "prompt" not in input:
+            return input
+        rest = {key: value for key, value in input.items() if key != "prompt"}
+        return rest | {"messages": [{"role": "user", "content": [{"text": input["prompt"]}]}]}
+
     def _task(self, answer: dict[str, Any]) -> MediaTask:
         output, usage = answer.get("output"), answer.get("usage") or {}
         if not isinstance(output, dict) or not isinstance(usage, dict):
@@ -120,9 +129,16 @@ class DashScopeMediaModel(LanguageModel):
             usage=usage,
             unit=_UNITS[self.facts.kind],
             units=_units(self.facts.kind, output, usage) if status == "SUCCEEDED" else Decimal(0),
+            tokens=self._tokens(usage) if self.facts.kind == "speech" else Usage(),
             urls=urls,
             expires_at=min((_expiry(url) for url in urls), default=None) if status == "SUCCEEDED" else None,
         )
+
+    def _tokens(self, usage: dict[str, Any]) -> Usage:
+        try:
+            return usage_of(usage)
+        except (ValueError, TypeError, AttributeError):
+            raise self._http.malformed() from None
 
 
 _UNITS: dict[str, Unit] = {"image": "image", "video": "second", "transcription": "second", "speech": "character"}
@@ -135,15 +151,15 @@ def _units(kind: str, output: dict[str, Any], usage: dict[str, Any]) -> Decimal:
             found = usage.get("image_count") or len([*_urls(output)])
         case "video":
             seconds = usage.get("video_duration") or usage.get("duration") or 0
-            found = _decimal(seconds) * _decimal(usage.get("video_count") or 1)
+            found = decimal(seconds) * decimal(usage.get("video_count") or 1)
         case "transcription":
             found = usage.get("duration") or 0
         case _:
             found = usage.get("characters") or 0
-    return _decimal(found)
+    return decimal(found)
 
 
-def _decimal(value: Any) -> Decimal:
+def decimal(value: Any) -> Decimal:
     try:
         number = Decimal(str(value))
     except InvalidOperation:

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import msgspec
@@ -108,7 +109,8 @@ class Http:
         accept: str,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Response, None]:
-        """The open answer, its status and its kind good. Leaving the block early ends the remote work."""
+        """The open answer, its status and its kind good. Leaving the block early ends the remote work. ``accept`` is as
+        the header: several kinds, and ``audio/*``, are one as good as the other."""
         content = b"" if body is None else msgspec.json.encode(body)
         said = {**await self._confidential(), **(headers or {}), "accept": accept}
         if body is not None:
@@ -172,7 +174,9 @@ class Http:
             raise self.failed("its answer is compressed, which was not asked for", "upstream_compressed")
         if response.status // 100 != 2:
             raise await self.refusal(response)
-        if response.content_type != accept:
+        if response.content_type != accept and not any(
+            fnmatchcase(response.content_type, kind) for kind in accept.split(", ")
+        ):
             said = response.headers.get("content-type", "nothing")[:60]
             raise self.failed(f"it answered {said} instead of {accept}", "upstream_content_type")
 

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from wootz.core import LanguageModel, UnsupportedError, UpstreamError
+from wootz.core.media import MediaRequest, SpeechChunk
 from wootz.core.wire import (
     ChatChunk,
     ChatRequest,
@@ -33,7 +34,8 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
-from wootz.providers.capabilities import capabilities_of, check, check_region
+from wootz.providers import openai_speech
+from wootz.providers.capabilities import capabilities_of, check, check_native, check_region
 from wootz.providers.counting import COUNTERS
 from wootz.providers.dialects import adapt_choice, adapt_request, dialect_of, read_usage
 from wootz.providers.endpoint import Endpoint
@@ -47,6 +49,8 @@ Whole = TypeVar("Whole", EmbeddingResponse, RerankResponse)
 
 
 class OpenAICompatibleModel(LanguageModel):
+    speech_formats = openai_speech.FORMATS
+
     def __init__(self, endpoint: Endpoint) -> None:
         self.name = endpoint.name
         self.endpoint = endpoint
@@ -66,6 +70,12 @@ class OpenAICompatibleModel(LanguageModel):
 
     async def rerank(self, request: RerankRequest) -> RerankResponse:
         return await self._ask("rerank", request, RerankResponse)
+
+    def speak(self, request: MediaRequest) -> AsyncGenerator[SpeechChunk, None]:
+        """Whether it speaks at all, the endpoint says."""
+        check_native(self.capabilities, request.model)
+        check_region(self.capabilities, request.model, self.endpoint.region)
+        return self._http.in_time(openai_speech.speak(self._http, request))
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Asks the endpoint, where its kind can be asked."""

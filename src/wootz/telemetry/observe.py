@@ -115,7 +115,8 @@ class Telemetry:
             prompt_chars=prompt_chars,
             template_hash=template_hash,
         )
-        again = isinstance(body, MediaRequest) or (journey is not None and journey.lane == "batch")
+        is_task = isinstance(body, MediaRequest) and not body.stream
+        again = is_task or (journey is not None and journey.lane == "batch")
         if self.under_way is not None and not again:  # Tasks and batch lines go on elsewhere, under the same id.
             self.under_way.begin(begun)
         keep = self.keep_bodies
@@ -227,9 +228,15 @@ class Observation:
     def usage(self, usage: Usage) -> None:
         self._usage = usage
 
-    def made(self, units: Decimal) -> None:
-        """What a task made, counted as it is charged: images, seconds, characters."""
-        self._units = units
+    def made(self, units: Decimal, tokens: Usage | None = None) -> None:
+        """What was made, counted as it is charged: images, seconds, characters, or ``tokens`` where there are some and
+        its price is not by the unit."""
+        begun = self._begun
+        price = self._telemetry.prices.find(begun.model, begun.provider or "", begun.started_at)
+        if tokens is not None and tokens.total_tokens and not (price and price.unit):
+            self._usage = tokens
+        else:
+            self._units = units
 
     async def end(
         self, status: int = 200, error: WootzError | None = None, client_disconnected: bool = False

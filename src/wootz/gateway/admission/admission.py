@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from typing import TypeVar
 
 from wootz.core import Config
+from wootz.core.media import SpeechChunk
 from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import LEAST_URGENT, ChatChunk, Completion, SamplingFields
 from wootz.gateway.admission.capacity import FixedCapacity, LearntCapacity
@@ -19,8 +20,8 @@ from wootz.gateway.admission.queue import ModelQueue, Place
 from wootz.gateway.keys import Key
 from wootz.telemetry import Telemetry
 
-Chunk = TypeVar("Chunk", ChatChunk, Completion)
-Asked = TypeVar("Asked", bound=SamplingFields)
+Chunk = TypeVar("Chunk", ChatChunk, Completion, SpeechChunk)
+Asked = TypeVar("Asked", bound=ModelRequest)
 Whole = TypeVar("Whole", bound=ModelRequest)
 Answer = TypeVar("Answer")
 
@@ -53,7 +54,7 @@ class Admission:
             async with self._place(queue, key, asked) as place, aclosing(ask(asked)) as chunks:
                 async for chunk in chunks:
                     if chunk.usage is not None:
-                        place.used = chunk.usage.total_tokens
+                        place.used = chunk.usage.total_tokens or None
                     yield chunk
 
         return from_a_place

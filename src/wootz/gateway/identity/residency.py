@@ -44,7 +44,7 @@ def guard_all(config: Config, models: Mapping[str, LanguageModel]) -> None:
 def guard(model: LanguageModel, region: str | None) -> None:
     """From now on this very object refuses what must not reach it. (It stays what it is: an `EngineModel`, a
     `MediaModel`, which others ask it whether it is.)"""
-    for method in ("chat", "complete", "embed", "rerank", "count_tokens", "submit"):
+    for method in ("chat", "complete", "embed", "rerank", "count_tokens", "submit", "speak"):
         if (ask := getattr(model, method, None)) is not None:
             setattr(model, method, _guarded(ask, model.name, region))
 

@@ -77,11 +77,12 @@ def dearest(model: LanguageModel, usage: Usage, prices: PriceBook, now: float, l
     return cost(Tokens.of(usage), prices.find(model.name, model.provider, at, usage.prompt_tokens), lane)
 
 
-def dearest_task(model: LanguageModel, request: MediaRequest, prices: PriceBook, now: float) -> Decimal:
-    """What a task may cost, where what it makes can be told from its request."""
-    return cost_of_units(
-        request.likely_units, prices.find(model.name, model.provider, datetime.fromtimestamp(now, UTC))
-    )
+def of_media(model: LanguageModel, request: MediaRequest, prices: PriceBook, now: float) -> tuple[Usage, Decimal]:
+    """The tokens and the USD that it may take, where what it makes can be told from its request: by the unit or, speech
+    whose price has none, by the token."""
+    price = prices.find(model.name, model.provider, datetime.fromtimestamp(now, UTC))
+    usage = request.likely_tokens if price and not price.unit else Usage()
+    return usage, cost(Tokens.of(usage), price) + cost_of_units(request.likely_units, price)
 
 
 def _message(message: ChatMessage) -> int:

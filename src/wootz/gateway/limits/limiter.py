@@ -19,7 +19,7 @@ from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import Usage, new_id
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits.conversations import conversation_meters
-from wootz.gateway.limits.estimate import dearest, dearest_task, estimate
+from wootz.gateway.limits.estimate import dearest, estimate, of_media
 from wootz.gateway.limits.ledger_sums import LedgerSums
 from wootz.gateway.limits.memory import MemoryCounters
 from wootz.gateway.limits.meters import (
@@ -88,10 +88,8 @@ class Limiter:
         """
         if key is None or not any(subject.limits.any for subject in key.subjects):
             return
-        usage = Usage()
-        if any(subject.limits.counts_tokens for subject in key.subjects):
-            usage = estimate(request, self._config.assumed_completion_tokens)
-        meters = self._meters(key, request, model, usage)
+        usage, usd = self._likely(key, request, model)
+        meters = self._meters(key, request, usage, usd)
         for meter in meters:
             if meter.amount > meter.limit:
                 raise _never(meter, usage)
@@ -149,15 +147,20 @@ class Limiter:
             Use(meter, *(found or (await self._seed(meter), 0))) for meter, found in zip(meters, counted, strict=True)
         ]
 
-    def _meters(self, key: Key, request: ModelRequest, model: LanguageModel, usage: Usage) -> list[Meter]:
-        tokens, now, picodollars = usage.total_tokens, self._wall(), 0
+    def _likely(self, key: Key, request: ModelRequest, model: LanguageModel) -> tuple[Usage, Decimal]:
+        """The tokens and the USD that it may take, where any limit counts them."""
+        prices, now = self._telemetry.prices, self._wall()
+        if isinstance(request, MediaRequest):
+            return of_media(model, request, prices, now)
+        usage, usd = Usage(), Decimal(0)
+        if any(subject.limits.counts_tokens for subject in key.subjects):
+            usage = estimate(request, self._config.assumed_completion_tokens)
         if any(subject.limits.counts_money for subject in key.subjects):
-            prices = self._telemetry.prices
-            if isinstance(request, MediaRequest):
-                usd = dearest_task(model, request, prices, now)
-            else:
-                usd = dearest(model, usage, prices, now, request.journey.lane)
-            picodollars = to_picodollars(usd)
+            usd = dearest(model, usage, prices, now, request.journey.lane)
+        return usage, usd
+
+    def _meters(self, key: Key, request: ModelRequest, usage: Usage, usd: Decimal) -> list[Meter]:
+        tokens, now, picodollars = usage.total_tokens, self._wall(), to_picodollars(usd)
         meters = [meter for subject in key.subjects for meter in meters_of(subject, now, tokens, picodollars)]
         if conversation := request.journey.conversation:
             for subject in key.subjects:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from wootz.gateway.gateway import Gateway
-from wootz.gateway.surfaces import batches, dashscope, dashscope_tasks, files, images, messages, responses
+from wootz.gateway.surfaces import batches, dashscope, dashscope_tasks, files, images, messages, responses, speech
 from wootz.gateway.surfaces.batch_worker import working
 
 __all__ = ["routers", "working"]
@@ -13,6 +13,5 @@ __all__ = ["routers", "working"]
 
 def routers(gateway: Gateway) -> list[APIRouter]:
     """One for each surface."""
-    return [
-        surface.router(gateway) for surface in (responses, messages, files, batches, dashscope, dashscope_tasks, images)
-    ]
+    protocols = (responses, messages, files, batches, dashscope, dashscope_tasks, images, speech)
+    return [surface.router(gateway) for surface in protocols]

@@ -19,9 +19,10 @@ from wootz.core.media import MediaModel
 from wootz.gateway.answers import WholeAnswer
 from wootz.gateway.entrance import router_with_key
 from wootz.gateway.gateway import Gateway
-from wootz.gateway.surfaces.dashscope_request import EmbeddingBody, GenerationBody, RerankBody
+from wootz.gateway.surfaces.dashscope_request import EmbeddingBody, GenerationBody, RerankBody, wants_events
 from wootz.gateway.surfaces.dashscope_tasks import made
 from wootz.gateway.surfaces.dashscope_telling import ERROR_RESPONSES, GenerationTelling, error_body
+from wootz.gateway.surfaces.speech import NativeSpeech
 from wootz.gateway.surfaces.surface import encode, tell
 
 PREFIX = "/api/v1/services"
@@ -47,12 +48,14 @@ def router(gateway: Gateway) -> APIRouter:
 
     @router.post(MULTIMODAL, responses=EVENTS)
     async def generate_from_media(request: Request, body: GenerationBody) -> Response:
-        if isinstance(gateway.models.get(body.model), MediaModel):  # Speech and pictures that one waits for.
+        if body.is_spoken and wants_events(request):
+            return NativeSpeech.of(gateway, request, body.to_media(), MULTIMODAL)
+        if body.is_spoken or isinstance(gateway.models.get(body.model), MediaModel):  # What one waits for.
             return await make(request, body)
         return answer(request, body, MULTIMODAL, multimodal=True)
 
     def answer(request: Request, body: GenerationBody, route: str, *, multimodal: bool) -> Response:
-        request_id, stream = request.state.request_id, _wants_events(request)
+        request_id, stream = request.state.request_id, wants_events(request)
         telling = GenerationTelling(
             request_id,
             incremental=body.parameters.incremental_output,
@@ -63,7 +66,7 @@ def router(gateway: Gateway) -> APIRouter:
         return tell(chunks, telling, stream=stream)
 
     async def make(request: Request, body: GenerationBody) -> Response:
-        if _wants_events(request):
+        if wants_events(request):
             raise UnsupportedError("what this model makes does not stream", hint="leave X-DashScope-SSE out")
         row = await gateway.tasks.submit(
             request.state.key, body.to_media(), request_id=request.state.request_id, route=MULTIMODAL
@@ -97,7 +100,3 @@ def router(gateway: Gateway) -> APIRouter:
         return WholeAnswer(whole())
 
     return router
-
-
-def _wants_events(request: Request) -> bool:
-    return request.headers.get("x-dashscope-sse", "").lower() == "enable"

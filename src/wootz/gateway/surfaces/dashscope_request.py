@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wootz.core import BadRequestError
@@ -76,6 +77,11 @@ class GenerationBody(Body):
         fields["messages"] = [_message(message, f"input.messages[{at}]") for at, message in enumerate(messages)]
         return chat_request(fields, [f"input.messages[{at}]" for at in range(len(messages))])
 
+    @property
+    def is_spoken(self) -> bool:
+        """It has a text to speak, and nothing to answer."""
+        return "text" in (self.input.model_extra or {}) and self.input.messages is None and self.input.prompt is None
+
     def to_media(self) -> MediaRequest:
         return MediaRequest(
             model=self.model,
@@ -113,6 +119,10 @@ class RerankBody(Body):
     def to_rerank(self) -> RerankRequest:
         given = {"model": self.model, "query": self.input.query, "documents": self.input.documents}
         return _valid(RerankRequest, self.parameters | given)
+
+
+def wants_events(request: Request) -> bool:
+    return request.headers.get("x-dashscope-sse", "").lower() == "enable"
 
 
 def _valid(request_type: type[Asked], fields: dict[str, Any]) -> Asked:

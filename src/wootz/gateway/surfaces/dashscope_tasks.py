@@ -12,7 +12,7 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
@@ -20,8 +20,9 @@ from wootz.core import BadRequestError
 from wootz.core.media import MediaRequest, TaskStatus
 from wootz.gateway.entrance import router_with_key
 from wootz.gateway.gateway import Gateway
-from wootz.gateway.surfaces.dashscope_request import Body
+from wootz.gateway.surfaces.dashscope_request import Body, wants_events
 from wootz.gateway.surfaces.dashscope_telling import ERROR_RESPONSES, error_body
+from wootz.gateway.surfaces.speech import NativeSpeech
 from wootz.gateway.tasks import TaskRow
 
 SERVICES = (
@@ -51,7 +52,7 @@ def router(gateway: Gateway) -> APIRouter:
 
     def add(service: str) -> None:
         @router.post(f"/services/{service}", name=service)
-        async def submit(request: Request, body: TaskBody) -> JSONResponse:
+        async def submit(request: Request, body: TaskBody) -> Response:
             if service != SPEECH and request.headers.get("x-dashscope-async", "").lower() != "enable":
                 raise BadRequestError(
                     "this is made by a task, which takes its time", hint="send the header X-DashScope-Async: enable"
@@ -61,9 +62,11 @@ def router(gateway: Gateway) -> APIRouter:
     for service in (*SERVICES, SPEECH):
         add(service)
 
-    async def hand_in(request: Request, body: TaskBody, service: str) -> JSONResponse:
+    async def hand_in(request: Request, body: TaskBody, service: str) -> Response:
         request_id = request.state.request_id
         media, route = body.to_media(service), f"/api/v1/services/{service}"
+        if service == SPEECH and wants_events(request):
+            return NativeSpeech.of(gateway, request, media, route)
         row = await gateway.tasks.submit(request.state.key, media, request_id=request_id, route=route)
         if service == SPEECH:
             return JSONResponse({"output": made(row), "usage": row.usage, "request_id": request_id})

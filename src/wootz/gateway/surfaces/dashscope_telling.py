@@ -67,6 +67,15 @@ def error_body(error: WootzError, request_id: str) -> dict[str, Any]:
     return {"code": code, "message": str(error), "request_id": request_id}
 
 
+def frame(number: int, event: Event) -> bytes:
+    """One event over the wire, an error if it has a ``status``; that is also the line which the SDK reads.
+    ``:HTTP_STATUS/…``, to others a comment, is what DashScope writes."""
+    if "status" in event:
+        status = event.pop("status")
+        return b"id:%d\nevent:error\n:HTTP_STATUS/%d\nstatus:%d\ndata:%s\n\n" % (number, status, status, encode(event))
+    return b"id:%d\nevent:result\n:HTTP_STATUS/200\ndata:%s\n\n" % (number, encode(event))
+
+
 class GenerationTelling(Telling):
     def __init__(self, request_id: str, *, incremental: bool, as_text: bool, multimodal: bool) -> None:
         self.request_id = request_id
@@ -110,14 +119,8 @@ class GenerationTelling(Telling):
         return self._event(told) | {"usage": dashscope_usage(self._usage)}
 
     def frame(self, event: Event) -> bytes:
-        """``status:`` is what the SDK reads and ``:HTTP_STATUS/…``, to others a comment, what DashScope writes."""
         self._number += 1
-        if "status" in event:
-            status = event.pop("status")
-            return b"id:%d\nevent:error\n:HTTP_STATUS/%d\nstatus:%d\ndata:%s\n\n" % (
-                self._number, status, status, encode(event),
-            )  # fmt: skip
-        return b"id:%d\nevent:result\n:HTTP_STATUS/200\ndata:%s\n\n" % (self._number, encode(event))
+        return frame(self._number, event)
 
     # --- one choice -----------------------------------------------------------------------------------------------
 

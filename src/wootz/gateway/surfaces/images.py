@@ -1,8 +1,8 @@
-"""OpenAI's ``/v1/images/generations`` and ``/v1/audio/speech`` over any `MediaModel`: a task that one waits for.
+"""OpenAI's ``/v1/images/generations`` over any `MediaModel`: a task that one waits for.
 
 Who goes away meanwhile has still ordered it: the task goes on, and is counted.
 
-Source: the OpenAI API reference for images and speech. Fields of OpenAI's that no `MediaModel` has are refused; what
+Source: the OpenAI API reference for images. Fields of OpenAI's that no `MediaModel` has are refused; what
 OpenAI does not know (``negative_prompt``, ``seed``, ``prompt_extend``, …) goes on.
 """
 
@@ -12,7 +12,7 @@ import base64
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -57,48 +57,28 @@ class ImageBody(MediaBody):
         return MediaRequest(model=self.model, user=self.user, input=given, parameters=parameters)
 
 
-class SpeechBody(MediaBody):
-    input: str = Field(min_length=1, max_length=4096)
-    voice: str = Field(min_length=1, max_length=256)
-    response_format: str | None = Field(default=None, max_length=10)
-
-    def to_media(self) -> MediaRequest:
-        extra = {**(self.model_extra or {})}
-        for field in ("stream_format", "instructions"):
-            if extra.pop(field, None) not in (None, "audio"):
-                raise UnsupportedError(f'"{field}" is not supported by any model that speaks', param=field)
-        given = {"text": self.input, "voice": self.voice} | extra
-        if self.response_format is not None:
-            given["format"] = self.response_format
-        return MediaRequest(model=self.model, user=self.user, input=given)
-
-
 def router(gateway: Gateway) -> APIRouter:
     router = router_with_key(gateway, "inference", tags=["media"])
 
     @router.post("/v1/images/generations")
     async def images(request: Request, body: ImageBody) -> JSONResponse:
-        row, urls = await made(request, body.to_media(), "/v1/images/generations")
+        row, urls = await made(gateway, request, body.to_media(), "/v1/images/generations")
         data: list[dict[str, Any]] = [{"url": url} for url in urls]
         if body.response_format == "b64_json":
             data = [{"b64_json": base64.b64encode(await gateway.tasks.download(row, url)).decode()} for url in urls]
         return JSONResponse({"created": now(), "data": data})
 
-    @router.post("/v1/audio/speech")
-    async def speech(request: Request, body: SpeechBody) -> Response:
-        row, urls = await made(request, body.to_media(), "/v1/audio/speech")
-        kind = {"mp3": "audio/mpeg", "pcm": "audio/pcm"}.get(body.response_format or "wav", "audio/wav")
-        return Response(await gateway.tasks.download(row, urls[0]), media_type=kind)
-
-    async def made(request: Request, media: MediaRequest, route: str) -> tuple[TaskRow, list[str]]:
-        key = request.state.key
-        row = await gateway.tasks.submit(key, media, request_id=request.state.request_id, route=route)
-        await gateway.tasks.wait(row.id)
-        row = await gateway.tasks.get(key, row.id)
-        if row.status == "FAILED":
-            raise failure_of(MediaTask(id=row.upstream_id, status="FAILED", output=row.output))
-        if not row.urls:
-            raise UpstreamError(f"the task ended as {row.status}, with nothing made", code="task_failed")
-        return row, row.urls
-
     return router
+
+
+async def made(gateway: Gateway, request: Request, media: MediaRequest, route: str) -> tuple[TaskRow, list[str]]:
+    """The task when it has ended, and where its results are. Raises `WootzError`."""
+    key = request.state.key
+    row = await gateway.tasks.submit(key, media, request_id=request.state.request_id, route=route)
+    await gateway.tasks.wait(row.id)
+    row = await gateway.tasks.get(key, row.id)
+    if row.status == "FAILED":
+        raise failure_of(MediaTask(id=row.upstream_id, status="FAILED", output=row.output))
+    if not row.urls:
+        raise UpstreamError(f"the task ended as {row.status}, with nothing made", code="task_failed")
+    return row, row.urls
