@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -30,6 +32,28 @@ def test_a_503_that_says_when_to_come_back_is_not_asked_before(gate: Gate) -> No
     alone = gate.ask("alone", stream=False)
     assert (alone.status, len(gate.faulty.requests)) == (503, 1)
     assert alone.error == "model_unavailable", "it is not that we ask too much"
+
+
+@pytest.mark.parametrize("model", ["alone", "pair"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_is_forgotten_with_its_answer(gate: Gate, model: str, stream: bool) -> None:  # noqa: F811
+    """Nothing of it goes in a circle: else it fills the memory until the collector comes by."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = _num_requests()
+        for _ in range(9):
+            assert gate.ask(model, stream=stream).text == "Hello"
+        deadline = time.monotonic() + 10
+        while _num_requests() > before + 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert _num_requests() <= before + 1
+    finally:
+        gc.enable()
+
+
+def _num_requests() -> int:
+    return sum(isinstance(one, ChatRequest) for one in gc.get_objects())
 
 
 class Counting(ScriptedModel):

@@ -8,7 +8,7 @@ The gateway begins it, the layers below add to it, and at the end the record, th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -100,8 +100,6 @@ class Journey:
     """Of the key that the request was sent with, where no attempts are made."""
     arithmetic: str | None = None
     """How the engine that answers computes (`wootz.engine.arithmetic`); None where another house answers."""
-    about_prompt: Callable[[], int] = lambda: 0
-    """About how many tokens the request has to read: for answers that break off, whose usage nobody tells."""
     begun: float = field(default_factory=time.perf_counter)
 
     @property

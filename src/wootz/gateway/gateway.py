@@ -293,7 +293,7 @@ class Gateway:
                 raise
             finally:
                 if not complete:  # Nobody will tell the usage of half an answer; its parts are nearly its tokens.
-                    prompt = request.journey.about_prompt() if num_parts or left else 0
+                    prompt = prompt_tokens(request) if num_parts or left else 0
                     observation.usage(Usage.count(prompt, num_parts))
             if not complete:
                 raise UpstreamError("the model's answer broke off", code="incomplete_answer")
@@ -301,7 +301,6 @@ class Gateway:
     async def _admit(self, key: Key | None, request: ModelRequest, observation: Observation) -> LanguageModel:
         journey = request.journey
         UNDER_WAY.set(journey)
-        journey.about_prompt = partial(prompt_tokens, request)
         if key is not None:
             journey.caller, journey.tenant = key.id, key.tenant
             journey.team, journey.user = key.team.id if key.team else "", key.user.id if key.user else ""

@@ -12,8 +12,10 @@ from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from wootz.core import UpstreamError, WootzError
-from wootz.core.journey import UNDER_WAY, Journey
+from wootz.core.journey import UNDER_WAY
+from wootz.core.tool_wire import ModelRequest
 from wootz.core.wire import Usage
+from wootz.gateway.routing.candidate import prompt_tokens
 from wootz.gateway.routing.deployment import Deployment
 
 Chunk = TypeVar("Chunk")
@@ -31,10 +33,10 @@ class Call(Generic[Chunk]):
     """`begin` it, then read its `chunks`; or `drop` it. However it ends, the attempt is on the journey, the deployment
     knows, and the work behind it is stopped."""
 
-    def __init__(self, deployment: Deployment, ask: Ask[Chunk], journey: Journey) -> None:
+    def __init__(self, deployment: Deployment, ask: Ask[Chunk], request: ModelRequest) -> None:
         self.deployment = deployment
-        self.attempt = deployment.begin(journey)
-        self._journey = journey
+        self.attempt = deployment.begin(request.journey)
+        self._request = request
         try:
             self._stream = ask(deployment.model)
         except WootzError as error:  # Refusals of what a model cannot do come before there is a stream.
@@ -63,14 +65,14 @@ class Call(Generic[Chunk]):
         except BaseException as error:
             if not (isinstance(error, TimeoutError) and limit.expired()):
                 if not isinstance(error, Exception):  # The model reads, also for a client that left.
-                    self.attempt.prompt_tokens = self._journey.about_prompt()
+                    self.attempt.prompt_tokens = prompt_tokens(self._request)
                 await self.drop(FAULT if isinstance(error, Exception) else GONE)
                 raise
             name = self.deployment.name
             late = UpstreamError(f'model "{name}": nothing came for {seconds:.3g} s', code="first_token_timeout")
             await self._end(late)
             raise late from error
-        self.attempt.first_token = self._journey.now
+        self.attempt.first_token = self._request.journey.now
         self._judged = True
         self.deployment.breaker.succeeded()
         self.deployment.latency.measure_first_token(self.attempt.first_token - self.attempt.start)
@@ -94,12 +96,12 @@ class Call(Generic[Chunk]):
                 raise UpstreamError("the answer took too long as a whole", code="total_timeout") from error
             raise UpstreamError(f'model "{self.deployment.name}": the answer broke off', code="incomplete_answer")
         except WootzError as error:
-            self._count(Usage.count(self._journey.about_prompt(), num_parts))
+            self._count(Usage.count(prompt_tokens(self._request), num_parts))
             await self._end(error)
             raise
         except BaseException as error:
             if not self._ended:  # Nobody tells the usage of half an answer; its parts are nearly its tokens.
-                self._count(Usage.count(self._journey.about_prompt(), num_parts))
+                self._count(Usage.count(prompt_tokens(self._request), num_parts))
                 await self.drop(FAULT if isinstance(error, Exception) else GONE)
             raise
 
@@ -137,7 +139,7 @@ class Call(Generic[Chunk]):
             return
         self._ended = True
         attempt, deployment = self.attempt, self.deployment
-        attempt.end = self._journey.now
+        attempt.end = self._request.journey.now
         deployment.in_flight -= 1
         if error is not None:
             attempt.error_code = error.code or "error"

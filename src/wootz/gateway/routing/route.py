@@ -191,7 +191,7 @@ class Route(LanguageModel):
         seconds = self.config.first_token_seconds
         if deadline is not None:
             seconds = min(seconds, max(0.0, deadline - asyncio.get_running_loop().time()))
-        call = Call(deployment, ask, request.journey)
+        call = Call(deployment, ask, request)
         after = deployment.latency.p95_first_token if self.config.hedge else None
         if after is None:
             await call.begin(seconds)
@@ -202,7 +202,7 @@ class Route(LanguageModel):
             while others:
                 if _admits(other := others.pop(0), repeated=True):
                     request.journey.notes.append(f'route {self.name}: hedged with "{other.name}" after {after:.3g} s')
-                    return Call(other, ask, request.journey)
+                    return Call(other, ask, request)
             return None
 
         return await race(call, after, second, seconds)
