@@ -25,13 +25,14 @@ from wootz.core import Config, ConfigError, WootzError
 if TYPE_CHECKING:
     from wootz.app.supervisor import Supervisor
 
+MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
+"""For the C library, which else keeps memory for each of the database's threads, and what a large sort took for ever."""
 END_SECONDS = 10.0
 """What an old process gets to end, on top of the time for draining."""
 
 
 def http_process(setup: HttpSetup) -> Child:
-    # Each of the database's threads would keep memory of its own that the others have no use of.
-    child = Child("http", "wootz.app.http", environ={"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2")})
+    child = Child("http", "wootz.app.http", environ=MALLOC | os.environ)
     _set_up(child, setup)
     return child
 
