@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wootz.app.supervisor import Supervisor
 
 MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
-"""For the C library, which else keeps memory for each of the database's threads, and what a large sort took for ever."""
+"""For the C library: else it keeps memory for each of the database's threads, and what a large sort took, for ever."""
 END_SECONDS = 10.0
 """What an old process gets to end, on top of the time for draining."""
 
