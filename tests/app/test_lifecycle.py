@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from wootz.app.pid_file import ask_to_reload
-from wootz.app.preflight import Prepared, bind, check_body_key
+from wootz.app.preflight import Prepared, bind, check_master_key
 from wootz.app.process import Child
 from wootz.app.supervisor import StartError, Supervisor
 from wootz.core import Config, ConfigError
@@ -154,14 +155,26 @@ def test_unset_secret(start, tiny):
     assert not platform.home.exists()
 
 
-def test_bodies_without_a_key_refuse_to_start(tmp_path):
-    config = Config.model_validate({"home": tmp_path, "telemetry": {"store_bodies": True}})
-    check_body_key(config)
-    check_body_key(config)
+def test_a_home_has_a_master_key_and_does_not_start_without_it(tmp_path):
+    config = Config.model_validate({"home": tmp_path})
+    check_master_key(config)
+    check_master_key(config)
     (tmp_path / "secrets.key").rename(tmp_path / "elsewhere")
     (tmp_path / "secrets.db").touch()
-    with pytest.raises(ConfigError, match=r"telemetry.store_bodies: the master key .* is gone"):
-        check_body_key(config)
+    with pytest.raises(ConfigError, match=r"secrets.master_key: the master key .* is gone"):
+        check_master_key(config)
+
+
+def test_with_a_database_elsewhere_the_master_key_is_named(tmp_path, monkeypatch):
+    elsewhere = {"home": tmp_path, "database": {"url": "postgresql://wootz@db.example/wootz"}}
+    with pytest.raises(ConfigError, match=r"secrets.master_key: has to be named .*; make one"):
+        check_master_key(Config.model_validate(elsewhere))
+    assert not (tmp_path / "secrets.key").exists()
+    (tmp_path / "secrets.key").touch()
+    with pytest.raises(ConfigError, match=r'it was "file:.*secrets.key" so far'):
+        check_master_key(Config.model_validate(elsewhere))
+    monkeypatch.setenv("THE_KEY", base64.b64encode(bytes(32)).decode())
+    check_master_key(Config.model_validate(elsewhere | {"secrets": {"master_key": "env:THE_KEY"}}))
 
 
 @pytest.mark.slow
@@ -200,7 +213,8 @@ def test_a_model_that_the_engine_cannot_load(start, tmp_path, tiny_model_folder)
 
 @pytest.mark.slow
 def test_unreachable_database(start, tiny):
-    line = fails_with(start(WOOTZ_DATABASE__URL="postgresql://wootz:hunter2@127.0.0.1:9/wootz", **tiny), 2)
+    key = {"WOOTZ_SECRETS__MASTER_KEY": "env:THE_KEY", "THE_KEY": base64.b64encode(bytes(32)).decode()}
+    line = fails_with(start(WOOTZ_DATABASE__URL="postgresql://wootz:hunter2@127.0.0.1:9/wootz", **tiny, **key), 2)
     assert "database" in line
     assert "hunter2" not in line
 
