@@ -23,6 +23,7 @@ from wootz.providers.dashscope_catalogue import TASK_KINDS, facts_of
 from wootz.providers.dashscope_http import ASYNC, DashScopeHttp
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.public_addresses import PublicResolver, is_private_literal
+from wootz.providers.regions import check_region
 
 ASYNCHRONOUS = (
     "aigc/text2image/image-synthesis",
@@ -52,6 +53,7 @@ class DashScopeMediaModel(LanguageModel):
         self.provider = self._http.host
 
     async def submit(self, request: MediaRequest) -> MediaTask:
+        check_region(self._http.endpoint)
         service = request.service or self.facts.service
         if service not in ASYNCHRONOUS and service not in SYNCHRONOUS:
             raise UnsupportedError(f'DashScope makes nothing at "{service[:80]}"', param="service")
