@@ -40,10 +40,13 @@ def write_sealed(path: Path, key: bytes, context: bytes, content: Iterable[bytes
         for part in content:
             held += part
             size += len(part)
-            while len(held) > PIECE:  # The last piece has to be known as that, so a full one is held back.
-                file.write(encrypt(key, bytes(held[:PIECE]), _bound(context, number, last=False)))
-                del held[:PIECE]
-                number += 1
+            at = 0
+            with memoryview(held) as whole:
+                while len(whole) - at > PIECE:  # The last piece has to be known as that, so a full one is held back.
+                    with whole[at : at + PIECE] as piece:
+                        file.write(encrypt(key, piece, _bound(context, number, last=False)))
+                    at, number = at + PIECE, number + 1
+            del held[:at]
         file.write(encrypt(key, bytes(held), _bound(context, number, last=True)))
         file.flush()
         os.fsync(file.fileno())

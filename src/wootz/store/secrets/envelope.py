@@ -119,7 +119,7 @@ def make_master_key(path: Path) -> None:
         made.unlink(missing_ok=True)
 
 
-def encrypt(key: bytes, plain: bytes, context: bytes) -> bytes:
+def encrypt(key: bytes, plain: bytes | memoryview, context: bytes) -> bytes:
     nonce = os.urandom(NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plain, context)
 
