@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from wootz.app.http import create_app
 from wootz.app.pid_file import ask_to_reload
 from wootz.app.preflight import Prepared, bind, check_master_key
 from wootz.app.process import Child
@@ -163,6 +164,23 @@ def test_a_home_has_a_master_key_and_does_not_start_without_it(tmp_path):
     (tmp_path / "secrets.db").touch()
     with pytest.raises(ConfigError, match=r"secrets.master_key: the master key .* is gone"):
         check_master_key(config)
+
+
+async def test_a_server_does_not_start_with_a_master_key_that_opens_nothing(tmp_path):
+    config = Config.model_validate({"home": tmp_path, "models": {}})
+    app = create_app(config, {})
+    async with app.router.lifespan_context(app):
+        await app.state.gateway.kept.key()
+    (tmp_path / "secrets.key").rename(tmp_path / "right.key")
+    check_master_key(config)  # It can be had, and locks.
+    app = create_app(config, {})
+    with pytest.raises(ConfigError, match="what is kept for users can't be opened: the master key does not open it"):
+        async with app.router.lifespan_context(app):
+            pass
+    (tmp_path / "right.key").replace(tmp_path / "secrets.key")
+    app = create_app(config, {})
+    async with app.router.lifespan_context(app):
+        pass
 
 
 def test_with_a_database_elsewhere_the_master_key_is_named(tmp_path, monkeypatch):

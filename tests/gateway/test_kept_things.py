@@ -20,6 +20,7 @@ from kept_bodies import on_the_disk
 from serving import GatewayServer, ScriptedModel, until
 from sqlalchemy import func, insert, select, text, update
 
+from wootz.app.http import create_app
 from wootz.core import Config, ConfigError, LanguageModel, NotFoundError
 from wootz.core.media import MediaRequest, MediaTask
 from wootz.gateway import Gateway, Key, KeyStore
@@ -454,6 +455,32 @@ async def test_things_of_before_are_readable_and_then_encrypted(keeper: Keeper, 
             assert canary not in str((await session.execute(select(TABLES[what]))).all())
     if keeper.database.dialect == "sqlite":  # PostgreSQL's log and free space keep it until they are recycled.
         assert canary.encode() not in on_the_disk(keeper.database, request)
+
+
+async def test_a_server_encrypts_what_is_of_before_when_it_starts(tmp_path: Path) -> None:
+    config = Config.model_validate({"home": tmp_path, "models": {}})
+    database = Database(config.database_url)
+    await database.migrate()
+    row = {
+        "id": "resp-1",
+        "owner": "",
+        "created_at": int(time.time()),
+        "input": '["text"]',
+        "response": '{"output": 1}',
+    }
+    async with database.session() as session:
+        await session.execute(insert(responses), [row])
+
+    async def is_sealed() -> bool:
+        async with database.session() as session:
+            return await session.scalar(select(responses.c.sealed_with)) is not None
+
+    app = create_app(config, {})
+    async with app.router.lifespan_context(app):
+        await until(is_sealed)
+        store = ResponseStore(database, app.state.gateway.kept)
+        assert await store.get(None, "resp-1") == ({"output": 1}, ["text"])
+    await database.close()
 
 
 async def test_two_replicas_may_encrypt_a_file_of_before_at_once(keeper: Keeper) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -106,6 +107,18 @@ def test_nothing_of_it_lies_on_the_disk_and_no_two_are_alike(tmp_path: Path) -> 
     assert b"heron" not in one
     assert one.startswith(MAGIC)
     assert one != two
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    with patch.object(sealed_file, "PIECE", 2**16):
+        tracemalloc.start()
+        write_sealed(tmp_path / "file", KEY, b"mine", (bytes(2**20) for _ in range(48)))
+        with opened(tmp_path / "file") as file:
+            while file.read(2**18):
+                pass
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 6 * 2**20
 
 
 def test_an_empty_file_is_one(tmp_path: Path) -> None:
