@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
@@ -15,8 +16,9 @@ import httpx
 import psutil
 import pytest
 
+from wootz.app.http import create_app
 from wootz.app.pid_file import ask_to_reload
-from wootz.app.preflight import Prepared, bind, check_body_key
+from wootz.app.preflight import Prepared, bind, check_master_key
 from wootz.app.process import Child
 from wootz.app.supervisor import StartError, Supervisor
 from wootz.core import Config, ConfigError
@@ -154,14 +156,43 @@ def test_unset_secret(start, tiny):
     assert not platform.home.exists()
 
 
-def test_bodies_without_a_key_refuse_to_start(tmp_path):
-    config = Config.model_validate({"home": tmp_path, "telemetry": {"store_bodies": True}})
-    check_body_key(config)
-    check_body_key(config)
+def test_a_home_has_a_master_key_and_does_not_start_without_it(tmp_path):
+    config = Config.model_validate({"home": tmp_path})
+    check_master_key(config)
+    check_master_key(config)
     (tmp_path / "secrets.key").rename(tmp_path / "elsewhere")
     (tmp_path / "secrets.db").touch()
-    with pytest.raises(ConfigError, match=r"telemetry.store_bodies: the master key .* is gone"):
-        check_body_key(config)
+    with pytest.raises(ConfigError, match=r"secrets.master_key: the master key .* is gone"):
+        check_master_key(config)
+
+
+async def test_a_server_does_not_start_with_a_master_key_that_opens_nothing(tmp_path):
+    config = Config.model_validate({"home": tmp_path, "models": {}})
+    app = create_app(config, {})
+    async with app.router.lifespan_context(app):
+        await app.state.gateway.kept.key()
+    (tmp_path / "secrets.key").rename(tmp_path / "right.key")
+    check_master_key(config)  # It can be had, and locks.
+    app = create_app(config, {})
+    with pytest.raises(ConfigError, match="what is kept for users can't be opened: the master key does not open it"):
+        async with app.router.lifespan_context(app):
+            pass
+    (tmp_path / "right.key").replace(tmp_path / "secrets.key")
+    app = create_app(config, {})
+    async with app.router.lifespan_context(app):
+        pass
+
+
+def test_with_a_database_elsewhere_the_master_key_is_named(tmp_path, monkeypatch):
+    elsewhere = {"home": tmp_path, "database": {"url": "postgresql://wootz@db.example/wootz"}}
+    with pytest.raises(ConfigError, match=r"secrets.master_key: has to be named .*; make one"):
+        check_master_key(Config.model_validate(elsewhere))
+    assert not (tmp_path / "secrets.key").exists()
+    (tmp_path / "secrets.key").touch()
+    with pytest.raises(ConfigError, match=r'it was "file:.*secrets.key" so far'):
+        check_master_key(Config.model_validate(elsewhere))
+    monkeypatch.setenv("THE_KEY", base64.b64encode(bytes(32)).decode())
+    check_master_key(Config.model_validate(elsewhere | {"secrets": {"master_key": "env:THE_KEY"}}))
 
 
 @pytest.mark.slow
@@ -200,7 +231,8 @@ def test_a_model_that_the_engine_cannot_load(start, tmp_path, tiny_model_folder)
 
 @pytest.mark.slow
 def test_unreachable_database(start, tiny):
-    line = fails_with(start(WOOTZ_DATABASE__URL="postgresql://wootz:hunter2@127.0.0.1:9/wootz", **tiny), 2)
+    key = {"WOOTZ_SECRETS__MASTER_KEY": "env:THE_KEY", "THE_KEY": base64.b64encode(bytes(32)).decode()}
+    line = fails_with(start(WOOTZ_DATABASE__URL="postgresql://wootz:hunter2@127.0.0.1:9/wootz", **tiny, **key), 2)
     assert "database" in line
     assert "hunter2" not in line
 

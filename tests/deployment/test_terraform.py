@@ -298,7 +298,7 @@ def test_prod_is_two_private_replicas_in_two_zones_and_no_secret_is_in_its_plan(
         True,
     )
     secrets = [name for name in resources if name.startswith("aws_secretsmanager_secret.")]
-    assert len(secrets) == 5
+    assert len(secrets) == 6
     assert not any("value" in key or "string" in key for name in secrets for key in resources[name])
     assert not scan_paths([terraform.live / "prod.tfplan", terraform.live / "prod.json"], {})
 

@@ -6,6 +6,7 @@ Two replicas on one PostgreSQL and one Redis behind HAProxy; one is killed with 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import os
 import re
@@ -58,6 +59,7 @@ class House:
         (folder / "secrets").mkdir()
         for name, value in secrets.items():
             (folder / "secrets" / name).write_text(value)
+            (folder / "secrets" / name).chmod(0o600)
         text = (COMPOSE / "wootz.toml").read_text().replace("/run/secrets", str(folder / "secrets"))
         (folder / "wootz.toml").write_text(text.replace('kind = "openai"', f'kind = "openai"\nbase_url = "{provider}"'))
         (folder / "haproxy.cfg").write_text(
@@ -113,6 +115,7 @@ def house(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[House]:
         provider.answer = far_end.HELLO
         secrets = {"database-url": postgres_url, "redis-url": redis_url}
         secrets |= {"master-key": MASTER, "openai-key": far_end.SECRET}
+        secrets |= {"store-key": base64.b64encode(os.urandom(32)).decode()}
         house = House(tmp_path, secrets, f"{provider.url}/openai/v1")
         yield house
         for process in house.processes:

@@ -8,13 +8,14 @@ import json
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from wootz.core import Config, LanguageModel, ModelConfig
 from wootz.core.wire import ChatChunk, ChatRequest, ChunkChoice, Delta, Usage
 from wootz.gateway import Gateway
 from wootz.gateway.surfaces.batch_lines import check_file
-from wootz.gateway.surfaces.batch_worker import BatchWorker, file_store
+from wootz.gateway.surfaces.batch_worker import BatchWorker
+from wootz.gateway.surfaces.file_store import FileStore
 from wootz.store import Database
 from wootz.telemetry import Ledger, Telemetry
 
@@ -49,10 +50,10 @@ async def prepare(home: Path, num_lines: int) -> tuple[Gateway, dict[str, Any]]:
     ]
     content = io.BytesIO("\n".join(map(json.dumps, lines)).encode())
 
-    def check(path: Path) -> None:
-        check_file(path, 2**20)
+    def check(file: BinaryIO) -> None:
+        check_file(file, 2**20)
 
-    file = await file_store(gateway).add("", content, filename="lines.jsonl", purpose="batch", check=check)
+    file = await FileStore.of(gateway).add("", content, filename="lines.jsonl", purpose="batch", check=check)
     batch = {
         "id": "batch_1",
         "status": "validating",

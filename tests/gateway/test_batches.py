@@ -225,21 +225,30 @@ def test_other_purposes_and_too_much_are_refused(http: httpx.Client, server: Gat
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
+def num_done(journal: Path) -> int:
+    """Its whole lines: each has its length before it."""
+    data, number = journal.read_bytes() if journal.exists() else b"", 0
+    while data and len(data) >= (length := 4 + int.from_bytes(data[:4], "big")):
+        data, number = data[length:], number + 1
+    return number
+
+
+async def output_of(worker: BatchWorker, batch: dict[str, Any], shown: dict[str, Any]) -> list[dict[str, Any]]:
+    with await worker.files.open(await worker.files.get(batch["owner"], shown["output_file_id"])) as file:
+        return [json.loads(text) for text in file]
+
+
 async def test_a_killed_worker_leaves_each_line_answered_once(tmp_path: Path) -> None:
     gateway, batch = await prepare(tmp_path, num_lines=30)
     script = Path(__file__).parent / "batch_worker_process.py"
     process = await asyncio.create_subprocess_exec(sys.executable, str(script), str(tmp_path))
-    journal = tmp_path / "batches" / batch["id"] / "output.jsonl"
-
-    async def has_begun() -> bool:
-        return journal.exists() and journal.read_bytes().count(b"\n") >= 5
-
-    await until(has_begun)
+    journal = tmp_path / "batches" / batch["id"] / "output.sealed"
+    await until(lambda: asyncio.to_thread(lambda: num_done(journal) >= 5))
     process.kill()
     await process.wait()
-    before = journal.read_bytes()
-    assert before.count(b"\n") < 30
-    journal.write_bytes(before + b'{"custom_id": "li')  # It was killed in the middle of a line, too.
+    assert num_done(journal) < 30
+    with journal.open("ab") as file:
+        file.write(b"\0\0\1\0cut")  # It was killed in the middle of a line, too.
 
     model = gateway.models["slow"]
     assert isinstance(model, SlowModel)
@@ -254,10 +263,8 @@ async def test_a_killed_worker_leaves_each_line_answered_once(tmp_path: Path) ->
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
 
-    output = await worker.files.get(batch["owner"], shown["output_file_id"])
-    lines = [json.loads(text) for text in worker.files.path(output).read_text().splitlines()]
+    lines = await output_of(worker, batch, shown)
     assert Counter(one["custom_id"] for one in lines) == Counter(f"line {n}" for n in range(30))
-    assert worker.files.path(output).read_bytes().startswith(before)
     ledger = await gateway.telemetry.ledger.statuses(batch["id"])
     assert set(ledger) == {one["response"]["request_id"] for one in lines}
     assert set(ledger.values()) == {200}
@@ -288,8 +295,8 @@ async def test_a_worker_that_stood_still_writes_nothing_into_the_batch_of_who_to
     gateway, batch = await prepare(tmp_path, num_lines=30)
     script = Path(__file__).parent / "batch_worker_process.py"
     process = await asyncio.create_subprocess_exec(sys.executable, str(script), str(tmp_path))
-    journal = tmp_path / "batches" / batch["id"] / "output.jsonl"
-    await until(lambda: asyncio.to_thread(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 5))
+    journal = tmp_path / "batches" / batch["id"] / "output.sealed"
+    await until(lambda: asyncio.to_thread(lambda: num_done(journal) >= 5))
     await stop_between_transactions(process, tmp_path / "wootz.db")
     worker = BatchWorker(gateway, lease=0.5, poll=0.05)
     working = asyncio.create_task(worker.run())
@@ -299,14 +306,13 @@ async def test_a_worker_that_stood_still_writes_nothing_into_the_batch_of_who_to
         return shown if shown["status"] == "completed" else None
 
     shown = await until(is_completed)
-    output = worker.files.path(await worker.files.get(batch["owner"], shown["output_file_id"]))
     process.send_signal(signal.SIGCONT)
     await asyncio.sleep(0.5)
     process.kill()
     await process.wait()
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
-    lines = [json.loads(text)["custom_id"] for text in output.read_text().splitlines()]
+    lines = [one["custom_id"] for one in await output_of(worker, batch, shown)]
     assert Counter(lines) == Counter(f"line {n}" for n in range(30))
     await gateway.telemetry.close()
     await gateway.database.close()

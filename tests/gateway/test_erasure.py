@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,9 +17,11 @@ from wootz.gateway.caches import Caches
 from wootz.gateway.identity.erasure import Eraser, Erasures
 from wootz.gateway.identity.people import People
 from wootz.gateway.identity.sessions import Sessions
-from wootz.gateway.surfaces.batch_store import batches
-from wootz.gateway.surfaces.file_store import files
-from wootz.gateway.surfaces.response_store import responses
+from wootz.gateway.kept import Kept
+from wootz.gateway.surfaces.batch_journal import Journal
+from wootz.gateway.surfaces.batch_store import BatchStore, batches
+from wootz.gateway.surfaces.file_store import FileStore, files
+from wootz.gateway.surfaces.response_store import ResponseStore, responses
 from wootz.gateway.tasks import TaskRow
 from wootz.store import Database
 from wootz.store.audit import AuditLog
@@ -76,6 +79,7 @@ async def planted(database: Database, config: Config, caches: Caches) -> None:
         id="task-1", key_id=key.id, request_id="r", route="/", model="m", upstream_id="u", status="SUCCEEDED",
         output={"text": MARKER}, usage={}, urls=[f"http://x.test/{MARKER}"], submitted_at=NOW,
     )  # fmt: skip
+    await sealed(database, config, key)
     async with database.session() as sql:
         await sql.execute(insert(files), [file | {"id": "file-1", "owner": key.id}])
         await sql.execute(insert(files), [file | {"id": "file-2", "owner": other.id, "filename": "ben.jsonl"}])
@@ -87,6 +91,18 @@ async def planted(database: Database, config: Config, caches: Caches) -> None:
     await caches.store.put(b"three", b"ben's", 60, model="m", tenant="t", user="ben")
     await ledger.close()
     await alerted(database, person.id, key)
+
+
+async def sealed(database: Database, config: Config, key: Key) -> None:
+    """What this version keeps; the rest is of before it was encrypted."""
+    kept = Kept(database, some_master_key())
+    response = {"id": "resp-2", "created_at": 1, "previous_response_id": None, "output": MARKER}
+    await ResponseStore(database, kept).save(None, response, [{"text": MARKER}], NAME)
+    source = io.BytesIO(MARKER.encode())
+    store = FileStore(database, kept, config.files_folder / "files", 2**20)
+    await store.add(key.id, source, filename=MARKER, purpose="batch", check=lambda _: None)
+    await BatchStore(database, kept).create(key.id, {"id": "batch-2", "created_at": 1, "status": "completed"})
+    Journal(config.files_folder / "batches" / "batch-2", await kept.key(), b"").append("output", {"said": MARKER})
 
 
 async def alerted(database: Database, user_id: str, key: Key) -> None:
@@ -145,7 +161,7 @@ async def test_no_byte_of_a_person_is_left_and_all_sums_are(database: Database, 
     report = await Eraser(database, config).erase(NAME, caches)
     assert report.user.startswith("user")
     assert report.counts == {
-        "bodies": 3, "responses": 1, "tasks": 1, "files": 1, "batches": 1, "records": 3, "sessions": 1, "keys": 2,
+        "bodies": 3, "responses": 2, "tasks": 1, "files": 2, "batches": 2, "records": 3, "sessions": 1, "keys": 2,
         "people": 1, "cached_answers": 2, "records_waiting": 2, "signals": 2, "alerts": 8,
     }  # fmt: skip
     async with database.session() as sql:
@@ -160,6 +176,8 @@ async def test_no_byte_of_a_person_is_left_and_all_sums_are(database: Database, 
     assert (await AuditLog(database).verify()).holds
     again = await Eraser(database, config).erase(NAME, caches)
     assert sum(again.counts.values()) == 0
+    assert [one.name for one in (config.home / "files").iterdir()] == ["file-2"]
+    assert not [*(config.home / "batches").iterdir()]
     left = await everything(database, config.home)
     assert MARKER.encode() not in left
     assert b"ben.jsonl" in left

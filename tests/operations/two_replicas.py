@@ -40,6 +40,7 @@ from redis_server import RedisServer
 
 from wootz.core import ConfigError, load_config
 from wootz.store import Database
+from wootz.store.secrets.envelope import make_master_key
 from wootz.store.secrets.opening import open_local
 from wootz.telemetry import Ledger, RequestRecord
 
@@ -49,6 +50,9 @@ CONFIG = """
 master_key = "env:TEST_MASTER"
 [database]
 url = "env:TEST_DATABASE"
+
+[secrets]
+master_key = "file:{home}/secrets.key"
 [limits]
 redis = "{redis}"
 [providers.far]
@@ -205,10 +209,11 @@ class Platform:
         self.database = database_url.replace("postgresql://", "postgresql+asyncpg://")
         self.home = folder / "home"
         self.home.mkdir()
-        (self.home / "wootz.toml").write_text(CONFIG.format(redis=redis.url, upstream=provider.url))
+        (self.home / "wootz.toml").write_text(CONFIG.format(redis=redis.url, upstream=provider.url, home=self.home))
         self.environ = {
             "WOOTZ_HOME": str(self.home), "TEST_MASTER": MASTER, "TEST_DATABASE": self.database, "COLUMNS": "300",
         }  # fmt: skip
+        make_master_key(self.home / "secrets.key")
         config = load_config({"home": str(self.home)}, environ=self.environ, cwd=self.home).config
         self.secrets = open_local(config)
         provider.keys.add("provider-key-1")

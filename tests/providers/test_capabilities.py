@@ -15,7 +15,7 @@ from fakes.far_end import SECRET, FarEnd
 from serving import GatewayServer
 
 from wootz.core import LanguageModel, UnsupportedError
-from wootz.core.wire import ChatRequest, EmbeddingRequest
+from wootz.core.wire import ChatRequest
 from wootz.providers import Endpoint
 from wootz.providers.capabilities import Capabilities, capabilities_of, check, table
 from wootz.providers.opening import PROVIDERS
@@ -172,21 +172,3 @@ def test_values_that_ask_for_nothing_are_no_wish() -> None:
     check(None, request_of(n=9, logprobs=True))
     with pytest.raises(UnsupportedError):
         check(row, request_of(n=2))
-
-
-def test_a_region_where_a_model_is_not_is_told_from_a_wrong_name() -> None:
-    row = ROWS[CHATTING[0]].model_copy(update={"regions": ("cn-beijing",)})
-    check(row, request_of(), region="cn-beijing")
-    check(row, request_of())
-    with pytest.raises(UnsupportedError, match="not offered in us-east-1, but in cn-beijing"):
-        check(row, request_of(), region="us-east-1")
-
-
-async def test_an_embedder_that_is_elsewhere_is_told_from_a_wrong_name() -> None:
-    """Before anything is sent: nobody listens there."""
-    for kind, at in (("dashscope", "api"), ("dashscope-compatible", "compatible-mode")):
-        where = f"http://127.0.0.1:1/{at}/v1"
-        model = PROVIDERS[kind](Endpoint("ours", where, "k", "text-embedding-v4", kind=kind, region="us-east-1"))
-        with pytest.raises(UnsupportedError, match="not offered in us-east-1, but in cn-beijing"):
-            await model.embed(EmbeddingRequest(model="ours", input="hi"))
-        await model.close()

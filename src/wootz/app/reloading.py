@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from wootz.app.draining import KEEP_ALIVE_SECONDS
 from wootz.app.pid_file import PidFile
-from wootz.app.preflight import check_body_key, check_secrets
+from wootz.app.preflight import check_master_key, check_secrets
 from wootz.app.process import Child
 from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import Config, ConfigError, WootzError
@@ -74,7 +74,7 @@ class Reloading:
             if now != before:
                 raise ConfigError(f"{name} can't change while it runs", hint="stop `wootz up` and start it again")
         check_secrets(config)
-        check_body_key(config)
+        check_master_key(config)
         return config
 
     async def _replace(self, config: Config) -> None:

@@ -188,8 +188,8 @@ def rewrap(
 ) -> None:
     """After the master key was changed: lock with it what the one before had locked, here and in the database.
 
-    Values and bodies stay as they are; only the keys that they were encrypted with are locked anew. Put the new master
-    key in its place, run this, restart the servers, and run it again: they may have locked something meanwhile.
+    Values, bodies and what is kept for users stay as they are; only the keys that they were encrypted with are locked
+    anew. Stop the servers, put the new master key in its place, run this, and start them.
 
     Example:
       [bold]wootz secrets rewrap --from file:secrets.key.old[/bold]
@@ -197,21 +197,55 @@ def rewrap(
     import asyncio
 
     from wootz.app.preflight import open_database
+    from wootz.gateway.kept import keys_of_kept
     from wootz.store.secrets import key_wrapper, open_local, wrapper_of
-    from wootz.telemetry.body_keys import BodyKeys
+    from wootz.telemetry.bodies import keys_of_bodies
 
     config = load(ctx).config
-    before = key_wrapper(config, old)
+    before, present = key_wrapper(config, old), wrapper_of(config)
 
-    async def of_bodies() -> int:
+    async def in_database() -> list[int]:
         async with open_database(config) as database:
-            return await BodyKeys(database, wrapper_of(config)).rewrap(before)
+            return [await keys(database, present).rewrap(before) for keys in (keys_of_bodies, keys_of_kept)]
 
     versions = open_local(config).rewrap(before) if (config.home / "secrets.db").exists() else 0
     stderr().print(f"{versions} versions of secrets are locked with the new master key.")
-    stderr().print(f"{asyncio.run(of_bodies())} keys of stored bodies, too.")
+    bodies, kept = asyncio.run(in_database())
+    stderr().print(f"{bodies} keys of stored bodies and {kept} of what is kept for users, too.")
     if versions:
         _tell_audit_log(ctx)
+
+
+@app.command("give-up")
+def give_up(ctx: typer.Context, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """After a master key was lost: delete what was kept for users with it, which nobody can open any more.
+
+    A server does not start with a master key that opens nothing of what is kept. With the lost one at hand, in a backup
+    say, use rewrap instead.
+
+    Example:
+      [bold]wootz secrets give-up[/bold]
+    """
+    import asyncio
+
+    from wootz.app.preflight import open_database
+    from wootz.core.acting import actor
+    from wootz.gateway.surfaces.kept_house import give_up
+    from wootz.store.audit import AuditLog
+    from wootz.store.secrets import wrapper_of
+
+    config = load(ctx).config
+    if not yes:
+        typer.confirm("Delete what users kept and the present master key does not open? It can't be undone", abort=True)
+
+    async def delete() -> dict[str, int]:
+        async with open_database(config) as database:
+            counts = await give_up(database, config, wrapper_of(config))
+            await AuditLog(database).append(actor=actor(), action="kept.given_up", subject="", detail=counts)
+            return counts
+
+    for what, number in asyncio.run(delete()).items():
+        stdout().print(f"{number} {what}")
 
 
 @app.command()

@@ -53,6 +53,7 @@ from wootz.gateway.caches import Caches
 from wootz.gateway.identity import residency
 from wootz.gateway.identity.attributes import barred, may_use
 from wootz.gateway.identity.roles import Permission
+from wootz.gateway.kept import Kept
 from wootz.gateway.keys import Key, KeyStore
 from wootz.gateway.limits.conversations import TAG, conversation_of
 from wootz.gateway.limits.limiter import Limiter
@@ -62,6 +63,7 @@ from wootz.gateway.routing import Route
 from wootz.gateway.routing.candidate import prompt_tokens
 from wootz.gateway.tasks import Tasks
 from wootz.store.audit import AuditLog
+from wootz.store.secrets import wrapper_of
 from wootz.telemetry import Observation, Telemetry
 from wootz.telemetry.alerts import Incidents, load_rules
 from wootz.telemetry.drift import DriftSampler
@@ -92,6 +94,8 @@ class Gateway:
         self.started = int(time.time())
         self.database = telemetry.ledger.database
         """Where the surfaces keep what they keep."""
+        self.kept = Kept(self.database, wrapper_of(config, create=True))
+        """What seals it."""
         self.draining = False
         """It is about to end: `/readyz` says so, and whoever can goes elsewhere."""
         self.limits = limits or Limiter.of(config, keys, telemetry)

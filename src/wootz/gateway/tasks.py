@@ -9,6 +9,7 @@ record's id is the request's, so that none is counted twice.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import uuid
 from collections.abc import Callable
@@ -17,11 +18,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import JSON, func, select, update
+from sqlalchemy import JSON, LargeBinary, func, insert, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from wootz.core import BadRequestError, NotFoundError, UnsupportedError, UpstreamError, WootzError
 from wootz.core.media import ENDED, MediaModel, MediaRequest, MediaTask, Pace, SpeechModel, follow
+from wootz.gateway.kept import Thing
 from wootz.store import Base, Database, UtcDateTime
 
 if TYPE_CHECKING:
@@ -45,12 +47,19 @@ class TaskRow(Base):
     model: Mapped[str]
     upstream_id: Mapped[str]
     status: Mapped[str]
+    # These two are empty in the database, where they are sealed; `Tasks` fills them in.
     output: Mapped[dict[str, Any]] = mapped_column(JSON)
-    usage: Mapped[dict[str, Any]] = mapped_column(JSON)
     urls: Mapped[list[str]] = mapped_column(JSON)
+    usage: Mapped[dict[str, Any]] = mapped_column(JSON)
     submitted_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    sealed: Mapped[bytes | None] = mapped_column(LargeBinary)
+    sealed_with: Mapped[str | None] = mapped_column(index=True)
+
+    @property
+    def thing(self) -> Thing:
+        return Thing("task", self.key_id or "", self.id)
 
     @property
     def state(self) -> str:
@@ -105,7 +114,7 @@ class Tasks:
             raise NotFoundError(f'there is no task "{task_id[:64]}"', code="task_not_found")
         if (life := self._lives.get(row.id)) is not None:
             life.asked.set()
-        return row
+        return await self._opened(row)
 
     async def list(
         self,
@@ -118,7 +127,7 @@ class Tasks:
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> tuple[list[TaskRow], int]:
-        """The key's own, newest first: one page, and how many there are."""
+        """The key's own, newest first: one page, and how many there are. What was made is told by `get`."""
         mine = TaskRow.key_id == _id_of(key) if key else TaskRow.key_id.is_(None)
         conditions = [mine]
         conditions += [TaskRow.status == status] if status else []
@@ -193,6 +202,7 @@ class Tasks:
                 if not isinstance(model, MediaModel):
                     rest = ", and speaks only in a stream" if isinstance(model, SpeechModel) else " or speech"
                     raise UnsupportedError(f'model "{model.name}" makes no pictures, videos{rest}', param="model")
+                await self.gateway.kept.key()  # Before it costs something.
                 task = await model.submit(request)
                 row = TaskRow(
                     id=task_id,
@@ -207,8 +217,9 @@ class Tasks:
                     urls=[],
                     submitted_at=datetime.now(UTC),
                 )
+                named = {column.name: getattr(row, column.name) for column in TaskRow.__table__.columns}
                 async with self.database.session() as session:
-                    session.add(row)
+                    await session.execute(insert(TaskRow), [named | await self.sealed(row)])
                 if not task.ended:
                     accepted.set_result(row)
                 task = await self._until_the_end(life, model, row, task, observation)
@@ -222,7 +233,7 @@ class Tasks:
 
     async def _live_on(self, life: _Life, row: TaskRow) -> None:
         """A task of a server that is gone. Nobody admits it again: it was admitted, and is to be paid."""
-        model = self._media_model(row.model)
+        row, model = await self._opened(row), self._media_model(row.model)
         observation = self.gateway.telemetry.observe(
             request_id=row.request_id,
             route=row.route,
@@ -254,12 +265,14 @@ class Tasks:
 
         async def changed(now: MediaTask) -> None:
             if not now.ended:
-                await self._update(row.id, status=now.status, output=now.output)
+                row.status, row.output = now.status, now.output
+                await self._update(row, "status")
 
         try:
             task = await follow(model, task, self.pace, sleep=sleep, changed=changed)
         except WootzError as error:  # It can't be known what became of it.
-            await self._update(row.id, status="UNKNOWN", ended_at=datetime.now(UTC))
+            row.status, row.ended_at = "UNKNOWN", datetime.now(UTC)
+            await self._update(row, "status", "ended_at")
             raise error
         observation.made(task.units, task.tokens)
         observation.finish_reason = task.status.lower()
@@ -271,13 +284,24 @@ class Tasks:
         """After its record: were the server killed in between, the record would be written again, to no effect."""
         row.status, row.output, row.usage = task.status, task.output, task.usage
         row.urls, row.ended_at, row.expires_at = [*task.urls], datetime.now(UTC), task.expires_at
-        ended = ("status", "output", "usage", "urls", "ended_at", "expires_at")
-        await self._update(row.id, **{name: getattr(row, name) for name in ended})
+        await self._update(row, "status", "usage", "ended_at", "expires_at")
         return row
 
-    async def _update(self, task_id: str, **values: Any) -> None:
+    async def _update(self, row: TaskRow, *names: str) -> None:
+        """These, and what is sealed."""
+        values = {name: getattr(row, name) for name in names} | await self.sealed(row)
         async with self.database.session() as session:
-            await session.execute(update(TaskRow).where(TaskRow.id == task_id).values(**values))
+            await session.execute(update(TaskRow).where(TaskRow.id == row.id).values(values))
+
+    async def sealed(self, row: TaskRow) -> dict[str, Any]:
+        """What was made, as the row has it in the database."""
+        kept, said = self.gateway.kept, json.dumps([row.output, row.urls])
+        return {"output": {}, "urls": []} | kept.seal(await kept.key(), row.thing, said)
+
+    async def _opened(self, row: TaskRow) -> TaskRow:
+        if (said := await self.gateway.kept.open(row.thing, row)) is not None:
+            row.output, row.urls = json.loads(said)
+        return row
 
     def _media_model(self, name: str) -> MediaModel:
         model = self.gateway.models.get(name)

@@ -67,7 +67,7 @@ class AnthropicModel(LanguageModel):
         await self._http.close()
 
     async def _chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
-        check(self.capabilities, request, region=self.endpoint.region)
+        check(self.capabilities, request)
         body = messages_request(prepare_for(request, self.endpoint), self.endpoint.upstream_model, self.capabilities)
         version = OLDER_VERSION if SAMPLING & body.keys() else VERSION
         answer = _Answer(self.name)

@@ -52,8 +52,6 @@ class Capabilities(Section):
     """Fields that it refuses or drops, and ``field=value`` for one value of a field."""
     context: int | None = None
     max_output: int | None = None
-    regions: tuple[str, ...] = ()
-    """Empty: wherever the provider is, as far as we read."""
 
 
 @cache
@@ -86,13 +84,12 @@ def thinking_wanted(fields: Mapping[str, Any]) -> tuple[str, bool] | None:
     return None
 
 
-def check(row: Capabilities | None, request: ChatRequest, *, region: str | None = None) -> None:
+def check(row: Capabilities | None, request: ChatRequest) -> None:
     """Raises `UnsupportedError`, with the field, for the first thing that the row says the model can't do."""
     if row is None:
         return
     model = f'model "{request.model}"'
     check_native(row, request.model)
-    check_region(row, request.model, region)
     if "chat" not in row.can:
         raise UnsupportedError(f"{model} cannot chat", param="model")
     for field, what in (*_needs(row, request), *_refused(row, given(request))):
@@ -104,14 +101,6 @@ def check_native(row: Capabilities | None, model: str) -> None:
     if row is not None and row.native_only:
         message = f'model "{model}" is not to be had over the OpenAI-compatible mode'
         raise UnsupportedError(message, param="model", hint='give it a provider of kind "dashscope"')
-
-
-def check_region(row: Capabilities | None, model: str, region: str | None) -> None:
-    """Raises `UnsupportedError` for a model that is known to be elsewhere: its name is right, and the region is not."""
-    if row is not None and region and row.regions and region not in row.regions:
-        where = ", ".join(row.regions)
-        message = f'model "{model}" is not offered in {region}, but in {where} (read {row.read})'
-        raise UnsupportedError(message, param="model")
 
 
 def _needs(row: Capabilities, request: ChatRequest) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ from wootz.core.wire import (
     Usage,
     new_id,
 )
-from wootz.providers.capabilities import capabilities_of, check, check_region
+from wootz.providers.capabilities import capabilities_of, check
 from wootz.providers.dashscope_catalogue import MULTIMODAL_SERVICE, TASK_KINDS, TEXT_SERVICE, Kind, facts_of
 from wootz.providers.dashscope_errors import WRONG_SERVICE
 from wootz.providers.dashscope_http import SSE, DashScopeHttp
@@ -43,6 +43,7 @@ from wootz.providers.dashscope_tasks import DashScopeMediaModel
 from wootz.providers.dashscope_wire import chat_body, choices_of, needs_multimodal, usage_of
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.prompt_cache import prepare_for
+from wootz.providers.regions import check_region
 
 
 def open_dashscope(endpoint: Endpoint) -> LanguageModel:
@@ -65,7 +66,8 @@ class DashScopeModel(LanguageModel):
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         self._must_be("chat", "chat")
-        check(self._abilities, request, region=self._http.endpoint.region)
+        check(self._abilities, request)
+        check_region(self._http.endpoint)
         return self._http.in_time(self._from_either_service(request))
 
     async def _from_either_service(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
@@ -127,7 +129,7 @@ class DashScopeModel(LanguageModel):
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """As many requests as DashScope's limit on texts needs, all at once; order is kept."""
         self._must_be("embedding", "embed")
-        check_region(self._abilities, request.model, self._http.endpoint.region)
+        check_region(self._http.endpoint)
         texts = [request.input] if isinstance(request.input, str) else request.input
         if not texts or not all(isinstance(text, str) for text in texts):
             raise UnsupportedError("DashScope embeds texts, not token ids", param="input")
@@ -168,6 +170,7 @@ class DashScopeModel(LanguageModel):
 
     async def rerank(self, request: RerankRequest) -> RerankResponse:
         self._must_be("rerank", "rank documents")
+        check_region(self._http.endpoint)
         parameters = request.model_dump(include={"top_n", "return_documents"}, exclude_none=True)
         body = {
             "model": self.upstream_model,

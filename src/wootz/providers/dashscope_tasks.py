@@ -25,6 +25,7 @@ from wootz.providers.dashscope_http import ASYNC, DashScopeHttp
 from wootz.providers.dashscope_wire import usage_of
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.public_addresses import PublicResolver, is_private_literal
+from wootz.providers.regions import check_region
 
 ASYNCHRONOUS = (
     "aigc/text2image/image-synthesis",
@@ -100,6 +101,7 @@ class DashScopeMediaModel(LanguageModel):
 
     def _asked(self, request: MediaRequest) -> tuple[str, dict[str, Any]]:
         """The service, and what it is asked."""
+        check_region(self._http.endpoint)
         service = request.service or self.facts.service
         if service not in ASYNCHRONOUS and service not in SYNCHRONOUS:
             raise UnsupportedError(f'DashScope makes nothing at "{service[:80]}"', param="service")

@@ -111,7 +111,7 @@ class GeminiModel(LanguageModel):
         return EmbeddingResponse(data=data, model=self.name, usage=Usage())
 
     async def _chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
-        check(self.capabilities, request, region=self.endpoint.region)
+        check(self.capabilities, request)
         body = generate_request(request, self.capabilities)
         answer = _Answer(self.name)
         async with aclosing(self._http.events(f"{self._path}:streamGenerateContent?alt=sse", body)) as events:

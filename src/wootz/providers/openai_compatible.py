@@ -35,13 +35,14 @@ from wootz.core.wire import (
     Usage,
 )
 from wootz.providers import openai_speech
-from wootz.providers.capabilities import capabilities_of, check, check_native, check_region
+from wootz.providers.capabilities import capabilities_of, check, check_native
 from wootz.providers.counting import COUNTERS
 from wootz.providers.dialects import adapt_choice, adapt_request, dialect_of, read_usage
 from wootz.providers.endpoint import Endpoint
 from wootz.providers.http import Http, read_to_the_end
 from wootz.providers.joining import Joiner
 from wootz.providers.prompt_cache import prepare_for
+from wootz.providers.regions import check_region
 from wootz.providers.upstream_errors import error_from_event
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
@@ -74,7 +75,7 @@ class OpenAICompatibleModel(LanguageModel):
     def speak(self, request: MediaRequest) -> AsyncGenerator[SpeechChunk, None]:
         """Whether it speaks at all, the endpoint says."""
         check_native(self.capabilities, request.model)
-        check_region(self.capabilities, request.model, self.endpoint.region)
+        check_region(self.endpoint)
         return self._http.in_time(openai_speech.speak(self._http, request))
 
     async def count_tokens(self, request: ChatRequest) -> int:
@@ -99,7 +100,7 @@ class OpenAICompatibleModel(LanguageModel):
         await self._http.close()
 
     async def _ask(self, path: str, request: EmbeddingRequest | RerankRequest, answer_type: type[Whole]) -> Whole:
-        check_region(self.capabilities, request.model, self.endpoint.region)
+        check_region(self.endpoint)
         body = request.model_dump(exclude_unset=True) | {"model": self.endpoint.upstream_model}
         try:
             answer = answer_type.model_validate_json(await self._http.json(path, body))
@@ -110,7 +111,8 @@ class OpenAICompatibleModel(LanguageModel):
 
     async def _stream(self, path: str, request: SamplingFields, chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
         if isinstance(request, ChatRequest):
-            check(self.capabilities, request, region=self.endpoint.region)
+            check(self.capabilities, request)
+            check_region(self.endpoint)
             request = prepare_for(request, self.endpoint)
         body = adapt_request(request.model_dump(exclude_unset=True), self._dialect)
         body |= {"model": self.endpoint.upstream_model}

@@ -1,8 +1,8 @@
 """What was asked and answered, kept for some days: only where ``telemetry.store_bodies`` is switched on.
 
-A body is redacted before it is stored (`redaction`), bounded, encrypted (AES-256-GCM, with its day's key: `body_keys`),
-deleted when its days are over, and deleted with its user's other traces by ``wootz erase``. It lies in a table of its
-own: spans, logs and metrics never see one.
+A body is redacted before it is stored (`redaction`), bounded, encrypted (AES-256-GCM, with its day's key:
+`wootz.store.secrets.data_keys`), deleted when its days are over, and deleted with its user's other traces by ``wootz
+erase``. It lies in a table of its own: spans, logs and metrics never see one.
 
 The request's id, its API key and its team are associated data: a body that somebody copied to another request's row, or
 a record that was changed to look like somebody else's, does not open. `BodyStore.get` is the one way to read one.
@@ -24,8 +24,8 @@ from sqlalchemy import Column, Index, LargeBinary, String, Table, Text, delete, 
 from wootz.core.errors import ConfigError, WootzError
 from wootz.core.wire import ChunkChoice, CompletionChoice
 from wootz.store import Base, Database, UtcDateTime
+from wootz.store.secrets.data_keys import DataKeys, key_table
 from wootz.store.secrets.envelope import KeyWrapper
-from wootz.telemetry.body_keys import BodyKeys
 from wootz.telemetry.journal import storable
 from wootz.telemetry.record import RequestRecord
 from wootz.telemetry.redaction import SLACK, redact_json
@@ -47,7 +47,13 @@ bodies = Table(
     Index(None, "expires_at"),
 )
 
+body_keys = key_table("body_keys")
+
 SWEEP_SECONDS = 600.0
+
+
+def keys_of_bodies(database: Database, wrapper: Callable[[], KeyWrapper]) -> DataKeys:
+    return DataKeys(database, body_keys, "wootz body key", wrapper)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +137,7 @@ class BodyStore:
 
     def __init__(self, database: Database, wrapper: Callable[[], KeyWrapper]) -> None:
         self.database = database
-        self.keys = BodyKeys(database, wrapper)
+        self.keys = keys_of_bodies(database, wrapper)
 
     async def seal(self, record: RequestRecord, body: StoredBody) -> SealedBody:
         """Raises `WootzError` where there is no key to seal it with; it must then not be kept."""

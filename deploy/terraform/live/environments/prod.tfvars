@@ -20,6 +20,7 @@ secrets = {
   database-url = "the gateway's own user of PostgreSQL, as an address"
   redis-url    = "the same for Redis"
   master-key   = "the administrator's key of the gateway"
+  store-key    = "what locks the keys of what is kept for users, 32 bytes in base64"
   openai       = "the prod account at OpenAI"
   anthropic    = "the prod account at Anthropic"
 }
@@ -28,6 +29,7 @@ settings = {
   DATABASE__URL                  = "aws:wootz-prod/database-url"
   LIMITS__REDIS                  = "aws:wootz-prod/redis-url"
   SERVER__MASTER_KEY             = "aws:wootz-prod/master-key"
+  SECRETS__MASTER_KEY            = "aws:wootz-prod/store-key"
   PROVIDERS__OPENAI__KIND        = "openai"
   PROVIDERS__OPENAI__API_KEY     = "aws:wootz-prod/openai"
   PROVIDERS__ANTHROPIC__KIND     = "anthropic"

@@ -19,9 +19,10 @@ def _is_a_name(name: str) -> str:
 class SecretsConfig(Section):
     master_key: str | None = Field(
         default=None,
-        pattern="^(env:|file:|transit:).",
-        description="What wraps the local store's data keys: file:PATH (0600) or env:NAME with 32 bytes in base64, or "
-        "transit:NAME, a key that never leaves Vault. Default: secrets.key in WOOTZ_HOME, made with the first secret.",
+        pattern="^(env:|file:|vault:|aws:|transit:).",
+        description="What wraps the data keys of secrets, of stored bodies and of what is kept for users: file:PATH "
+        "(0600), env:NAME, vault:PATH#KEY or aws:NAME with 32 bytes in base64, or transit:NAME, a key that never "
+        "leaves Vault. Default: secrets.key in WOOTZ_HOME, made at the first start. Has to be named with database.url.",
     )
     allow: list[Annotated[str, AfterValidator(_is_a_name)]] | None = Field(
         default=None,

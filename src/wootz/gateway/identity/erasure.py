@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -38,6 +37,7 @@ from wootz.gateway.identity.sessions import SessionRow
 from wootz.gateway.keys import KeyRow
 from wootz.gateway.surfaces.batch_store import batches
 from wootz.gateway.surfaces.file_store import files
+from wootz.gateway.surfaces.kept_house import remove_files
 from wootz.gateway.surfaces.response_store import responses
 from wootz.gateway.tasks import TaskRow
 from wootz.store import Base, Database, UtcDateTime
@@ -141,7 +141,8 @@ class Eraser:
         file_ids = await gone(files, files.c.owner.in_(keys), files.c.id)
         batch_ids = await gone(batches, batches.c.owner.in_(keys), batches.c.id)
         counts |= {"files": len(file_ids), "batches": len(batch_ids)}
-        await asyncio.to_thread(self._remove_files, file_ids, batch_ids)
+        await asyncio.to_thread(remove_files, self._config, files, file_ids)
+        await asyncio.to_thread(remove_files, self._config, batches, batch_ids)
         emptied = update(requests).where(asked_here, requests.c.user.is_distinct_from(ERASED)).values(FORGOTTEN)
         counts["records"] = len((await sql.execute(emptied.returning(requests.c.request_id))).all())
         counts["signals"] = len(await gone(signals, or_(s.user.in_(names), s.key_id.in_(keys)), s.id))
@@ -156,13 +157,6 @@ class Eraser:
             counts["people"] = len(await gone(PersonRow, PersonRow.user_id == account.id, PersonRow.user_id))
             account.name = f"{ERASED} {account.id}"
         return counts
-
-    def _remove_files(self, file_ids: Sequence[str], batch_ids: Sequence[str]) -> None:
-        home = self._config.files_folder
-        for id in file_ids:
-            (home / "files" / id).unlink(missing_ok=True)
-        for id in batch_ids:
-            shutil.rmtree(home / "batches" / id, ignore_errors=True)
 
     def _empty_spool(self, person: Traces) -> int:
         """Of ledger rows that wait for the database."""

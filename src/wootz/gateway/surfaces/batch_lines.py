@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
@@ -36,42 +35,41 @@ class Line:
     body: dict[str, Any]
 
 
-def raw_lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+def raw_lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Number (from 1) and content of each line that is not blank. Raises `BadRequestError` for what is too much."""
-    with open(path, "rb") as file:
-        number = 0
-        while raw := file.readline(max_bytes + 2):
-            number += 1
-            if len(raw.rstrip(b"\r\n")) > max_bytes:
-                message = f"line {number} is longer than a request may be ({max_bytes} bytes)"
-                raise BadRequestError(message, code="line_too_long", param="file")
-            if number > MAX_LINES:
-                raise BadRequestError(f"a batch has at most {MAX_LINES} lines", code="too_many_lines", param="file")
-            if raw.strip():
-                yield number, raw
+    number = 0
+    while raw := file.readline(max_bytes + 2):
+        number += 1
+        if len(raw.rstrip(b"\r\n")) > max_bytes:
+            message = f"line {number} is longer than a request may be ({max_bytes} bytes)"
+            raise BadRequestError(message, code="line_too_long", param="file")
+        if number > MAX_LINES:
+            raise BadRequestError(f"a batch has at most {MAX_LINES} lines", code="too_many_lines", param="file")
+        if raw.strip():
+            yield number, raw
 
 
-def check_file(path: Path, max_bytes: int) -> None:
+def check_file(file: BinaryIO, max_bytes: int) -> None:
     """What an upload has to be: lines of JSON objects, at least one."""
     number = 0
-    for number, raw in raw_lines(path, max_bytes):
+    for number, raw in raw_lines(file, max_bytes):
         _object(raw, number)
     if not number:
         raise BadRequestError("the file has no line", code="empty_file", param="file")
 
 
-def read_lines(path: Path, endpoint: str, max_bytes: int) -> Iterator[Line]:
+def read_lines(file: BinaryIO, endpoint: str, max_bytes: int) -> Iterator[Line]:
     """Raises `BadRequestError` for a line that is no request for the endpoint; its ``param`` names what."""
-    for number, raw in raw_lines(path, max_bytes):
+    for number, raw in raw_lines(file, max_bytes):
         yield _line(number, raw, endpoint)
 
 
-def check_lines(path: Path, endpoint: str, max_bytes: int) -> tuple[int, list[dict[str, Any]]]:
+def check_lines(file: BinaryIO, endpoint: str, max_bytes: int) -> tuple[int, list[dict[str, Any]]]:
     """How many lines there are, and what is wrong with the first that is, as OpenAI lists it."""
     seen = set[str]()
     number = 0
     try:
-        for number, raw in raw_lines(path, max_bytes):
+        for number, raw in raw_lines(file, max_bytes):
             custom_id = _line(number, raw, endpoint).custom_id
             if custom_id in seen:
                 message = f'the custom_id "{custom_id[:60]}" is given twice'
@@ -79,8 +77,6 @@ def check_lines(path: Path, endpoint: str, max_bytes: int) -> tuple[int, list[di
             seen.add(custom_id)
     except BadRequestError as error:
         return 0, [{"code": error.code, "message": str(error), "param": error.param, "line": number}]
-    except OSError:
-        return 0, [{"code": "file_not_found", "message": "the input file is gone", "param": None, "line": None}]
     return len(seen), []
 
 

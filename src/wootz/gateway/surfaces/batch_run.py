@@ -1,33 +1,32 @@
 """One batch, from its input file to its output: each line answered once, also over a killed server.
 
-What is done is written to a journal, a line as it ends; it is the output file to be. Whoever takes the batch up again
-reads the journal, drops a last line that was cut, and goes on with what is missing. Whoever stood still for longer than
-a claim lasts writes no more. A line's request id is made of
-the batch's id and its number, and the ledger keeps one row of an id: a line that was answered in the very moment of
-the end, and is asked again, is recorded and charged once.
+What is done is written to a journal (`batch_journal`), a line as it ends; in the end the output file is made of it.
+Whoever takes the batch up again reads the journal, drops a last line that was cut, and goes on with what is missing.
+Whoever stood still for longer than a claim lasts writes no more. A line's request id is made of the batch's id and its
+number, and the ledger keeps one row of an id: a line that was answered in the very moment of the end, and is asked
+again, is recorded and charged once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import io
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from math import isfinite
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from msgspec import json
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wootz.core import AuthenticationError, NotFoundError, RateLimitError, WootzError, collect_chat, collect_completion
 from wootz.core.wire import ChatRequest, CompletionRequest, EmbeddingRequest
+from wootz.gateway.kept import Thing
 from wootz.gateway.keys import Key
+from wootz.gateway.surfaces.batch_journal import OUTPUTS, Journal
 from wootz.gateway.surfaces.batch_lines import Line, check_lines, read_lines, request_of
-from wootz.gateway.surfaces.batch_store import Batch
+from wootz.gateway.surfaces.batch_store import Claim
 from wootz.gateway.surfaces.surface import tell_whole
+from wootz.store.sealed_file import DamagedFile
 
 if TYPE_CHECKING:
     from wootz.gateway.surfaces.batch_worker import BatchWorker
@@ -36,7 +35,6 @@ MAX_RETRIES = 4
 """Of a line whose model fails for now. A rate limit is waited for as long as the batch lives."""
 LONGEST_WAIT_SECONDS = 600.0
 RENEW_SECONDS = 1.0
-OUTPUTS = ("output", "error")
 
 
 class Lost(Exception):
@@ -46,16 +44,16 @@ class Lost(Exception):
 class BatchRun:
     """``until`` is how long the claim lasts, by `time.monotonic`."""
 
-    def __init__(self, worker: BatchWorker, owner: str, batch: Batch, *, until: float) -> None:
+    def __init__(self, worker: BatchWorker, claim: Claim, *, until: float) -> None:
         self.worker, self.gateway = worker, worker.gateway
-        self.owner, self.batch = owner, batch
+        self.claim, self.owner, self.batch = claim, claim.owner, claim.batch
         self._mine_until = until
         self._going: asyncio.Task[Any] | None = None
         self.stop = asyncio.Event()
         """Begin no more lines: it is cancelled."""
         self._saving = asyncio.Lock()
         """Saves come after one another, or an older state would stay."""
-        self.journal = Journal(worker.folder / batch["id"])
+        self.journal = Journal(worker.folder / self.batch["id"], claim.key, claim.thing.context)
         self.taken: dict[str, int] = {}
         """Request ids that earlier attempts have used, and how those ended."""
 
@@ -71,20 +69,27 @@ class BatchRun:
             if self.batch["status"] in ("in_progress", "cancelling"):
                 await self._answer_lines()
                 self.batch["usage"] = await asyncio.to_thread(self.journal.usage)
+                self.journal.close()
                 await self._save("finalizing")
             if self.batch["status"] == "finalizing":
                 await self._finish()
         except asyncio.CancelledError:
             renewing.cancel()
-            await self.worker.batches.save(self.worker.id, self.batch, 0)
+            await self.worker.batches.save(self.worker.id, self.claim, 0)
             raise
         finally:
             renewing.cancel()
             self.journal.close()
 
     async def _validate(self) -> None:
-        path, max_bytes = await self._input(), self.gateway.config.server.max_body_bytes
-        total, errors = await asyncio.to_thread(check_lines, path, self.batch["endpoint"], max_bytes)
+        max_bytes = self.gateway.config.server.max_body_bytes
+        try:
+            with closing(await self._input()) as file:
+                total, errors = await asyncio.to_thread(check_lines, file, self.batch["endpoint"], max_bytes)
+        except NotFoundError:
+            total, errors = 0, [_unreadable("file_not_found", "the input file is gone")]
+        except DamagedFile:
+            total, errors = 0, [_unreadable("file_damaged", "the input file is not what was uploaded")]
         self.batch["request_counts"]["total"] = total
         if errors:
             self.batch["errors"] = {"object": "list", "data": errors}
@@ -94,18 +99,24 @@ class BatchRun:
         done, counts = self.journal.read(), self.batch["request_counts"]
         counts["completed"], counts["failed"] = len(done["output"]), len(done["error"])
         self.taken = await self.gateway.telemetry.ledger.statuses(f"{self.batch['id']}-")
-        todo = self._not_in(done, await self._input())
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self.gateway.config.batches.concurrency):
-                group.create_task(self._answer_some(todo))
-        if self._expired:
-            self.batch["expired_at"] = int(time.time())
-            message = "the batch's completion window ended before this line was begun"
-            for line in self._not_in(self.journal.read(), await self._input()):  # Also those that were begun in vain.
-                self._write(line, None, {"code": "batch_expired", "message": message})
+        try:
+            file = await self._input()
+        except NotFoundError:  # Its user has deleted it, so nothing more is wanted than what is done.
+            file = io.BytesIO()
+        with closing(file):
+            todo = self._not_in(done, file)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.gateway.config.batches.concurrency):
+                    group.create_task(self._answer_some(todo))
+            if self._expired:
+                self.batch["expired_at"] = int(time.time())
+                message = "the batch's completion window ended before this line was begun"
+                file.seek(0)
+                for line in self._not_in(self.journal.read(), file):  # Also those that were begun in vain.
+                    self._write(line, None, {"code": "batch_expired", "message": message})
 
-    def _not_in(self, done: dict[str, set[str]], path: Path) -> Iterator[Line]:
-        lines = read_lines(path, self.batch["endpoint"], self.gateway.config.server.max_body_bytes)
+    def _not_in(self, done: dict[str, set[str]], file: BinaryIO) -> Iterator[Line]:
+        lines = read_lines(file, self.batch["endpoint"], self.gateway.config.server.max_body_bytes)
         return (line for line in lines if not any(line.custom_id in ids for ids in done.values()))
 
     async def _answer_some(self, todo: Iterator[Line]) -> None:
@@ -183,30 +194,29 @@ class BatchRun:
         self.batch["request_counts"]["completed" if good else "failed"] += 1
 
     async def _finish(self) -> None:
-        self.journal.close()
         for name in OUTPUTS:
             self.batch[f"{name}_file_id"] = await self._keep_output(name)
+        self.journal.remove()
         ends = {"cancelled": "cancelling_at", "expired": "expired_at"}
         await self._save(next((end for end, time in ends.items() if self.batch.get(time)), "completed"), 0)
-        self.journal.remove()
 
     async def _keep_output(self, name: str) -> str | None:
         """The journal becomes a file of its user's, under an id that is the same however often this is done."""
-        id = f"file-{uuid.uuid5(uuid.NAMESPACE_OID, self.batch['id'] + name).hex}"
-        path, files = self.journal.path(name), self.worker.files
-        if not (files.folder / id).exists() and not (path.exists() and path.stat().st_size):
-            return None
+        files, journal = self.worker.files, self.journal
+        thing = Thing("file", self.owner, f"file-{uuid.uuid5(uuid.NAMESPACE_OID, self.batch['id'] + name).hex}")
+        if journal.is_empty(name):
+            return thing.id if files.path(thing.id).exists() else None
         seconds = (self.batch.get("output_expires_after") or {}).get("seconds")
-        filename = f"{self.batch['id']}_{name}.jsonl"
-        files.folder.mkdir(parents=True, exist_ok=True)
-        await files.adopt(path, id, self.owner, filename=filename, purpose="batch_output", expires_after=seconds)
-        return id
+        label = f"{self.batch['id']}_{name}.jsonl"
+        await files.write(
+            thing, self.claim.key, journal.lines(name), filename=label, purpose="batch_output", expires_after=seconds
+        )
+        return thing.id
 
-    async def _input(self) -> Path:
-        try:
-            return self.worker.files.path(await self.worker.files.get(self.owner, self.batch["input_file_id"]))
-        except NotFoundError:
-            return self.worker.files.folder / "gone"
+    async def _input(self) -> BinaryIO:
+        """Raises `NotFoundError`."""
+        files = self.worker.files
+        return await files.open(await files.get(self.owner, self.batch["input_file_id"]))
 
     @property
     def _expired(self) -> bool:
@@ -221,7 +231,7 @@ class BatchRun:
             self.batch[f"{status}_at"] = self.batch.get(f"{status}_at") or int(time.time())
             seconds = self.worker.lease if seconds is None else seconds
             until = time.monotonic() + seconds
-            now = await self.worker.batches.save(self.worker.id, self.batch, seconds)
+            now = await self.worker.batches.save(self.worker.id, self.claim, seconds)
         if now is None:
             raise Lost
         self._mine_until = until
@@ -248,83 +258,12 @@ class BatchRun:
         self.stop.set()
 
 
+def _unreadable(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message, "param": None, "line": None}
+
+
 def _wait(error: WootzError, attempt: int) -> float | None:
     """Seconds until the line may be asked again; None when that would not help."""
     if isinstance(error, RateLimitError):  # Its time may be infinite: a budget that is never filled again.
         return min(max(error.retry_after, 0.1), LONGEST_WAIT_SECONDS) if isfinite(error.retry_after) else None
     return 2.0**attempt if error.retryable and attempt <= MAX_RETRIES else None
-
-
-class Journal:
-    """The lines that are done, each written as it ends; ``output`` and ``error``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open: dict[str, Any] = {}
-
-    def path(self, name: str) -> Path:
-        return self.folder / f"{name}.jsonl"
-
-    def read(self) -> dict[str, set[str]]:
-        """The custom ids in each. A last line that was cut is removed: it is not done."""
-        done: dict[str, set[str]] = {name: set() for name in OUTPUTS}
-        for name in OUTPUTS:
-            if not self.path(name).exists():
-                continue
-            with open(self.path(name), "r+b") as file:
-                end = 0
-                for raw in file:
-                    if not raw.endswith(b"\n"):
-                        break
-                    done[name].add(json.decode(raw)["custom_id"])
-                    end += len(raw)
-                file.truncate(end)
-        return done
-
-    def usage(self) -> dict[str, Any]:
-        """The tokens of all answers, as OpenAI's batch tells them."""
-        total = Counter[str]()
-        if self.path("output").exists():
-            with open(self.path("output"), "rb") as file:
-                for raw in file:
-                    total += _tokens(json.decode(raw)["response"]["body"].get("usage") or {})
-        return {
-            "input_tokens": total["input"],
-            "input_tokens_details": {"cached_tokens": total["cached"]},
-            "output_tokens": total["output"],
-            "output_tokens_details": {"reasoning_tokens": total["reasoning"]},
-            "total_tokens": total["input"] + total["output"],
-        }
-
-    def append(self, name: str, entry: dict[str, Any]) -> None:
-        """In the system's hands when it returns: a killed process loses nothing."""
-        if name not in self._open:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._open[name] = open(self.path(name), "ab", buffering=0)  # noqa: SIM115
-        self._open[name].write(json.encode(entry) + b"\n")
-
-    def close(self) -> None:
-        for file in self._open.values():
-            os.fsync(file.fileno())
-            file.close()
-        self._open.clear()
-
-    def remove(self) -> None:
-        for name in OUTPUTS:
-            self.path(name).unlink(missing_ok=True)
-        if self.folder.exists():
-            self.folder.rmdir()
-
-
-def _tokens(usage: dict[str, Any]) -> Counter[str]:
-    """Chat and completions have one set of names, responses another."""
-
-    def detail(names: tuple[str, str], name: str) -> int:
-        return next((usage[one].get(name) or 0 for one in names if isinstance(usage.get(one), dict)), 0)
-
-    return Counter(
-        input=usage.get("prompt_tokens") or usage.get("input_tokens") or 0,
-        output=usage.get("completion_tokens") or usage.get("output_tokens") or 0,
-        cached=detail(("prompt_tokens_details", "input_tokens_details"), "cached_tokens"),
-        reasoning=detail(("completion_tokens_details", "output_tokens_details"), "reasoning_tokens"),
-    )

@@ -18,14 +18,14 @@ from wootz.gateway.gateway import Gateway
 from wootz.gateway.surfaces.batch_run import BatchRun, Lost
 from wootz.gateway.surfaces.batch_store import BatchStore
 from wootz.gateway.surfaces.file_store import FileStore
+from wootz.gateway.surfaces.kept_house import keep_house
 from wootz.gateway.surfaces.responses import Responses
-from wootz.telemetry.works import at_work
+from wootz.telemetry.works import Work, at_work
 
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 15.0
 POLL_SECONDS = 1.0
-SWEEP_SECONDS = 3600.0
 MAX_BATCHES = 8
 """That are under way at a time; their lines take turns."""
 
@@ -35,13 +35,12 @@ class BatchWorker:
         self.id = uuid.uuid4().hex
         self.gateway = gateway
         self.lease, self.poll = lease, poll
-        self.batches = BatchStore(gateway.database)
-        self.files = file_store(gateway)
+        self.batches = BatchStore(gateway.database, gateway.kept)
+        self.files = FileStore.of(gateway)
         self.responses = Responses(gateway)
         self.folder = gateway.config.files_folder / "batches"
         self.places = asyncio.Semaphore(gateway.config.batches.concurrency)
         """First come, first served, so that a long batch does not keep a short one waiting."""
-        self._swept = 0.0
 
     async def run(self) -> None:
         """For ever; when cancelled, what was under way is given back for the next worker."""
@@ -49,14 +48,11 @@ class BatchWorker:
             runs = set[asyncio.Task[None]]()
             while True:
                 try:
-                    if time.monotonic() > self._swept + SWEEP_SECONDS:
-                        self._swept = time.monotonic()
-                        await self.files.sweep()
                     while len(runs) < MAX_BATCHES:
                         until = time.monotonic() + self.lease
                         if (claimed := await self.batches.claim(self.id, self.lease)) is None:
                             break
-                        runs.add(task := group.create_task(self._run(BatchRun(self, *claimed, until=until))))
+                        runs.add(task := group.create_task(self._run(BatchRun(self, claimed, until=until))))
                         task.add_done_callback(runs.discard)
                 except WootzError as error:
                     log.warning("batches wait: %s", error)
@@ -67,16 +63,15 @@ class BatchWorker:
             await run.go()
         except Lost:
             log.warning("batch %s: another worker has it", run.batch["id"])
+        except WootzError as error:
+            log.error("batch %s waits: %s", run.batch["id"], error)
         except Exception:
             log.exception("batch %s stopped; it will be taken up again", run.batch["id"])
 
 
 @asynccontextmanager
 async def working(gateway: Gateway) -> AsyncIterator[None]:
-    """Batches are worked on inside of the block."""
-    async with at_work(gateway.telemetry.metrics, {"batches": BatchWorker(gateway).run}):
+    """Batches are worked on inside of the block, and house is kept."""
+    works: dict[str, Work] = {"batches": BatchWorker(gateway).run, "kept things": lambda: keep_house(gateway)}
+    async with at_work(gateway.telemetry.metrics, works):
         yield
-
-
-def file_store(gateway: Gateway) -> FileStore:
-    return FileStore(gateway.database, gateway.config.files_folder / "files", gateway.config.batches.max_stored_bytes)

@@ -17,7 +17,7 @@ from wootz.gateway.entrance import router_with_key
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.surfaces.batch_lines import ENDPOINTS
 from wootz.gateway.surfaces.batch_store import BatchStore
-from wootz.gateway.surfaces.batch_worker import file_store
+from wootz.gateway.surfaces.file_store import FileStore
 from wootz.gateway.surfaces.files import LONGEST_LIFE, SHORTEST_LIFE, page
 from wootz.gateway.surfaces.response_store import owner_of
 from wootz.gateway.surfaces.responses import Metadata
@@ -45,7 +45,7 @@ class BatchRequest(BaseModel):
 
 def router(gateway: Gateway) -> APIRouter:
     router = router_with_key(gateway, "inference", tags=["batches"])
-    store, files = BatchStore(gateway.database), file_store(gateway)
+    store, files = BatchStore(gateway.database, gateway.kept), FileStore.of(gateway)
 
     @router.post(ROUTE)
     async def create_batch(request: Request, body: BatchRequest) -> dict[str, Any]:

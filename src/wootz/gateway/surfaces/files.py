@@ -9,13 +9,14 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 
-from wootz.core import NotFoundError, UnsupportedError
+from wootz.core import UnsupportedError
 from wootz.gateway.entrance import router_with_key
 from wootz.gateway.gateway import Gateway
 from wootz.gateway.surfaces.batch_lines import check_file
-from wootz.gateway.surfaces.batch_worker import file_store
+from wootz.gateway.surfaces.file_store import FileStore
+from wootz.gateway.surfaces.ranges import content_response
 from wootz.gateway.surfaces.response_store import owner_of
 
 ROUTE = "/v1/files"
@@ -24,7 +25,7 @@ SHORTEST_LIFE, LONGEST_LIFE = 3600, 2_592_000
 
 def router(gateway: Gateway) -> APIRouter:
     router = router_with_key(gateway, "inference", tags=["files"])
-    store = file_store(gateway)
+    store = FileStore.of(gateway)
     check = partial(check_file, max_bytes=gateway.config.server.max_body_bytes)
 
     @router.post(ROUTE)
@@ -65,10 +66,14 @@ def router(gateway: Gateway) -> APIRouter:
     async def get_content(request: Request, file_id: str) -> Response:
         """The bytes, as they came."""
         file = await store.get(owner_of(request.state.key), file_id)
-        if not store.path(file).exists():
-            raise NotFoundError(f'the content of file "{file.id}" is gone', code="file_not_found", param="file_id")
-        headers = {"x-content-type-options": "nosniff"}
-        return FileResponse(store.path(file), media_type="application/jsonl", filename=file.filename, headers=headers)
+        return content_response(
+            request,
+            await store.open(file),
+            etag=file.id,
+            filename=file.filename,
+            media_type="application/jsonl",
+            headers={"x-content-type-options": "nosniff"},
+        )
 
     @router.delete(ROUTE + "/{file_id}")
     async def delete_file(request: Request, file_id: str) -> dict[str, Any]:

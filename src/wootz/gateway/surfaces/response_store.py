@@ -13,8 +13,10 @@ from msgspec import json
 from sqlalchemy import BigInteger, Column, Index, String, Table, Text, delete, insert, select
 
 from wootz.core import BadRequestError, NotFoundError
+from wootz.gateway.kept import Kept, Thing, sealed_columns
 from wootz.gateway.keys import Key
 from wootz.store import Base, Database
+from wootz.store.secrets.data_keys import DataKey
 
 responses = Table(
     "responses",
@@ -24,15 +26,16 @@ responses = Table(
     Column("owner", String, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("previous_id", String),
+    # In plain, of before they were encrypted.
     Column("input", Text, nullable=False),
     Column("response", Text, nullable=False),
     Column("user", String),
+    *sealed_columns(),
     Index(None, "created_at"),
 )
 
 KEPT_SECONDS = 30 * 86_400
 """As long as OpenAI keeps them."""
-SWEEP_SECONDS = 3600
 MAX_TURNS = 500
 """Of one conversation."""
 
@@ -40,37 +43,41 @@ Item = dict[str, Any]
 
 
 class ResponseStore:
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self._swept = 0.0
+    def __init__(self, database: Database, kept: Kept) -> None:
+        self.database, self.kept = database, kept
 
     async def save(self, key: Key | None, response: dict[str, Any], input: list[Item], user: str | None) -> None:
-        """Durable when it returns. Those that are too old go, now and then."""
-        now = time.time()
+        """Durable when it returns."""
+        thing = Thing("response", owner_of(key), response["id"])
         row = {
-            "id": response["id"],
-            "owner": owner_of(key),
+            "id": thing.id,
+            "owner": thing.owner,
             "created_at": response["created_at"],
             "previous_id": response["previous_response_id"],
-            "input": _text(input),
-            "response": _text(response),
             "user": user,
         }
+        row |= sealed_response(self.kept, await self.kept.key(), thing, json.encode(response), json.encode(input))
         async with self.database.session() as session:
             await session.execute(insert(responses), [row])
-            if now > self._swept + SWEEP_SECONDS:
-                self._swept = now
-                await session.execute(delete(responses).where(responses.c.created_at < now - KEPT_SECONDS))
 
     async def get(self, key: Key | None, id: str) -> tuple[dict[str, Any], list[Item]]:
         """The response and its own input. Raises `NotFoundError`, also for another key's."""
         c = responses.c
         async with self.database.session() as session:
-            query = select(c.response, c.input).where(*_own(key, id))
+            query = select(c.response, c.input, c.sealed, c.sealed_with).where(*_own(key, id))
             row = (await session.execute(query)).one_or_none() if id.isprintable() else None
         if row is None:
             raise NotFoundError(f'there is no response "{id[:100]}"', code="response_not_found", param="response_id")
+        if (text := await self.kept.open(Thing("response", owner_of(key), id), row)) is not None:
+            response, input = json.decode(text)
+            return response, input
         return json.decode(row.response), json.decode(row.input)
+
+    async def sweep(self) -> None:
+        """Delete those that are too old."""
+        too_old = responses.c.created_at < int(time.time()) - KEPT_SECONDS
+        async with self.database.session() as session:
+            await session.execute(delete(responses).where(too_old))
 
     async def delete(self, key: Key | None, id: str) -> None:
         await self.get(key, id)
@@ -102,10 +109,10 @@ def owner_of(key: Key | None) -> str:
     return "" if key is None else key.id
 
 
+def sealed_response(kept: Kept, key: DataKey, thing: Thing, response: bytes, input: bytes) -> dict[str, Any]:
+    """The row's values of what was said; both are JSON."""
+    return kept.seal(key, thing, f"[{response.decode()},{input.decode()}]") | {"response": "", "input": ""}
+
+
 def _own(key: Key | None, id: str) -> tuple[Any, ...]:
     return responses.c.id == id, responses.c.owner == owner_of(key)
-
-
-def _text(value: Any) -> str:
-    # PostgreSQL has no text with a zero character; inside JSON strings it is always escaped.
-    return json.encode(value).decode()

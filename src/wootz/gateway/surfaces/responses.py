@@ -134,7 +134,7 @@ class Responses:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.store = ResponseStore(gateway.database)
+        self.store = ResponseStore(gateway.database, gateway.kept)
 
     async def chat_of(self, key: Key | None, body: ResponseRequest) -> ChatRequest:
         """What is asked of a model."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -84,10 +85,12 @@ class MasterKey:
 
 
 def master_key(reference: str) -> MasterKey:
-    """From ``file:PATH`` or ``env:NAME``: 32 bytes in base64."""
+    """From ``file:PATH``, ``env:NAME``, or Vault's or AWS' secret: 32 bytes in base64."""
     if reference.startswith("file:"):
         path = Path(reference.removeprefix("file:")).expanduser()
-        if path.exists() and path.stat().st_mode & 0o077:
+        # Kubernetes mounts a secret as root's and lets a pod read it by its group.
+        by_group = path.exists() and path.stat().st_uid == 0 and os.geteuid() != 0
+        if path.exists() and path.stat().st_mode & (0o037 if by_group else 0o077):
             raise ConfigError(f"the master key {path} can be read by others", hint=f"chmod 600 {path}")
     try:
         key = base64.b64decode(resolve_secret(reference, used_by="secrets.master_key"), validate=True)
@@ -104,16 +107,19 @@ def master_key(reference: str) -> MasterKey:
 def make_master_key(path: Path) -> None:
     """A new one at ``path``, for its owner alone; one that is there already stays."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
             file.flush()
             os.fsync(file.fileno())
-    except FileExistsError:
-        return
+        with suppress(FileExistsError):
+            os.link(made, path)  # As a whole: another process that starts now may look for it.
+    finally:
+        made.unlink(missing_ok=True)
 
 
-def encrypt(key: bytes, plain: bytes, context: bytes) -> bytes:
+def encrypt(key: bytes, plain: bytes | memoryview, context: bytes) -> bytes:
     nonce = os.urandom(NONCE_BYTES)
     return nonce + AESGCM(key).encrypt(nonce, plain, context)
 
