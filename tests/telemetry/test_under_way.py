@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +21,7 @@ from wootz.core.wire import ChatRequest
 from wootz.store import Database
 from wootz.telemetry import Ledger, RequestRecord, Telemetry, UnderWay
 from wootz.telemetry import under_way as module
+from wootz.telemetry.ledger import MAX_GROUP, MOST_BEHIND
 from wootz.telemetry.under_way import KILLED, Line
 
 ASKED = ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
@@ -173,6 +176,26 @@ async def test_who_reads_the_ledger_sees_what_is_written_behind(database: Databa
     assert [row.requests for row in await telemetry.ledger.report([])] == [4]
     await telemetry.close()
     assert not files(folder)
+
+
+async def test_a_database_that_is_slow_slows_the_answers_and_not_the_memory_up(folder: Path, tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'slow.db'}")
+    await database.migrate()
+    telemetry = Telemetry(Ledger(database), {}, under_way=UnderWay(folder))
+    fields: dict[str, Any] = {"route": "/v1/x", "key_id": None, "model": "m", "provider": "p", "stream": False}
+    with closing(sqlite3.connect(tmp_path / "slow.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        number = MAX_GROUP + 3 * MOST_BEHIND
+        ends = [asyncio.create_task(telemetry.observe(request_id=f"r{n}", body=ASKED, **fields).end())
+                for n in range(number)]  # fmt: skip
+        await asyncio.sleep(0.3)
+        assert MOST_BEHIND <= sum(end.done() for end in ends) <= MAX_GROUP + MOST_BEHIND
+        other.execute("ROLLBACK")
+        await asyncio.gather(*ends)
+    await telemetry.close()
+    assert len(await telemetry.ledger.list(limit=number + 1)) == number
+    assert not files(folder)
+    await database.close()
 
 
 async def test_without_a_line_in_the_file_an_answer_waits_for_its_row(database: Database, folder: Path) -> None:

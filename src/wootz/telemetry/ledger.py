@@ -102,6 +102,8 @@ RECOVERY_SECONDS = 1.0
 """Between attempts to write what was spooled."""
 BEHIND_SECONDS = 0.01
 """That a row waits for others which are written with it. Who reads the ledger through `Ledger` waits for the row."""
+MOST_BEHIND = 128
+"""Rows that may wait. A database that is slower than the answers slows these down, and not the memory up."""
 
 
 ERASED = "erased"
@@ -118,6 +120,7 @@ class Ledger:
 
     def __init__(self, database: Database, spool: Spool | None = None) -> None:
         self.database = database
+        self._is_sqlite = database.dialect == "sqlite"
         self._spool = spool
         self._recovering: asyncio.Task[None] | None = None
         self._queue: list[tuple[Entry, asyncio.Future[None]]] = []
@@ -141,9 +144,10 @@ class Ledger:
     def write_behind(self, record: RequestRecord) -> asyncio.Future[None] | None:
         """Write it soon, and tell when that is; for a record that is in a file which outlives this process.
 
-        None, and nothing is done, where a row is safer than such a file: in PostgreSQL, on another machine.
+        None, and nothing is done, where too many wait already, and where a row is safer than such a file: in
+        PostgreSQL, on another machine.
         """
-        if self.database.dialect != "sqlite":
+        if not self._is_sqlite or len(self._queue) >= MOST_BEHIND:
             return None
         written = self._queued(Entry(record, None))
         if self._begin is None:
@@ -261,20 +265,30 @@ class Ledger:
         self._cancel_begin()
         if not self._queue or (self._writer is not None and not self._writer.done()):
             return
+        if not self._write_few() or self._queue:
+            self._writer = asyncio.create_task(self._write_groups(), name="ledger writer")
+
+    def _write_few(self) -> bool:
+        """The first of the queue, here and now; false where that can't be."""
+        if not self._is_sqlite:
+            return False
+        group = self._queue[:FEW_ROWS]
         try:
-            is_few = len(self._queue) <= FEW_ROWS
-            is_written = is_few and self.database.insert_here(_rows_of([entry for entry, _ in self._queue]))
+            is_written = self.database.insert_here(_rows_of([entry for entry, _ in group]))
         except Exception:
-            is_written = False  # The task tells one record from the other, and what to do about either.
+            return False  # The task tells one record from the other, and what to do about either.
         if is_written:
-            group, self._queue = self._queue, []
+            del self._queue[: len(group)]
             for _, written in group:
                 _succeed(written)
-        else:
-            self._writer = asyncio.create_task(self._write_groups(), name="ledger writer")
+        return is_written
 
     async def _write_groups(self) -> None:
         while self._queue:
+            if self._write_few():
+                if self._queue:
+                    await asyncio.sleep(0 if len(self._queue) >= FEW_ROWS else BEHIND_SECONDS)
+                continue
             group, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
             try:
                 await self._insert_with_retries([entry for entry, _ in group])
