@@ -150,15 +150,15 @@ class Ledger:
         if not self._is_sqlite or len(self._queue) >= MOST_BEHIND:
             return None
         written = self._queued(Entry(record, None))
-        if self._begin is None:
-            self._begin = asyncio.get_running_loop().call_later(BEHIND_SECONDS, self._begin_to_write)
+        self._begin_soon()
         return written
 
     async def flush(self) -> None:
         """Wait until all that was handed over is written, or waits in a file for its database."""
         self._begin_to_write()
-        if self._writer is not None:
+        while self._writer is not None and not self._writer.done():
             await asyncio.shield(self._writer)
+            self._begin_to_write()
         await asyncio.sleep(0)  # Whoever is to be told of it is told by now.
 
     async def close(self) -> None:
@@ -256,6 +256,10 @@ class Ledger:
         self._queue.append((entry, written))
         return written
 
+    def _begin_soon(self) -> None:
+        if self._queue and self._begin is None:
+            self._begin = asyncio.get_running_loop().call_later(BEHIND_SECONDS, self._begin_to_write)
+
     def _cancel_begin(self) -> None:
         if self._begin is not None:
             self._begin.cancel()
@@ -286,8 +290,9 @@ class Ledger:
     async def _write_groups(self) -> None:
         while self._queue:
             if self._write_few():
-                if self._queue:
-                    await asyncio.sleep(0 if len(self._queue) >= FEW_ROWS else BEHIND_SECONDS)
+                if len(self._queue) < FEW_ROWS:
+                    return self._begin_soon()  # The next are written in place again.
+                await asyncio.sleep(0)
                 continue
             group, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
             try:
