@@ -131,7 +131,8 @@ def test_sound_arrives_while_the_model_still_speaks_and_who_leaves_stops_it(hous
     named = {"x-request-id": "leaver"}
     create = house.sdk.audio.speech.with_streaming_response.create
     with create(model="voice", response_format="pcm", extra_headers=named, **ASK) as answer:
-        assert next(answer.iter_bytes()) == b"\1\0"
+        sound = answer.iter_bytes()  # Without a name it would be closed at once, and the connection with it.
+        assert next(sound) == b"\1\0"
         assert not house.far_end.left.is_set()
     assert house.far_end.left.wait(20)
     record = house.record("leaver")
