@@ -29,7 +29,7 @@ from wootz.core.wire import (
     SamplingFields,
     Usage,
 )
-from wootz.gateway import Gateway, KeyStore, add_routes, install, working
+from wootz.gateway import Application, Gateway, KeyStore, add_routes, install, working
 from wootz.gateway.limits import MemoryCounters
 from wootz.gateway.limits.ledger_sums import LedgerSums
 from wootz.gateway.limits.limiter import Limiter
@@ -189,7 +189,7 @@ class GatewayServer(Server):
             await limits.counters.close()
             await self.database.close()
 
-        app = FastAPI(lifespan=lifespan)
+        app = Application(lifespan=lifespan)
         install(app, self.config)
         super().__init__(app)
 

@@ -96,7 +96,7 @@ async def build_house(folder: Path, *, accounts: bool = True, config: Config | N
     telemetry = Telemetry(ledger, PriceBook.of(config))
     models: dict[str, LanguageModel] = {"scripted": ScriptedModel(), "other": ScriptedModel("other")}
     front = Gateway(config, models, keys if accounts else None, telemetry)
-    app = FastAPI()
+    app = gateway.Application()
     gateway.install(app, config)
     gateway.add_routes(app, front)
     console.install(app, front, database, ledger)

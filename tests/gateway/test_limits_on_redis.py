@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import dataclasses
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 from redis_server import RedisServer
 from serving import ScriptedModel, until
@@ -216,7 +216,7 @@ async def test_what_is_used_and_held_is_read_as_in_memory(redis_server: RedisSer
     on_redis, in_memory = RedisCounters(redis_server.url), MemoryCounters()
     for counters in (on_redis, in_memory):
         for id in ("a", "b"):
-            await counters.reserve(id, [dataclasses.replace(meter, limit=2**62) for meter in meters[:3]], seven)
+            await counters.reserve(id, [msgspec.structs.replace(meter, limit=2**62) for meter in meters[:3]], seven)
         if (waiting := counters.settle("a", [(meters[0], 0), (meters[1], 4), (meters[2], 5)])) is not None:
             await waiting
         assert await counters.read(meters) == [(0, 1), (34, 0), (12, 2**60), None]

@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fresh_database import fresh_sqlite
 from scipy.stats import binomtest
@@ -201,7 +202,7 @@ class House:
                 lane="shadow" if kind == "shadow" else "interactive",
                 time_to_first_token=0.1 * math.exp(draw.gauss(0, 0.2)), duration=math.exp(draw.gauss(0, 0.2)),
             )  # fmt: skip
-            records.append(replace(record, **fields))
+            records.append(msgspec.structs.replace(record, **fields))
         await asyncio.gather(*map(self.ledger.write, records))
         self.now += timedelta(seconds=10)
         return [record.request_id for record in records]

@@ -261,11 +261,10 @@ def test_a_narrower_attribute_never_widens(classes: list[str | None], more: str)
 
 
 async def test_models_of_other_teams_are_not_there(database: Database) -> None:
-    house = House(database, {"m0": None, "m1": None}, {}, {})
     models = {
         name: {"base_url": "http://x.test/v1", "teams": teams} for name, teams in (("m0", ["research"]), ("m1", []))
     }
-    house.gateway.config = Config.model_validate({"models": models})
+    house = House(database, {"m0": None, "m1": None}, {}, {"models": models})
     await house.keys.create_account("team", "research")
     inside, _ = await house.keys.create("inside", team="research")
     outside, _ = await house.keys.create("outside", scopes=["admin"])

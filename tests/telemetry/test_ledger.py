@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import groupby
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -40,7 +40,7 @@ def record(request_id: str, **fields: object) -> RequestRecord:
         stream=True,
         status=200,
     )
-    return replace(whole, **fields)  # type: ignore[arg-type]
+    return msgspec.structs.replace(whole, **fields)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from kept_bodies import on_the_disk, some_master_key, write_with_body
 from sqlalchemy import insert, select, update
@@ -115,9 +115,9 @@ async def test_a_body_opens_for_its_own_request_only(ledger: Ledger, lock: Lock,
             flipped[20] ^= 1
             await put("r1", bytes(flipped), sealed["r1"].sealed_with)
     if what == "moved to another tenant's key":
-        record_1 = replace(record_1, key_id="key-2")
+        record_1 = msgspec.structs.replace(record_1, key_id="key-2")
     if what == "a team put in":
-        record_1 = replace(record_1, team_id="theirs")
+        record_1 = msgspec.structs.replace(record_1, team_id="theirs")
     with pytest.raises(ConfigError, match="what r1 said: it is not what was stored under this id"):
         await store.get(record_1)
     if what == "swapped":

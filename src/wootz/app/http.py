@@ -33,7 +33,7 @@ from wootz.app.setup import SETUP_VARIABLE, HttpSetup
 from wootz.core import BadRequestError, Config, LanguageModel, WootzError, resolve_secret
 from wootz.core.secrets import use_stores
 from wootz.core.sections import ServerConfig
-from wootz.gateway import Gateway, KeyStore
+from wootz.gateway import Application, Gateway, KeyStore
 from wootz.gateway.errors import error_response
 from wootz.gateway.identity import residency
 from wootz.gateway.identity.erasure import Erasures
@@ -126,7 +126,7 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
 
     # Of a request there is one span, ours. The framework's own would tell what a wrong body said.
     no_telemetry: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
-    app = FastAPI(
+    app = Application(
         title="Wootz", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=no_telemetry
     )  # fmt: skip
     app.state.gateway = front

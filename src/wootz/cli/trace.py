@@ -42,7 +42,7 @@ def explain(
     if as_json:
         import msgspec
 
-        whole = msgspec.to_builtins(record)
+        whole = record.whole()
         try:
             if body and (kept := asyncio.run(_body(ctx, record))):
                 whole["body"] = msgspec.to_builtins(kept)

@@ -8,8 +8,6 @@ The gateway begins it, the layers below add to it, and at the end the record, th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,12 +22,20 @@ Lane = Literal["interactive", "batch", "shadow"]
 
 @dataclass(slots=True, kw_only=True)
 class Span:
-    """A stretch of the way; seconds since the journey began. ``end`` is None while it lasts."""
+    """A stretch of the way; seconds since the journey began. ``end`` is None while it lasts, which as a context manager
+    it does until the block ends."""
 
     name: str
     start: float
     end: float | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+    journey_begun: float = 0.0
+
+    def __enter__(self) -> Span:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end = time.perf_counter() - self.journey_begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +113,10 @@ class Journey:
         """Seconds since it began."""
         return time.perf_counter() - self.begun
 
-    @contextmanager
-    def span(self, name: str, **attributes: Any) -> Iterator[Span]:
-        """A stretch that lasts as long as the block."""
-        span = Span(name=name, start=self.now, attributes=attributes)
-        self.spans.append(span)
-        try:
-            yield span
-        finally:
-            span.end = self.now
+    def span(self, name: str, **attributes: Any) -> Span:
+        """A stretch begins, for a ``with``."""
+        self.spans.append(span := Span(name=name, start=self.now, attributes=attributes, journey_begun=self.begun))
+        return span
 
     def attempt(self, deployment: str, provider: str) -> Attempt:
         """A call begins."""
@@ -127,9 +128,9 @@ class Journey:
     @property
     def answered_by(self) -> Attempt | None:
         """The attempt that answered, or the last one."""
-        return next((one for one in reversed(self.attempts) if one.error_code is None), None) or (
-            self.attempts[-1] if self.attempts else None
-        )
+        if not self.attempts:
+            return None
+        return next((one for one in reversed(self.attempts) if one.error_code is None), self.attempts[-1])
 
 
 UNDER_WAY: ContextVar[Attempt | Journey | None] = ContextVar("what this task is asking a model for", default=None)

@@ -26,6 +26,7 @@ from wootz.core.wire import (
     EmbeddingResponse,
     RerankRequest,
     RerankResponse,
+    Usage,
 )
 
 
@@ -79,15 +80,14 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
 
     Raises `UpstreamError` for a stream that broke off: one without a last chunk that tells the usage.
     """
-    answer: ChatCompletion | None = None
+    first: ChatChunk | None = None
+    usage: Usage | None = None
     choices: dict[int, ChatChoice] = {}
     texts: dict[int, list[str]] = {}
     tool_calls: dict[tuple[int, int], dict[str, Any]] = {}
     async for chunk in chunks:
-        if answer is None:
-            answer = ChatCompletion(id=chunk.id, created=chunk.created, model=chunk.model, choices=[])
-        if chunk.usage is not None:
-            answer.usage = chunk.usage
+        first = first or chunk
+        usage = chunk.usage or usage
         for part in chunk.choices:
             if (choice := choices.get(part.index)) is None:
                 choice = choices[part.index] = ChatChoice(index=part.index, message=AnswerMessage(content=""))
@@ -99,7 +99,8 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
                 message.reasoning_content = (message.reasoning_content or "") + delta.reasoning_content
             if delta.thinking_blocks is not None:
                 message.thinking_blocks = [*(message.thinking_blocks or []), *delta.thinking_blocks]
-            message.extra_content = delta.extra_content or message.extra_content
+            if delta.extra_content:
+                message.extra_content = delta.extra_content
             for fragment in delta.tool_calls or []:
                 place = (part.index, fragment.get("index", 0))
                 if place not in tool_calls:
@@ -113,15 +114,15 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
                 choice.finish_reason = part.finish_reason
             if part.guarantee is not None:
                 choice.guarantee = part.guarantee
-    if answer is None or answer.usage is None:
+    if first is None or usage is None:
         raise UpstreamError("the answer broke off before its end", hint="try again")
-    answer.choices = [choices[index] for index in sorted(choices)]
-    for choice in answer.choices:
+    in_order = [choices[index] for index in sorted(choices)]
+    for choice in in_order:
         choice.message.content = "".join(texts[choice.index])
         _set_incomplete_calls_apart(choice.message)
         if choice.message.tool_calls and not choice.message.content:
             choice.message.content = None
-    return answer
+    return ChatCompletion(id=first.id, created=first.created, model=first.model, choices=in_order, usage=usage)
 
 
 def _extend_tool_call(call: dict[str, Any], fragment: dict[str, Any]) -> None:
@@ -137,7 +138,8 @@ def _extend_tool_call(call: dict[str, Any], fragment: dict[str, Any]) -> None:
 
 def _set_incomplete_calls_apart(message: AnswerMessage) -> None:
     """A call that the answer broke off in is never handed out as one."""
-    calls = message.tool_calls or []
+    if not (calls := message.tool_calls):
+        return
     incomplete = [call for call in calls if call.pop("incomplete", False)]
     if incomplete:
         message.incomplete_tool_calls = incomplete

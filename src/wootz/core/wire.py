@@ -11,9 +11,11 @@ that vLLM and others gave them.
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -71,7 +73,7 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
-OMIT_NONE: Any = Field(default=None, exclude_if=lambda value: value is None)
+OMIT_NONE: Any = Field(default=None, exclude_if=partial(operator.is_, None))
 """Left out of the JSON when None, as OpenAI does; fields that clients index (``finish_reason``) stay as null."""
 
 
@@ -175,7 +177,7 @@ class SamplingFields(StructuredFields):
             raise ValueError('"stream_options" is only allowed when "stream" is true')
         if isinstance(self.stop, list) and len(self.stop) > 16:
             raise ValueError('"stop" may hold at most 16 strings')
-        if any(not text for text in self.stop_strings):
+        if self.stop is not None and not all(self.stop_strings):
             raise ValueError('"stop" may not hold an empty string')
         for token in self.logit_bias or {}:
             if not token.isdecimal():
@@ -206,7 +208,8 @@ class ChatRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _tools_fit_together(self) -> ChatRequest:
-        check_tools(self.tools or (), self.tool_choice)
+        if self.tools is not None or self.tool_choice is not None:
+            check_tools(self.tools or (), self.tool_choice)
         check_tool_history(self.messages)
         return self
 
@@ -267,7 +270,7 @@ class RerankRequest(ModelRequest):
 # --- answers --------------------------------------------------------------------------------------------------
 
 
-OMIT_ZERO: Any = Field(default=0, exclude_if=lambda value: not value)
+OMIT_ZERO: Any = Field(default=0, exclude_if=operator.not_)
 
 
 class PromptTokensDetails(Answer):

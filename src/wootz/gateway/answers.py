@@ -24,6 +24,10 @@ from wootz.core.wire import ChatChunk, Completion
 Chunk = TypeVar("Chunk", ChatChunk, Completion, SpeechChunk)
 
 
+WATCH_AFTER_SECONDS = 0.01
+"""Work that is done sooner than this is not worth a watcher."""
+
+
 class StreamedAnswer(Response):
     """Server-sent events as OpenAI's: each chunk a ``data:`` line, then ``[DONE]``."""
 
@@ -79,7 +83,8 @@ class WholeAnswer(Response):
     media_type = "application/json"
 
     def __init__(self, answer: Coroutine[Any, Any, BaseModel | bytes]) -> None:
-        super().__init__()
+        """What the framework would write down here (headers, a body) is known when the answer is."""
+        self.status_code, self.background = 200, None
         self.answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,6 +117,11 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> Non
     """Do the work; cancel it, and wait until it has let go of everything, when the client goes away first."""
     here, is_gone = asyncio.current_task(), False
     assert here is not None
+    watching: asyncio.Task[None] | None = None
+
+    def begin_to_watch() -> None:
+        nonlocal watching
+        watching = asyncio.create_task(watch())
 
     async def watch() -> None:
         nonlocal is_gone
@@ -120,11 +130,13 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> Non
         is_gone = True
         here.cancel()
 
-    watching = asyncio.create_task(watch())
+    beginning = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, begin_to_watch)
     try:
         await work
     except asyncio.CancelledError:
         if not is_gone or here.uncancel():  # Somebody else cancels us, as well.
             raise
     finally:
-        watching.cancel()
+        beginning.cancel()
+        if watching is not None:
+            watching.cancel()

@@ -21,7 +21,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wootz.gateway.errors import FORESEEN, worded
-from wootz.gateway.strict_json import StrictJSONRequest
+from wootz.gateway.middleware import header_of
+from wootz.gateway.strict_json import StrictJSONRequest, loads
 
 Handler = Callable[[Request], Awaitable[Response]]
 Body = TypeVar("Body", bound=BaseModel)
@@ -62,8 +63,8 @@ async def read_body(request: Request, body_type: type[Body]) -> Body:
     if not content:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}])
     try:
-        if _is_json(request.headers.get("content-type", "")):
-            content = await request.json()
+        if _is_json(header_of(request.scope, b"content-type") or ""):
+            content = loads(content)
         return body_type.model_validate(content, from_attributes=True)
     except json.JSONDecodeError as error:
         wrong = {

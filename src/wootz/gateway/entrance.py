@@ -22,6 +22,7 @@ from wootz.gateway.gateway import Gateway
 from wootz.gateway.identity.roles import Permission
 from wootz.gateway.late_route import LateRoute
 from wootz.gateway.limits.conversations import HEADER, named
+from wootz.gateway.middleware import header_of
 from wootz.gateway.schemas import ErrorBody
 from wootz.gateway.strict_json import StrictJSONRequest
 
@@ -80,8 +81,9 @@ def router_with_key(
     ``key_header`` is another place for the key beside ``Authorization``, such as Anthropic's ``x-api-key``."""
 
     async def authenticate(request: Request) -> None:
-        request.state.error_body = error_body
-        request.state.key = await gateway.authenticate(_authorization(request, key_header), scope)
+        state = request.scope["state"]
+        state["error_body"] = error_body
+        state["key"] = await gateway.authenticate(_authorization(request, key_header), scope)
 
     class Route(RouteWithKey):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -117,10 +119,11 @@ def router_with_key(
 
 def _authorization(request: Request, key_header: str | None) -> str | None:
     """Two different keys are refused: a filter in front might have checked the other one."""
-    authorization = request.headers.get("authorization")
-    if len(set(request.headers.getlist("authorization"))) > 1:
+    given = {value for name, value in request.scope["headers"] if name == b"authorization"}
+    if len(given) > 1:
         raise AuthenticationError("the request holds two different keys", hint="send one Authorization header")
-    token = request.headers.get(key_header) if key_header else None
+    authorization = given.pop().decode("latin-1") if given else None
+    token = header_of(request.scope, key_header.encode()) if key_header else None
     if token is None:
         return authorization
     if authorization is not None and authorization.partition(" ")[2].strip() != token.strip():
@@ -130,7 +133,7 @@ def _authorization(request: Request, key_header: str | None) -> str | None:
 
 def set_out(request: Request, asked: ModelRequest) -> None:
     """What the headers say of the journey goes along; what the journey brings, into the answer's headers."""
-    asked.journey.cache_control = request.headers.get("cache-control", "")
-    if (conversation := request.headers.get(HEADER)) is not None:
+    asked.journey.cache_control = header_of(request.scope, b"cache-control") or ""
+    if (conversation := header_of(request.scope, HEADER.encode())) is not None:
         asked.journey.conversation = named(conversation, HEADER)
-    request.state.journey = asked.journey
+    request.scope["state"]["journey"] = asked.journey

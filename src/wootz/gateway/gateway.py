@@ -28,7 +28,6 @@ from wootz.core import (
     PermissionError_,
     UnsupportedError,
     UpstreamError,
-    WootzError,
 )
 from wootz.core.acting import ACTOR
 from wootz.core.journey import UNDER_WAY, Bounds
@@ -136,7 +135,9 @@ class Gateway:
     def _may_use(self, key: Key | None, name: str) -> bool:
         if key is None:
             return True
-        return key.may_use(name) and may_use(self.config, name, key.standing, _team_of(key))
+        if not key.may_use(name):
+            return False
+        return not self._has_restrictions or may_use(self.config, name, key.standing, _team_of(key))
 
     def _barred(self, key: Key) -> frozenset[str]:
         return barred(self.config, key.standing, _team_of(key)) if self._has_restrictions else frozenset()
@@ -196,7 +197,7 @@ class Gateway:
     async def embed(
         self, key: Key | None, request: EmbeddingRequest, *, request_id: str, route: str = "/v1/embeddings"
     ) -> EmbeddingResponse:
-        async with self._recorded(key, request, request_id, route) as observation:
+        async with self._observe(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
             answer = await self.caches.texts.embed(key, request, self.admission.once(key, model.embed))
             observation.usage(answer.usage)
@@ -205,14 +206,14 @@ class Gateway:
     async def rerank(
         self, key: Key | None, request: RerankRequest, *, request_id: str, route: str = "/v1/rerank"
     ) -> RerankResponse:
-        async with self._recorded(key, request, request_id, route) as observation:
+        async with self._observe(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
             answer = await self.caches.texts.rerank(key, request, model, self.admission.once(key, model.rerank))
             observation.usage(answer.usage)
             return answer
 
     async def count_tokens(self, key: Key | None, request: ChatRequest, *, request_id: str, route: str) -> int:
-        async with self._recorded(key, request, request_id, route) as observation:
+        async with self._observe(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
             return await model.count_tokens(request)
 
@@ -221,7 +222,7 @@ class Gateway:
         self, key: Key | None, request: MediaRequest, *, request_id: str, route: str
     ) -> AsyncGenerator[tuple[LanguageModel, Observation], None]:
         """A task's whole life (`wootz.gateway.tasks`): held while it lasts, recorded when it has ended."""
-        async with self._recorded(key, request, request_id, route) as observation:
+        async with self._observe(key, request, request_id, route) as observation:
             yield await self._admit(key, request, observation), observation
 
     async def speak(
@@ -266,7 +267,7 @@ class Gateway:
         route: str,
     ) -> AsyncGenerator[Chunk, None]:
         num_parts, complete, left = 0, False, False
-        async with self._recorded(key, request, request_id, route) as observation:
+        async with self._observe(key, request, request_id, route) as observation:
             model = await self._admit(key, request, observation)
             try:
                 asking = self.admission.ask(key, request, partial(ask, model))
@@ -320,13 +321,9 @@ class Gateway:
             await self.limits.hold(key, request, model, observation)
         return model
 
-    @asynccontextmanager
-    async def _recorded(
-        self, key: Key | None, request: ModelRequest, request_id: str, route: str
-    ) -> AsyncGenerator[Observation, None]:
-        """Whatever way the block ends, one record is left when it has. Unforeseen exceptions become a bare 500."""
+    def _observe(self, key: Key | None, request: ModelRequest, request_id: str, route: str) -> Observation:
         model = self.models.get(request.model)
-        observation = self.telemetry.observe(
+        return self.telemetry.observe(
             request_id=request_id,
             route=route,
             key_id=key.id if key else None,
@@ -338,20 +335,6 @@ class Gateway:
             metadata=(request.model_extra or {}).get("metadata"),
             body=request if request.journey.lane != "shadow" else None,
         )
-        try:
-            yield observation
-            await observation.end()
-        except WootzError as error:
-            await observation.end(error=error)
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            await observation.end(client_disconnected=True)
-            raise
-        except Exception:
-            log.exception("request %s to model %s failed", request_id, request.model)
-            error = WootzError(f"the server failed; its log tells more under {request_id}")
-            await observation.end(error=error)
-            raise error from None
 
 
 def _team_of(key: Key) -> tuple[str, ...]:

@@ -6,15 +6,15 @@ from __future__ import annotations
 from wootz.core.journey import Journey
 
 
-def headers_of(journey: Journey) -> dict[str, str]:
-    headers = dict(journey.answer_headers)
+def headers_of(journey: Journey) -> dict[bytes, str]:
+    headers = {name.encode("latin-1"): value for name, value in journey.answer_headers.items()}
     if journey.cache != "off":
-        headers["x-wootz-cache"] = journey.cache
+        headers[b"x-wootz-cache"] = journey.cache
     if journey.cache_age is not None:
-        headers["age"] = str(int(journey.cache_age))
+        headers[b"age"] = str(int(journey.cache_age))
     if (attempt := journey.answered_by) is None:
         return headers
-    headers["x-wootz-attempts"] = str(len(journey.attempts))
+    headers[b"x-wootz-attempts"] = str(len(journey.attempts))
     if attempt.error_code is None and attempt.deployment.isascii() and attempt.deployment.isprintable():
-        headers["x-wootz-model"] = attempt.deployment
+        headers[b"x-wootz-model"] = attempt.deployment
     return headers

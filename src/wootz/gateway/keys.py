@@ -90,13 +90,30 @@ class Key:
         return (Subject("key", self.id, self.name, self.limits), *(account.subject for account in others))
 
     @cached_property
+    def limited(self) -> Sequence[Subject]:
+        """Those of them who have limits."""
+        return [subject for subject in self.subjects if subject.limits.any]
+
+    @cached_property
+    def counts_tokens(self) -> bool:
+        return any(subject.limits.counts_tokens for subject in self.limited)
+
+    @cached_property
+    def counts_money(self) -> bool:
+        return any(subject.limits.counts_money for subject in self.limited)
+
+    @cached_property
     def standing(self) -> Standing:
         """The attributes that hold for its requests: its own, its user's and its team's."""
         accounts = [account for account in (self.team, self.user) if account is not None]
         return Standing.of([self.attributes, *(account.attributes for account in accounts)])
 
+    @cached_property
+    def permissions(self) -> frozenset[Permission]:
+        return permissions(self.scopes)
+
     def may(self, permission: Permission) -> bool:
-        return permission in permissions(self.scopes)
+        return permission in self.permissions
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -314,7 +331,8 @@ class KeyStore:
             raise AuthenticationError("this API key is not known")
         if known.key.revoked_at is not None:
             raise AuthenticationError("this API key was revoked", code="api_key_revoked")
-        if any(until is not None and until <= now for until in (known.key.expires_at, known.until)):
+        expires, until = known.key.expires_at, known.until
+        if (expires is not None and expires <= now) or (until is not None and until <= now):
             raise AuthenticationError("this API key has expired", code="api_key_expired")
         return known.key
 

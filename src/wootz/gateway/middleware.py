@@ -35,8 +35,8 @@ class RequestId:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = _header(scope, b"x-request-id")
-        request_id = f"{given}-{secrets.token_hex(6)}" if CLIENT_ID.fullmatch(given) else new_id("req")
+        given = header_of(scope, b"x-request-id")
+        request_id = f"{given}-{secrets.token_hex(6)}" if given and CLIENT_ID.fullmatch(given) else new_id("req")
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -44,13 +44,11 @@ class RequestId:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                ours = {"x-request-id": request_id}
+                ours = {b"x-request-id": request_id}
                 if journey := scope["state"].get("journey"):
                     ours |= headers_of(journey)
-                message["headers"] = [
-                    *(pair for pair in message["headers"] if pair[0].decode("latin-1") not in ours),
-                    *((name.encode("latin-1"), value.encode("latin-1")) for name, value in ours.items()),
-                ]
+                message["headers"] = [pair for pair in message["headers"] if pair[0] not in ours]
+                message["headers"] += [(name, value.encode("latin-1")) for name, value in ours.items()]
             await send(message)
 
         try:
@@ -75,9 +73,12 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        declared = _header(scope, b"content-length")
         max_bytes = self.larger.get(scope["path"], self.max_bytes)
-        too_large = declared.isdecimal() and int(declared) > max_bytes
+        declared = header_of(scope, b"content-length") or ""
+        is_declared = declared.isdecimal()
+        too_large = is_declared and int(declared[:20]) > max_bytes
+        if is_declared and not too_large and header_of(scope, b"transfer-encoding") is None:
+            return await self.app(scope, receive, send)  # The server reads no more of it than was declared.
         num_bytes = 0
 
         async def receive_within_limit() -> Message:
@@ -93,5 +94,9 @@ class BodyLimit:
         await self.app(scope, receive_within_limit, send)
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    return next((value.decode("latin-1") for one, value in scope["headers"] if one == name), "")
+def header_of(scope: Scope, name: bytes) -> str | None:
+    """The first of that name, which is in lower case. The framework's ``request.headers`` takes ten times as long."""
+    for one, value in scope["headers"]:
+        if one == name:
+            return value.decode("latin-1")
+    return None

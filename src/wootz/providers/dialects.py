@@ -88,26 +88,24 @@ _FINISH_REASONS = {reason: reason for reason in ("stop", "length", "tool_calls",
 
 def read_usage(said: Mapping[str, Any]) -> Usage:
     """An endpoint's usage, whichever of these names it uses. Raises ValueError for counts that are no numbers."""
-    prompt, completion = _part(said, "prompt_tokens_details"), _part(said, "completion_tokens_details")
-    cached = _count(prompt, "cached_tokens") or _count(said, "prompt_cache_hit_tokens") or _count(said, "cached_tokens")
+    prompt, completion = said.get("prompt_tokens_details"), said.get("completion_tokens_details")
     return Usage.count(
         _count(said, "prompt_tokens"),
         _count(said, "completion_tokens"),
-        cached=cached,
-        cache_write=_count(prompt, "cache_write_tokens") or _count(prompt, "cache_creation_input_tokens"),
+        cached=_count(prompt, "cached_tokens") or _count(said, "prompt_cache_hit_tokens", "cached_tokens"),
+        cache_write=_count(prompt, "cache_write_tokens", "cache_creation_input_tokens"),
         reasoning=_count(completion, "reasoning_tokens"),
     )
 
 
-def _part(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = said.get(name)
-    return part if isinstance(part, Mapping) else {}
-
-
-def _count(said: Mapping[str, Any], name: str) -> int:
-    value = said.get(name)
-    if value is None:
+def _count(said: Any, *names: str) -> int:
+    """By the first of these names that tells more than nothing."""
+    if not isinstance(said, dict):
         return 0
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"a usage whose {name} is no count")
-    return value
+    for name in names:
+        if (value := said.get(name)) is not None:
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"a usage whose {name} is no count")
+            if value:
+                return value
+    return 0

@@ -93,8 +93,13 @@ class Http:
         method: str = "POST",
     ) -> bytes:
         """The whole answer, which says that it is JSON."""
-        async with self.response(method, path, body, accept=JSON, headers=headers) as response:
+        connection, response = await self._ask(method, path, body, JSON, headers)
+        try:
             whole = await response.body(MAX_BODY_BYTES + 1)
+        except Failed as failure:
+            raise self.failed(failure.how, failure.code) from None
+        finally:
+            self._leave(connection)
         if len(whole) > MAX_BODY_BYTES:
             raise self.failed(f"it answered more than {MAX_BODY_BYTES:,} bytes", "upstream_too_large")
         return whole
@@ -111,6 +116,23 @@ class Http:
     ) -> AsyncGenerator[Response, None]:
         """The open answer, its status and its kind good. Leaving the block early ends the remote work. ``accept`` is as
         the header: several kinds, and ``audio/*``, are one as good as the other."""
+        connection, response = await self._ask(method, path, body, accept, headers)
+        try:
+            yield response
+        except Failed as failure:
+            raise self.failed(failure.how, failure.code) from None
+        finally:
+            self._leave(connection)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        accept: str,
+        headers: Mapping[str, str] | None,
+    ) -> tuple[Connection, Response]:
+        """As `response`, for who leaves the connection."""
         content = b"" if body is None else msgspec.json.encode(body)
         said = {**await self._confidential(), **(headers or {}), "accept": accept}
         if body is not None:
@@ -132,12 +154,13 @@ class Http:
                 connection = await self._way.connect(timeouts.connect)
                 response = await connection.ask(request, timeouts.silence)
             await self._check(response, accept)
-            yield response
-        except Failed as failure:
-            raise self.failed(failure.how, failure.code) from None
-        finally:
+        except BaseException as error:
             if connection is not None:
                 self._leave(connection)
+            if isinstance(error, Failed):
+                raise self.failed(error.how, error.code) from None
+            raise
+        return connection, response
 
     def _rested(self) -> Connection | None:
         """The connection that was used last."""

@@ -61,10 +61,10 @@ class OpenAICompatibleModel(LanguageModel):
         self.provider = self._http.host
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
-        return self._http.in_time(self._stream("chat/completions", request, ChatChunk))
+        return self._http.in_time(self._answer("chat/completions", request, ChatChunk))
 
     def complete(self, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
-        return self._http.in_time(self._stream("completions", request, Completion))
+        return self._http.in_time(self._answer("completions", request, Completion))
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         return await self._ask("embeddings", request, EmbeddingResponse)
@@ -109,19 +109,22 @@ class OpenAICompatibleModel(LanguageModel):
         answer.model = self.name
         return answer
 
-    async def _stream(self, path: str, request: SamplingFields, chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
+    def _answer(self, path: str, request: SamplingFields, chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
+        thinks = (request.model_extra or {}).get("enable_thinking")  # DashScope's: streams only
+        how = self._whole if self.endpoint.ask_whole and not request.stream and not thinks else self._stream
+        return how(path, request, chunk_type)
+
+    def _body(self, request: SamplingFields) -> dict[str, Any]:
         if isinstance(request, ChatRequest):
             check(self.capabilities, request)
             check_region(self.endpoint)
             request = prepare_for(request, self.endpoint)
         body = adapt_request(request.model_dump(exclude_unset=True), self._dialect)
-        body |= {"model": self.endpoint.upstream_model}
-        if (
-            self.endpoint.ask_whole and not request.stream and not body.get("enable_thinking")
-        ):  # DashScope's: streams only
-            async for chunk in self._whole(path, body, chunk_type):
-                yield chunk
-            return
+        body["model"] = self.endpoint.upstream_model
+        return body
+
+    async def _stream(self, path: str, request: SamplingFields, chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
+        body = self._body(request)
         body["stream"] = True
         body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
         joiner = Joiner(whole=not request.stream)
@@ -154,12 +157,14 @@ class OpenAICompatibleModel(LanguageModel):
                 yield last
             if last is None or not (done or (finished and usage)):
                 raise UpstreamError(f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off")
-            yield last.model_copy(update={"choices": [], "usage": usage or Usage()})
+            yield _last(last, usage)
             await read_to_the_end(batches)
 
-    async def _whole(self, path: str, body: dict[str, Any], chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
+    async def _whole(self, path: str, request: SamplingFields, chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
         """As a stream of one event, and the usage."""
-        body = {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
+        body = self._body(request)
+        body.pop("stream", None)
+        body.pop("stream_options", None)
         try:
             answer = self._read(await self._http.json(path, body))
             for choice in answer.get("choices") or ():
@@ -175,7 +180,7 @@ class OpenAICompatibleModel(LanguageModel):
         if not chunk.choices or not all(choice.finish_reason for choice in chunk.choices):
             raise UpstreamError(f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off")
         yield chunk
-        yield chunk.model_copy(update={"choices": [], "usage": usage or Usage()})
+        yield _last(chunk, usage)
 
     def _read(self, data: str | bytes) -> dict[str, Any]:
         event = from_json(data, allow_inf_nan=False)
@@ -198,3 +203,9 @@ class OpenAICompatibleModel(LanguageModel):
     def _malformed(self) -> UpstreamError:
         message = f'model "{self.name}": what the endpoint answered is not OpenAI\'s protocol'
         return UpstreamError(message, code="upstream_malformed")
+
+
+def _last(chunk: Chunk, usage: Usage | None) -> Chunk:
+    """With nothing but the usage."""
+    said = {**(chunk.model_extra or {}), "id": chunk.id, "created": chunk.created, "model": chunk.model}
+    return type(chunk)(**said, choices=[], usage=usage or Usage())

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -72,9 +73,14 @@ def prepare_for(request: ChatRequest, endpoint: Endpoint) -> ChatRequest:
     if not endpoint.prompt_cache:
         return request
     provider = endpoint.kind.removesuffix("-compatible")
-    if provider == "openai" and urlsplit(endpoint.base_url).hostname != "api.openai.com":
+    if provider == "openai" and _host(endpoint.base_url) != "api.openai.com":
         return request
     return prepare(request, provider, endpoint.upstream_model)
+
+
+@lru_cache
+def _host(url: str) -> str | None:
+    return urlsplit(url).hostname
 
 
 def prepare(request: ChatRequest, provider: str, model: str) -> ChatRequest:

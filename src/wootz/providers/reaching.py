@@ -24,6 +24,8 @@ NEXT_ADDRESS_SECONDS = 0.25
 Source: https://www.rfc-editor.org/rfc/rfc8305"""
 PORTS = {"http": 80, "https": 443}
 PROXY_SECONDS = 30.0
+MOST_KNOWN = 16
+"""Beginnings of requests that are kept: a protocol has a few paths, and then there are ids."""
 
 UNREACHABLE = ("it cannot be reached", "upstream_unreachable")
 
@@ -56,6 +58,7 @@ class Way:
     def __init__(self, base_url: str) -> None:
         url = urlsplit(base_url)
         self.place = Place.of(url)
+        self._known = dict[tuple[str, str], str]()
         self._path = url.path
         self._proxy, self._proxy_header = _proxy(self.place)
         if url.scheme == "https":
@@ -63,6 +66,13 @@ class Way:
 
     def beginning(self, method: str, path: str) -> str:
         """Of a request: its line, and what a proxy has to know besides."""
+        if (known := self._known.get((method, path))) is None:
+            known = self._beginning(method, path)
+            if len(self._known) < MOST_KNOWN:  # Others have an id in them.
+                self._known[method, path] = known
+        return known
+
+    def _beginning(self, method: str, path: str) -> str:
         base = self._path
         while path.startswith("../"):
             base, path = base.rpartition("/")[0], path.removeprefix("../")

@@ -48,13 +48,10 @@ class DriftSampler:
         """Answers that were chosen but not graded, as too many were under way."""
 
     def wants(self, request: SamplingFields, request_id: str) -> bool:
+        if not self._config.share or not isinstance(request, ChatRequest):
+            return False
         bound = request.journey.bounds != ANYWHERE  # A judge may be anywhere.
-        if (
-            not self._config.share
-            or not isinstance(request, ChatRequest)
-            or request.journey.lane != "interactive"
-            or bound
-        ):
+        if bound or request.journey.lane != "interactive":
             return False
         digest = hashlib.sha256(f"drift\0{request_id}".encode(errors="replace")).digest()
         return int.from_bytes(digest[:7], "big") / 2**56 < self._config.share

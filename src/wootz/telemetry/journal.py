@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from wootz.core.journey import Attempt, Journey
+from wootz.core.journey import Attempt, Journey, Span
 from wootz.core.wire import Usage
 from wootz.telemetry.price_book import Price, PriceBook
 from wootz.telemetry.prices import Tokens, cost
@@ -35,6 +35,8 @@ def storable(text: str, max_chars: int = MAX_NOTE_CHARS) -> str:
 
 def tags_of(journey: Journey, metadata: Any) -> dict[str, str]:
     """What the client says of the request, overruled by what its key says."""
+    if metadata is None and not journey.tags:
+        return {}
     said = metadata if isinstance(metadata, Mapping) else {}
     texts = {str(name): value for name, value in said.items() if isinstance(value, str)} | journey.tags
     if not texts:
@@ -56,11 +58,8 @@ def timeline_of(journey: Journey, usage: Usage, prices: PriceBook, at: datetime)
         attempts.append(_attempt_record(attempt, tokens, price, journey))
     return Timeline(
         attempts=tuple(attempts),
-        spans=tuple(
-            SpanRecord(name=span.name, start=span.start, end=span.end, attributes=_plain(span.attributes))
-            for span in journey.spans[:MAX_SPANS]
-        ),
-        notes=tuple(storable(note) for note in journey.notes[:MAX_NOTES]),
+        spans=tuple(map(_span_record, journey.spans[:MAX_SPANS])),
+        notes=tuple(map(storable, journey.notes[:MAX_NOTES])),
         secret_version=journey.secret_version,
     )
 
@@ -73,6 +72,11 @@ def queue_time(journey: Journey) -> float | None:
     """Whoever makes a request wait for a place calls that stretch ``queue``."""
     waits = [span.end - span.start for span in journey.spans if span.name == "queue" and span.end is not None]
     return sum(waits) if waits else None
+
+
+def _span_record(span: Span) -> SpanRecord:
+    attributes = _plain(span.attributes) if span.attributes else {}
+    return SpanRecord(name=span.name, start=span.start, end=span.end, attributes=attributes)
 
 
 def _attempt_record(attempt: Attempt, tokens: Tokens, price: Price | None, journey: Journey) -> AttemptRecord:

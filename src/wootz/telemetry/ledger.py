@@ -15,10 +15,10 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import msgspec
 from sqlalchemy import (
     Boolean,
     Column,
@@ -364,7 +364,10 @@ def _rows_of(entries: Sequence[Entry]) -> Rows:
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:
-    return {name: storable(value) if isinstance(value, str) else value for name, value in vars(record).items()}
+    return {
+        name: storable(value) if isinstance(value, str) else value
+        for name, value in msgspec.structs.asdict(record).items()
+    }
 
 
 def _succeed(written: asyncio.Future[None]) -> None:
@@ -373,6 +376,6 @@ def _succeed(written: asyncio.Future[None]) -> None:
 
 
 def _fail(record: RequestRecord, written: asyncio.Future[None], error: Exception) -> None:
-    log.error("ledger: row not written (%s): %s", error, json.dumps(asdict(record), default=str))
+    log.error("ledger: row not written (%s): %s", error, json.dumps(record.whole()))
     if not written.done():
         written.set_exception(error)

@@ -6,6 +6,7 @@ in one process (tests, notebooks) don't share counters.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -47,7 +48,6 @@ class Metrics:
         self.cache = Counter(
             "wootz_cache_requests", "Requests by what the caches did.", ("model", "cache"), registry=registry
         )
-        self.in_flight = Gauge("wootz_requests_in_flight", "Requests being answered.", model, registry=registry)
         self.time_to_first_token = Histogram(
             "wootz_time_to_first_token_seconds", "Until the first token.", model, buckets=FIRST_TOKEN_SECONDS,
             registry=registry,
@@ -112,7 +112,9 @@ class Metrics:
         )
         self._children: dict[tuple[MetricWrapperBase, tuple[str, ...]], Any] = {}
         self._outcomes = Outcomes()
+        self.in_flight = InFlight()
         self.engines = EngineCollector()
+        registry.register(self.in_flight)
         registry.register(self.engines)
 
     def text(self) -> bytes:
@@ -160,6 +162,19 @@ class Metrics:
             of(self.attempts, attempt.deployment, attempt.provider, self._outcomes.label(attempt.error_code)).inc()
             if attempt.end is not None:
                 of(self.attempt_duration, attempt.deployment).observe(attempt.end - attempt.start)
+
+
+class InFlight(Collector):
+    """Requests that are being answered, by `model_label`. Plain numbers, counted where every answer waits for it."""
+
+    def __init__(self) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def collect(self) -> Iterable[Metric]:
+        metric = GaugeMetricFamily("wootz_requests_in_flight", "Requests being answered.", labels=["model"])
+        for model, number in self.counts.items():
+            metric.add_metric([model], number)
+        yield metric
 
 
 class Outcomes:

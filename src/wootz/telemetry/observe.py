@@ -1,11 +1,10 @@
 """Watch one request from its start to its end, and leave its record: a ledger row, a span, and metrics.
 
-observation = telemetry.observe(request_id=…, route=…, key_id=…, model=…, provider=…, stream=True)
-async for chunk in model.chat(request):
-    observation.chunk()
-    …
-observation.usage(usage)
-await observation.end()
+async with telemetry.observe(request_id=…, route=…, key_id=…, model=…, provider=…, stream=True) as observation:
+    async for chunk in model.chat(request):
+        observation.chunk()
+        …
+    observation.usage(usage)
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+import msgspec
 from opentelemetry.sdk.trace import TracerProvider
 from pydantic import BaseModel
 
@@ -37,7 +38,7 @@ from wootz.telemetry.prompt_hash import Hashes
 from wootz.telemetry.record import RequestRecord
 from wootz.telemetry.refusals import Ear
 from wootz.telemetry.signals import Signals
-from wootz.telemetry.spans import end_span, otlp_provider, start_span, tracer_of
+from wootz.telemetry.spans import is_exported, leave_span, otlp_provider, tracer_of
 from wootz.telemetry.under_way import Owed, UnderWay
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Telemetry:
         self.metrics = Metrics()
         self._provider = otlp_provider(otlp_endpoint, service_name) if otlp_endpoint else tracer_provider
         self.tracer = tracer_of(self._provider)
-        self._uncounted: list[RequestRecord] = []
+        self._uncounted: list[tuple[RequestRecord, Context]] = []
         self.signals = Signals(ledger.database)
 
     def observe(
@@ -102,7 +103,7 @@ class Telemetry:
         request's, ``metadata`` what the client says the request is for, ``body`` what is kept where bodies are."""
         hashes = self.hash_prompt(body) if self.hash_prompt and body is not None else (None, None, None)
         prompt_hash, prompt_chars, template_hash = hashes
-        begun = _BLANK.but(
+        begun = RequestRecord(
             request_id=request_id,
             started_at=datetime.now(UTC),
             route=route,
@@ -110,6 +111,7 @@ class Telemetry:
             model=model,
             provider=provider,
             stream=stream,
+            status=0,
             user=user,
             prompt_hash=prompt_hash,
             prompt_chars=prompt_chars,
@@ -137,15 +139,19 @@ class Telemetry:
         return self.metrics.text()
 
     def count(self, record: RequestRecord) -> None:
-        """In the loop's next turn, when what this one was for is on its way: nobody's answer waits for metrics."""
-        self._uncounted.append(record)
+        """In the loop's next turn, when what this one was for is on its way: nobody's answer waits for metrics and
+        spans."""
+        self._uncounted.append((record, copy_context()))
         if len(self._uncounted) == 1:
             asyncio.get_running_loop().call_soon(self._count)
 
     def _count(self) -> None:
-        records, self._uncounted = self._uncounted, []
-        for record in records:
+        uncounted, self._uncounted = self._uncounted, []
+        has_spans = is_exported(self.tracer)
+        for record, context in uncounted:
             self.metrics.count(record)
+            if has_spans:
+                context.run(leave_span, self.tracer, record)
 
     def set_engine_stats(self, model: str, stats: Stats | None) -> None:
         """What the model's engine last said of itself; None when it doesn't answer."""
@@ -157,16 +163,11 @@ class Telemetry:
     async def close(self) -> None:
         """Wait for the ledger's last rows and send the last spans."""
         await self.ledger.close()
+        self._count()
         if self.under_way is not None:
             self.under_way.close()
         if self._provider is not None:
             await asyncio.to_thread(self._provider.shutdown)
-
-
-_BLANK = RequestRecord(
-    request_id="", started_at=datetime.now(UTC), route="", key_id=None, model="", provider=None, stream=False, status=0
-)
-"""To begin with: a frozen dataclass with so many fields takes 10 µs to make."""
 
 
 UNSETTLED = "request %s is in the ledger but not in its limits"
@@ -174,7 +175,9 @@ UNSETTLED = "request %s is in the ledger but not in its limits"
 
 class Observation:
     """One request, from `Telemetry.observe` to `end`. Set ``finish_reason`` and ``guarantee`` when they are known, and
-    add the answer's choices to ``body``, which is None where none is kept."""
+    add the answer's choices to ``body``, which is None where none is kept.
+
+    As a context manager it leaves its record whatever way the block ends. Unforeseen exceptions become a bare 500."""
 
     def __init__(
         self,
@@ -202,10 +205,26 @@ class Observation:
         """What is to be told of the record before it is kept: the limits, of what was used. None: they know already."""
         self.owed: Callable[[RequestRecord], Owed] | None = None
         """The same as data, for who settles it when this process is killed before it did."""
-        self._in_flight = telemetry.metrics.child(telemetry.metrics.in_flight, model_label(begun))
-        self._in_flight.inc()
-        self._span = start_span(telemetry.tracer, begun)
+        self._label = model_label(begun)
+        telemetry.metrics.in_flight.counts[self._label] += 1
         self._started = time.perf_counter()
+
+    async def __aenter__(self) -> Observation:
+        return self
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        match error:
+            case None:
+                await self.end()
+            case WootzError():
+                await self.end(error=error)
+            case asyncio.CancelledError() | GeneratorExit():
+                await self.end(client_disconnected=True)
+            case Exception():
+                log.exception("request %s to model %s failed", self.request_id, self._begun.model)
+                error = WootzError(f"the server failed; its log tells more under {self.request_id}")
+                await self.end(error=error)
+                raise error from None
 
     @property
     def request_id(self) -> str:
@@ -248,8 +267,7 @@ class Observation:
         """
         if self._ended is None:
             record = self._record(status, error, client_disconnected)
-            self._in_flight.dec()
-            end_span(self._telemetry.tracer, self._span, record)
+            self._telemetry.metrics.in_flight.counts[self._label] -= 1
             self._telemetry.count(record)
             if (rest := self._keep(record)) is None:
                 self._ended = asyncio.get_running_loop().create_future()
@@ -319,7 +337,8 @@ class Observation:
             status = CLIENT_CLOSED_REQUEST
         num_later_tokens = self._num_tokens - self._num_first_tokens
         journey, usage = self._journey, self._usage
-        return self._begun.but(
+        return msgspec.structs.replace(
+            self._begun,
             status=status,
             error_code=error.code if error is not None else None,
             finish_reason=self.finish_reason,

@@ -51,21 +51,22 @@ class PromptHasher:
 
     def __call__(self, request: BaseModel) -> Hashes:
         """Of what a model is to read; its length is in characters."""
-        digest, num_chars, template = self._keyed.copy(), 0, None
+        said, num_chars, template = list[bytes](), 0, None
         begins = True
         for part in _parts(request):
             if begins and part[0] not in INSTRUCTIONS:
                 begins = False
-                template = _shown(digest) if num_chars else None
+                template = self._hash(said) if num_chars else None
             for text in part:
                 encoded = text.encode(errors="surrogatepass")
-                digest.update(len(encoded).to_bytes(8, "big") + encoded)
+                said += (len(encoded).to_bytes(8, "big"), encoded)
             num_chars += len(part[-1])
-        return Hashes(_shown(digest), num_chars, template)
+        return Hashes(self._hash(said), num_chars, template)
 
-
-def _shown(digest: hmac.HMAC) -> str:
-    return digest.hexdigest()[:SHOWN_DIGITS]
+    def _hash(self, said: list[bytes]) -> str:
+        digest = self._keyed.copy()
+        digest.update(b"".join(said))
+        return digest.hexdigest()[:SHOWN_DIGITS]
 
 
 def _parts(request: Any) -> list[tuple[str, ...]]:

@@ -5,16 +5,16 @@ Cost reports, the console, evaluation and alerts read this and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from wootz.core.journey import CacheStatus, Lane
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttemptRecord:
+class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One call to one model, with what it cost. Times are seconds since the request began."""
 
     deployment: str
@@ -34,18 +34,16 @@ class AttemptRecord:
     """Of the key it was sent with; None where the key comes from a place without versions."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpanRecord:
+class SpanRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A stretch of the way through the gateway, in seconds since the request began."""
 
     name: str
     start: float
     end: float | None = None
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timeline:
+class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """What happened on the way. Kept whole, in one column: it is only ever read together with its request."""
 
     attempts: tuple[AttemptRecord, ...] = ()
@@ -55,8 +53,10 @@ class Timeline:
     """Of the key that the request was sent with, where it went to its model straight, without attempts."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestRecord:
+NOTHING_HAPPENED = Timeline()
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Times are seconds. ``prompt_tokens`` include the ``cached_tokens`` and the ``cache_write_tokens``, and
     ``completion_tokens`` the ``reasoning_tokens``, as in OpenAI's usage. They are those of the answer; what failed
     attempts used is in the timeline, and in the ``cost``."""
@@ -109,7 +109,7 @@ class RequestRecord:
     template_hash: str | None = None
     """The same of the instructions that it begins with, if it does."""
     team_id: str | None = None
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = msgspec.field(default_factory=dict)
     """``feature``, ``prompt_version``, … : the key's, and of the request's ``metadata``."""
     deployment: str | None = None
     """The configured model that answered, which for a route is one of several."""
@@ -118,10 +118,8 @@ class RequestRecord:
     cache: CacheStatus = "off"
     tools: tuple[str, ...] = ()
     """Names of the functions that the answer calls."""
-    timeline: Timeline = Timeline()
+    timeline: Timeline = NOTHING_HAPPENED
 
-    def but(self, **fields: Any) -> RequestRecord:
-        """As `dataclasses.replace`, in a tenth of its time (25 µs for so many fields): every answer waits for it."""
-        changed = object.__new__(RequestRecord)
-        changed.__dict__.update(self.__dict__, **fields)
-        return changed
+    def whole(self) -> dict[str, Any]:
+        """Every field as JSON has it, also those that say nothing."""
+        return msgspec.to_builtins(msgspec.structs.asdict(self))

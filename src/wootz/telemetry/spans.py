@@ -4,7 +4,7 @@ https://github.com/open-telemetry/semantic-conventions-genai: a span ``{operatio
 model runs in another process. What the conventions have no name for is under ``wootz.``. Prompts and answers
 are never recorded.
 
-The children are made when the request has ended, out of its timeline. Tokens are told of once, on the request's own
+All of it is made when the request has ended, out of its record. Tokens are told of once, on the request's own
 span: those of an attempt are under ``wootz.``, so that who sums up ``gen_ai.usage`` counts none of them twice.
 """
 
@@ -39,31 +39,34 @@ def otlp_provider(endpoint: str, service_name: str) -> TracerProvider:
     return provider
 
 
-def start_span(tracer: Tracer, begun: RequestRecord) -> Span:
-    if isinstance(tracer, trace.ProxyTracer) and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return trace.INVALID_SPAN  # Nobody exports it, so nobody need describe it.
-    operation = OPERATIONS.get(begun.route, "chat")
-    return tracer.start_span(
-        f"{operation} {begun.model}",
-        kind=SpanKind.CLIENT,
-        attributes={
-            "gen_ai.operation.name": operation,
-            "gen_ai.provider.name": begun.provider or "wootz",
-            "gen_ai.request.model": begun.model,
-            "gen_ai.request.stream": begun.stream,
-            "wootz.request.id": begun.request_id,
-            "wootz.route": begun.route,
-        },
+def is_exported(tracer: Tracer) -> bool:
+    """Else nobody need describe anything."""
+    return not (
+        isinstance(tracer, trace.ProxyTracer) and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
     )
 
 
-def end_span(tracer: Tracer, span: Span, record: RequestRecord) -> None:
-    if not span.is_recording():  # Nobody exports it.
+def leave_span(tracer: Tracer, record: RequestRecord) -> None:
+    """A child of the span that is current."""
+    begun, operation = record.started_at.timestamp(), OPERATIONS.get(record.route, "chat")
+    span = tracer.start_span(
+        f"{operation} {record.model}",
+        kind=SpanKind.CLIENT,
+        start_time=_nanoseconds(begun),
+        attributes={
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": record.provider or "wootz",
+            "gen_ai.request.model": record.model,
+            "gen_ai.request.stream": record.stream,
+            "wootz.request.id": record.request_id,
+            "wootz.route": record.route,
+        },
+    )
+    if not span.is_recording():  # It is not sampled.
         return
     _set(
         span,
         {
-            "gen_ai.provider.name": record.provider,
             "wootz.deployment": record.deployment,
             "gen_ai.usage.input_tokens": record.prompt_tokens,
             "gen_ai.usage.output_tokens": record.completion_tokens,
@@ -92,7 +95,7 @@ def end_span(tracer: Tracer, span: Span, record: RequestRecord) -> None:
     if record.status >= 400:
         _fail(span, record.error_code or str(record.status))
     _add_children(tracer, span, record)
-    span.end()
+    span.end(_nanoseconds(begun + record.duration))
 
 
 def _add_children(tracer: Tracer, parent: Span, record: RequestRecord) -> None:

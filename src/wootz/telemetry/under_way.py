@@ -15,7 +15,6 @@ import fcntl
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -48,6 +47,9 @@ class Line(msgspec.Struct, array_like=True, omit_defaults=True):
     owed: list[Any] | None = None
 
 
+_ENCODE = msgspec.json.Encoder().encode
+
+
 class UnderWay:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,7 +70,7 @@ class UnderWay:
     def kept(self, id: str) -> None:
         """Its record is in the ledger."""
         if id in self._live:
-            self._append(msgspec.json.encode(Line(id)) + b"\n")
+            self._append(_ENCODE(Line(id)) + b"\n")
             del self._live[id]
             if self._bytes > LONGEST_BYTES:
                 self.close()
@@ -132,7 +134,7 @@ class UnderWay:
                 os.close(file)
 
     def _write(self, id: str, line: Line) -> bool:
-        self._live[id] = encoded = msgspec.json.encode(line) + b"\n"
+        self._live[id] = encoded = _ENCODE(line) + b"\n"
         return self._append(encoded)
 
     def _append(self, lines: bytes) -> bool:
@@ -196,7 +198,7 @@ def _leave(file: Path, lines: Sequence[Line]) -> None:
 
 def _last_word(line: Line) -> RequestRecord:
     assert line.record is not None
-    return line.record if line.ended else replace(line.record, status=500, error_code=KILLED)
+    return line.record if line.ended else msgspec.structs.replace(line.record, status=500, error_code=KILLED)
 
 
 def _unkept(content: bytes) -> Iterator[Line]:

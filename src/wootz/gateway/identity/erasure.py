@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,9 @@ class Eraser:
 
         number = 0
         for file, records in Spool(self._config.home / "unwritten").groups():
-            forgotten = [replace(record, **FORGOTTEN) if is_theirs(record) else record for record in records]
+            forgotten = [
+                msgspec.structs.replace(record, **FORGOTTEN) if is_theirs(record) else record for record in records
+            ]
             if changed := sum(new is not old for new, old in zip(forgotten, records, strict=True)):
                 number += changed
                 _rewrite(file, forgotten)

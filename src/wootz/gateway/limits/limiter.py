@@ -48,6 +48,8 @@ WORDS = {
 ALL_FREE_AGAIN = "1m1s"
 """As OpenAI writes it: after that long without a request, a minute's limit is whole again."""
 
+NO_USAGE, NO_USD = Usage(), Decimal(0)
+
 LATEST_SECONDS = 500.0
 """Counters remember for a little longer what was settled; what is settled after that could count twice."""
 
@@ -86,7 +88,7 @@ class Limiter:
         Raises `RateLimitError` (its ``code`` says which limit), `BadRequestError` for what no limit could ever let by,
         and `CountersUnavailable` where the counters are gone and the config says that nothing passes then.
         """
-        if key is None or not any(subject.limits.any for subject in key.subjects):
+        if key is None or not key.limited:
             return
         usage, usd = self._likely(key, request, model)
         meters = self._meters(key, request, usage, usd)
@@ -152,18 +154,18 @@ class Limiter:
         prices, now = self._telemetry.prices, self._wall()
         if isinstance(request, MediaRequest):
             return of_media(model, request, prices, now)
-        usage, usd = Usage(), Decimal(0)
-        if any(subject.limits.counts_tokens for subject in key.subjects):
+        usage, usd = NO_USAGE, NO_USD
+        if key.counts_tokens:
             usage = estimate(request, self._config.assumed_completion_tokens)
-        if any(subject.limits.counts_money for subject in key.subjects):
+        if key.counts_money:
             usd = dearest(model, usage, prices, now, request.journey.lane)
         return usage, usd
 
     def _meters(self, key: Key, request: ModelRequest, usage: Usage, usd: Decimal) -> list[Meter]:
-        tokens, now, picodollars = usage.total_tokens, self._wall(), to_picodollars(usd)
-        meters = [meter for subject in key.subjects for meter in meters_of(subject, now, tokens, picodollars)]
+        tokens, now, picodollars = usage.total_tokens, self._wall(), to_picodollars(usd) if usd else 0
+        meters = [meter for subject in key.limited for meter in meters_of(subject, now, tokens, picodollars)]
         if conversation := request.journey.conversation:
-            for subject in key.subjects:
+            for subject in key.limited:
                 if subject.limits.of_conversations:
                     meters += conversation_meters(subject, conversation, now, picodollars)
         return meters
@@ -203,13 +205,14 @@ def _refusal(meter: Meter, retry_after: float) -> RateLimitError:
 
 def _headers(meters: Sequence[Meter], left: Sequence[int]) -> dict[str, str]:
     """OpenAI's ``x-ratelimit-…`` of the minute, of whichever subject has least left."""
-    tightest: dict[str, tuple[int, int]] = {}
+    headers: dict[str, str] = {}
+    tightest: dict[str, int] = {}
     for meter, remaining in zip(meters, left, strict=False):
         if meter.kind == "window":
-            what = meter.limit_name.split("_")[0]
-            tightest[what] = min(tightest.get(what, (remaining, meter.limit)), (remaining, meter.limit))
-    return {
-        f"x-ratelimit-{name}-{what}": value
-        for what, (remaining, limit) in tightest.items()
-        for name, value in (("limit", str(limit)), ("remaining", str(max(remaining, 0))), ("reset", ALL_FREE_AGAIN))
-    }
+            what = meter.limit_name.partition("_")[0]
+            if remaining < tightest.get(what, remaining + 1):
+                tightest[what] = remaining
+                headers[f"x-ratelimit-limit-{what}"] = str(meter.limit)
+                headers[f"x-ratelimit-remaining-{what}"] = str(max(remaining, 0))
+                headers[f"x-ratelimit-reset-{what}"] = ALL_FREE_AGAIN
+    return headers

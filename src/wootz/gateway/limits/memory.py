@@ -38,8 +38,8 @@ class MemoryCounters:
             retry_after = self._retry_after(meter)
             if retry_after is not None:
                 return Verdict(refused_by=meter, retry_after=retry_after)
-        self._held[id] = [self._take(meter) for meter in meters]
-        return Verdict(left=[self._left(meter) for meter in meters])
+        self._held[id] = list(map(self._take, meters))
+        return Verdict(left=list(map(self._left, meters)))
 
     def settle(self, id: str, used: Sequence[tuple[Meter, int]]) -> None:
         if (places := self._held.pop(id, None)) is None:

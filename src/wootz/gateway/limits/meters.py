@@ -12,9 +12,10 @@ Three kinds, and what each promises:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from wootz.core import UnavailableError
 from wootz.gateway.limits.periods import period_at
@@ -29,8 +30,7 @@ LimitName = Literal[
 """As the ``code`` of a refusal says it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Meter:
+class Meter(msgspec.Struct, frozen=True):
     """One counter, and what a request holds of it. Money is in picodollars."""
 
     name: str
@@ -60,8 +60,7 @@ class Meter:
         return [self.kind, self.name, used, self.start]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """``left`` has what is left of each meter, in their order, when the request was admitted."""
 
     left: Sequence[int] = ()
@@ -70,8 +69,7 @@ class Verdict:
     """Seconds until the same request fits if nothing else comes; infinite when that is never."""
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(msgspec.Struct, frozen=True):
     """What of a limit is used, and what requests under way hold of it, in the meter's unit."""
 
     meter: Meter
@@ -119,15 +117,16 @@ class Counters(Protocol):
 
 def meters_of(subject: Subject, now: float, tokens: int, picodollars: int) -> list[Meter]:
     """The meters of a request that may take so many tokens and so much money. ``now`` is in Unix seconds."""
-    limits, meters, prefix = subject.limits, [], f"{subject.kind}:{subject.id}"
-
-    def add(kind: Literal["window", "open"], limit_name: LimitName, limit: int | None, amount: int) -> None:
-        if limit is not None:
-            meters.append(Meter(f"{prefix}:{limit_name}", kind, subject, limit_name, limit, amount))
-
-    add("open", "concurrent_requests", limits.concurrent_requests, 1)
-    add("window", "requests_per_minute", limits.requests_per_minute, 1)
-    add("window", "tokens_per_minute", limits.tokens_per_minute, tokens)
+    limits, meters, prefix = subject.limits, list[Meter](), f"{subject.kind}:{subject.id}"
+    if (limit := limits.concurrent_requests) is not None:
+        name = f"{prefix}:concurrent_requests"
+        meters.append(Meter(name, "open", subject, "concurrent_requests", limit, 1))
+    if (limit := limits.requests_per_minute) is not None:
+        name = f"{prefix}:requests_per_minute"
+        meters.append(Meter(name, "window", subject, "requests_per_minute", limit, 1))
+    if (limit := limits.tokens_per_minute) is not None:
+        name = f"{prefix}:tokens_per_minute"
+        meters.append(Meter(name, "window", subject, "tokens_per_minute", limit, tokens))
     if limits.tokens_per_day is not None:
         meters.append(_period(subject, "tokens_per_day", limits.tokens_per_day, tokens, now))
     if limits.budget_usd is not None:
