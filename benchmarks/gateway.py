@@ -13,7 +13,9 @@ Measured, each for whole and for streamed answers:
   meanwhile. Two gateways on a busy machine can be compared so; requests per second of wall time stand beside it.
 - added latency: one request at a time, in turns to the upstream itself and through the gateway; the difference of the
   medians, and of the 99th percentiles. Streams come all at once there, which no model does, so a gateway's time for
-  each chunk adds up; "at a pace" they come as models write them, a chunk each 10 ms.
+  each chunk adds up; "at a pace" they come as models write them, a chunk each 10 ms. "first" is until a stream's first
+  chunk is there. A whole answer "at a pace" is written as long as such a stream: a gateway that asks for it as a stream
+  reads along meanwhile.
 - forwarding: the upstream writes the time into each chunk it sends (the monotonic clock, which processes share), the
   client reads it off as it arrives; the median through the gateway less the median without it.
 - memory: resident, of all processes of the gateway, before and after.
@@ -61,7 +63,7 @@ HEAD = {"id": "chatcmpl-1", "created": 1, "model": "fake"}
 
 
 class Upstream(asyncio.Protocol):
-    """OpenAI's protocol as fast as Python can say it: whole answers at once, streams a chunk per `pace` seconds."""
+    """OpenAI's protocol as fast as Python can say it: a chunk per `pace` seconds, whole answers when all would be."""
 
     def __init__(self, num_chunks: int, pace: float) -> None:
         self.num_chunks, self.pace = num_chunks, pace
@@ -84,12 +86,21 @@ class Upstream(asyncio.Protocol):
                 return
             body, self.buffer = rest[:length], rest[length:]
             asked = json.loads(body) if body else {}
-            if asked.get("stream"):
-                task = asyncio.ensure_future(self.stream())
+            if asked.get("stream") or self.pace:
+                task = asyncio.ensure_future(self.stream() if asked.get("stream") else self.late())
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
             else:
                 self.answer(self.whole)
+
+    async def late(self) -> None:
+        await self.until(time.monotonic() + self.num_chunks * self.pace)
+        self.answer(self.whole)
+
+    async def until(self, due: float) -> None:
+        """By the clock: sleeps are late each by as much as the machine is asleep, and fifty of them add up."""
+        while (left := due - time.monotonic()) > 0:
+            await asyncio.sleep(left if left > 0.002 else 0)
 
     def answer(self, body: bytes) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
@@ -104,9 +115,10 @@ class Upstream(asyncio.Protocol):
         self.transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
-        for _ in range(self.num_chunks):
+        began = time.monotonic()
+        for number in range(self.num_chunks):
             if self.pace:
-                await asyncio.sleep(self.pace)
+                await self.until(began + (number + 1) * self.pace)
             stamp = f"{time.monotonic_ns()} "
             self.event({"choices": [{"index": 0, "delta": {"content": stamp}, "finish_reason": None}]})
         self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
@@ -140,8 +152,12 @@ class Client:
         )
         return self
 
+    first = 0.0
+    """Seconds until the last answer's first chunk."""
+
     async def ask(self, forwarding: list[float] | None = None) -> float:
         """Seconds until the last byte. Raises for anything but a whole good answer."""
+        self.first = 0.0
         started = time.perf_counter()
         self.writer.write(self.request)
         head = await self.reader.readuntil(b"\r\n\r\n")
@@ -157,6 +173,7 @@ class Client:
         while True:
             size = int(await self.reader.readline(), 16)
             part = await self.reader.readexactly(size + 2)
+            self.first = self.first or time.perf_counter() - started
             if size == 0:
                 if not done:
                     raise RuntimeError("a stream without its end")
@@ -183,13 +200,15 @@ async def rate(port: int, number: int, concurrency: int, *, stream: bool) -> flo
 
 async def latencies(
     ports: list[int], number: int, *, stream: bool, model: str = "fake"
-) -> list[tuple[list[float], list[float]]]:
-    """Of each port: seconds a request, and seconds from a chunk's sending to its arrival. In turns."""
+) -> list[tuple[list[float], list[float], list[float]]]:
+    """Of each port: seconds a request, seconds from a chunk's sending to its arrival, and seconds until the first one.
+    In turns."""
     clients = [await Client().connect(port, stream=stream, model=model) for port in ports]
-    measured: list[tuple[list[float], list[float]]] = [([], []) for _ in ports]
+    measured: list[tuple[list[float], list[float], list[float]]] = [([], [], []) for _ in ports]
     for _ in range(number):
-        for client, (seconds, forwarding) in zip(clients, measured, strict=True):
+        for client, (seconds, forwarding, first) in zip(clients, measured, strict=True):
             seconds.append(await client.ask(forwarding))
+            first.append(client.first)
     return measured
 
 
@@ -328,13 +347,22 @@ def measure(name: str, upstreams: dict[str, int], options: argparse.Namespace) -
                     "added p50 ms": 1000 * (quantile(through[0], 0.5) - quantile(direct[0], 0.5)),
                     "added p99 ms": 1000 * (quantile(through[0], 0.99) - quantile(direct[0], 0.99)),
                 }
-            paced = [upstreams["paced"], port]
-            direct, through = uvloop.run(latencies(paced, options.paced_requests, stream=True, model="paced"))
-            for row, of in (("added, at a pace", 0), ("forwarding", 1)):
-                for label, q in (("p50 ms", 0.5), ("p99 ms", 0.99)):
-                    result["streamed"][f"{row} {label}"] = 1000 * (quantile(through[of], q) - quantile(direct[of], q))
+                if stream:
+                    result["streamed"] |= differences("added, first", direct[2], through[2])
+                paced = [upstreams["paced"], port]
+                direct, through = uvloop.run(latencies(paced, options.paced_requests, stream=stream, model="paced"))
+                result["streamed" if stream else "whole"] |= differences("added, at a pace", direct[0], through[0])
+                if stream:
+                    result["streamed"] |= differences("forwarding", direct[1], through[1])
             result["memory"] = {"before MB": before_all / 1e6, "after MB": rss(process) / 1e6}
     return result
+
+
+def differences(row: str, direct: list[float], through: list[float]) -> dict[str, float]:
+    return {
+        f"{row} {label}": 1000 * (quantile(through, q) - quantile(direct, q))
+        for label, q in (("p50 ms", 0.5), ("p99 ms", 0.99))
+    }
 
 
 def quantile(values: list[float], q: float) -> float:

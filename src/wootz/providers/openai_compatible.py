@@ -17,8 +17,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from jiter import from_json
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from wootz.core import LanguageModel, UnsupportedError, UpstreamError
 from wootz.core.media import MediaRequest, SpeechChunk
@@ -183,7 +183,7 @@ class OpenAICompatibleModel(LanguageModel):
         yield _last(chunk, usage)
 
     def _read(self, data: str | bytes) -> dict[str, Any]:
-        event = from_json(data, allow_inf_nan=False)
+        event = from_json(data if isinstance(data, bytes) else data.encode(), allow_inf_nan=False)
         if not isinstance(event, dict):
             raise ValueError("an event that is no JSON object")
         if event.get("error"):

@@ -1,6 +1,7 @@
 """A prompt's keyed hash: the ledger tells that the same was asked again, and how long it was, without the text.
 
-HMAC-SHA256 and no plain hash, for prompts are often short and guessable: who reads the ledger could hash all guesses.
+Keyed BLAKE2b (RFC 7693) and no plain hash, for prompts are often short and guessable: who reads the ledger could hash
+all guesses.
 The key lies beside the database, not in it (``WOOTZ_HOME/prompt-hash.key``, made at the first start), or wherever
 ``telemetry.hash_key`` refers to, where several gateways are to agree. The text itself is kept only where
 ``telemetry.store_bodies`` is on, and each reading of it is audited.
@@ -12,10 +13,9 @@ was edited, also where no client names a ``prompt_version``.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import secrets
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +24,8 @@ from pydantic import BaseModel
 from wootz.core import Config, ConfigError, resolve_secret
 
 KEY_FILE = "prompt-hash.key"
-SHOWN_DIGITS = 24
-"""Of 64: 96 bits, so that two prompts in one ledger do not share one."""
+DIGEST_BYTES = 12
+"""96 bits, so that two prompts in one ledger do not share one."""
 
 
 INSTRUCTIONS = ("system", "developer")
@@ -40,7 +40,8 @@ class Hashes(NamedTuple):
 
 class PromptHasher:
     def __init__(self, key: bytes) -> None:
-        self._keyed = hmac.new(key, digestmod=hashlib.sha256)
+        short = key if len(key) <= blake2b.MAX_KEY_SIZE else blake2b(key).digest()
+        self._keyed = blake2b(key=short, digest_size=DIGEST_BYTES)
 
     @classmethod
     def of(cls, config: Config) -> PromptHasher:
@@ -51,22 +52,17 @@ class PromptHasher:
 
     def __call__(self, request: BaseModel) -> Hashes:
         """Of what a model is to read; its length is in characters."""
-        said, num_chars, template = list[bytes](), 0, None
+        digest, num_chars, template = self._keyed.copy(), 0, None
         begins = True
         for part in _parts(request):
             if begins and part[0] not in INSTRUCTIONS:
                 begins = False
-                template = self._hash(said) if num_chars else None
+                template = digest.hexdigest() if num_chars else None
             for text in part:
                 encoded = text.encode(errors="surrogatepass")
-                said += (len(encoded).to_bytes(8, "big"), encoded)
+                digest.update(len(encoded).to_bytes(8, "big") + encoded)
             num_chars += len(part[-1])
-        return Hashes(self._hash(said), num_chars, template)
-
-    def _hash(self, said: list[bytes]) -> str:
-        digest = self._keyed.copy()
-        digest.update(b"".join(said))
-        return digest.hexdigest()[:SHOWN_DIGITS]
+        return Hashes(digest.hexdigest(), num_chars, template)
 
 
 def _parts(request: Any) -> list[tuple[str, ...]]:
