@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from wootz.app import bounded_http
 from wootz.app.bounded_http import BoundedHttp
 
 
@@ -34,19 +33,7 @@ async def empty(_request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def burst(request: Request) -> Response:
-    """Sixty parts without a pause, then a pause, then one more."""
-
-    async def parts() -> AsyncGenerator[bytes, None]:
-        for number in range(60):
-            yield b"%02d," % number
-        await request.app.state.heard.wait()
-        yield b"end"
-
-    return StreamingResponse(parts(), headers={"content-length": "183"})
-
-
-APP = Starlette(routes=[Route("/whole", whole), Route("/slow", slow), Route("/empty", empty), Route("/burst", burst)])
+APP = Starlette(routes=[Route("/whole", whole), Route("/slow", slow), Route("/empty", empty)])
 
 
 class Transport(asyncio.Transport):
@@ -121,33 +108,3 @@ async def test_answers_on_one_connection_keep_their_order(path: str) -> None:
     await turns(60)
     assert b"".join(transport.written).count(b"HTTP/1.1 ") == 3
     protocol.connection_lost(None)
-
-
-@pytest.mark.parametrize("clock", ["stands still", "goes on"])
-async def test_parts_that_come_together_leave_together_and_none_waits_for_long(
-    clock: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-
-    def perf_counter() -> float:
-        nonlocal now
-        now += 0 if clock == "stands still" else bounded_http.TOGETHER_SECONDS / 10
-        return now
-
-    monkeypatch.setattr(bounded_http.time, "perf_counter", perf_counter)
-    APP.state.heard = asyncio.Event()
-    protocol, transport = connected()
-    ask(protocol, "/burst")
-    await turns()
-    sent = b"".join(transport.written).partition(b"\r\n\r\n")[2]
-    assert sent == b"".join(b"%02d," % number for number in range(60))
-    assert transport.written[0].endswith(b"\r\n\r\n00,")
-    if clock == "stands still":  # The first at once, the others at the end of the turn.
-        assert len(transport.written) == 2
-    else:  # A part takes a tenth of what the first may wait.
-        assert 5 <= len(transport.written) <= 12
-        assert max(len(one) for one in transport.written[1:]) <= 3 * 12
-    transport.written.clear()
-    APP.state.heard.set()
-    await turns()
-    assert transport.written == [b"end"]

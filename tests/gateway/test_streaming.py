@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
 import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 import pytest
 from serving import ASK, CHAT, HANG, GatewayServer, ScriptedModel
+from starlette.types import Message
 
 from wootz.core import BadRequestError, UpstreamError
+from wootz.core.wire import ChatChunk, ChunkChoice, Delta
+from wootz.gateway import answers
 
 
 def data_of(response: httpx.Response) -> list[str]:
@@ -150,3 +156,41 @@ def test_a_refusal_before_the_stream_has_its_own_status(http: httpx.Client, mode
     model.script = [BadRequestError("too long", code="context_length_exceeded", param="messages")]
     response = http.post(CHAT, json=ASK | {"stream": True})
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
+
+
+@pytest.mark.parametrize("clock", ["stands still", "goes on"])
+async def test_chunks_that_come_together_do_not_wait_for_the_last(clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written leaves when the loop's turn ends: it ends with the first chunk, and then again and again."""
+    now, turns, sent_in = 100.0, 0, list[int]()
+
+    def perf_counter() -> float:
+        nonlocal now
+        now += 0.0 if clock == "stands still" else answers.TURN_SECONDS / 10
+        return now
+
+    async def chunks() -> AsyncGenerator[ChatChunk, None]:
+        for number in range(60):
+            delta = Delta(content=str(number))
+            yield ChatChunk(id="1", model="m", choices=[ChunkChoice(delta=delta)])
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body" and message["body"] != b"data: [DONE]\n\n":
+            sent_in.append(turns)
+
+    monkeypatch.setattr(answers.time, "perf_counter", perf_counter)
+    counting = asyncio.create_task(count_turns())
+    await answers.StreamedAnswer(chunks(), include_usage=False)._stream(send)
+    counting.cancel()
+    together = list(Counter(sent_in).values())
+    assert sum(together) == 60
+    assert together[0] == 1
+    if clock == "stands still":
+        assert together == [1, 59]
+    else:
+        assert max(together) <= 11

@@ -3,22 +3,19 @@
 The parser takes headers of any length, so whoever reaches the port could fill the memory without a key; and a
 connection on which nothing arrives would be kept for ever.
 
-An answer's head goes out with the beginning of its body, and chunks that came together go out together, where uvicorn
-sends one after the other: system calls less here, and the client is not woken for half of what it waits for.
+An answer's head goes out with the beginning of its body, where uvicorn sends one after the other: that is a system call
+less here, and the client is not woken for half of what it waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 30.0
-TOGETHER_SECONDS = 0.00025
-"""That what was written waits for what follows."""
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -60,43 +57,29 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 class TogetherTransport:
-    """A transport that does not hand the kernel each piece by itself.
-
-    An answer's head waits for the beginning of its body. What is written first in a turn of the loop leaves at once,
-    and what follows in the same turn (the chunks of a stream that came together) leaves together, at the turn's end or
-    every quarter of a millisecond.
-    """
+    """A transport that keeps an answer's head back until the next write, or the loop's next turn."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._waiting = list[bytes]()
-        self._is_head = self._has_written = False
-        self._written_at = 0.0
+        self._head = b""
 
     def write(self, data: bytes) -> None:
-        if not (self._has_written or self._waiting):
-            self._loop.call_soon(self._end_turn)
-            if data.startswith(b"HTTP/1.1 "):
-                self._waiting, self._is_head = [data], True
-                return
-        self._waiting.append(data)
-        if self._is_head or not self._has_written or time.perf_counter() - self._written_at > TOGETHER_SECONDS:
-            self._write()
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._send_head)
+            return
+        self._transport.write(data)
 
     def close(self) -> None:
-        self._write()
+        self._send_head()
         self._transport.close()
 
-    def _write(self) -> None:
-        data, self._waiting, self._is_head = b"".join(self._waiting), [], False
-        if data:
-            self._has_written, self._written_at = True, time.perf_counter()
-            self._transport.write(data)
-
-    def _end_turn(self) -> None:
-        self._write()
-        self._has_written = False
+    def _send_head(self) -> None:
+        if self._head:
+            self.write(b"")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -8,6 +8,7 @@ the body is left unfinished, and the connection cut.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -24,6 +25,9 @@ from wootz.core.wire import ChatChunk, Completion
 Chunk = TypeVar("Chunk", ChatChunk, Completion, SpeechChunk)
 
 
+TURN_SECONDS = 0.00025
+"""Chunks that came together are written together, when the loop's turn ends; it ends with the first of them, and then
+after so long, so that none waits for all."""
 WATCH_AFTER_SECONDS = 0.01
 """Work that is done sooner than this is not worth a watcher."""
 
@@ -45,7 +49,7 @@ class StreamedAnswer(Response):
     async def _stream(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         async with aclosing(self.chunks) as chunks:
-            started = False
+            started, turn_began = False, 0.0
             try:
                 async for chunk in chunks:
                     if not (events := self.events(chunk)):
@@ -54,6 +58,9 @@ class StreamedAnswer(Response):
                         await send(start)
                         started = True
                     await send({"type": "http.response.body", "body": events, "more_body": True})
+                    if (now := time.perf_counter()) - turn_began > TURN_SECONDS:
+                        turn_began = now
+                        await asyncio.sleep(0)
                 events = self.last_events()
             except WootzError as error:
                 if not started:
