@@ -386,6 +386,37 @@ async def test_a_whole_answer_is_that_of_a_stream(
     assert "stream_options" not in far_end.body
 
 
+async def test_fields_that_we_do_not_know_are_in_the_answer(
+    whole: OpenAICompatibleModel, model: OpenAICompatibleModel, far_end: FarEnd
+) -> None:
+    """Asked as a stream or whole, the same; in a stream a text and a list come in pieces."""
+    outer, site = (
+        {"system_fingerprint": "fp_1", "service_tier": "flex"},
+        {"type": "url_citation", "url": "http://x.test"},
+    )
+
+    def part(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return event() | outer | {"choices": [choice | ({"content_filter_results": {}} if finish_reason else {})]}
+
+    far_end.answer = [
+        part({"role": "assistant", "content": "", "refusal": None}),
+        part({"refusal": "I ca", "annotations": [site]}),
+        part({"refusal": "n't", "annotations": [site]}),
+        part({}, "stop"),
+        USAGE_EVENT | outer,
+        "[DONE]",
+    ]
+    streamed = await collect_chat(model.chat(ask()))
+    message = {"role": "assistant", "content": "", "refusal": "I can't", "annotations": [site, site]}
+    choice = {"index": 0, "message": message, "finish_reason": "stop", "content_filter_results": {}}
+    far_end.answer = JSONResponse(event() | outer | {"object": "chat.completion", "choices": [choice], "usage": USAGE})
+    assert await collect_chat(whole.chat(ask())) == streamed
+    said = streamed.model_dump(mode="json")
+    assert said["choices"] == [choice | {"logprobs": None}]
+    assert {name: said[name] for name in outer} == outer
+
+
 async def test_a_caller_who_streams_is_streamed_to_and_so_is_thinking(
     whole: OpenAICompatibleModel, far_end: FarEnd
 ) -> None:

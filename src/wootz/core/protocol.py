@@ -76,18 +76,21 @@ class LanguageModel(Protocol):
 
 
 async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
-    """Fold a chat stream into one whole answer; choices come in order of their index.
+    """Fold a chat stream into one whole answer; choices come in order of their index. Fields that we do not know are
+    the answer's too: of messages what comes in pieces is put together, of all else what was said last holds.
 
     Raises `UpstreamError` for a stream that broke off: one without a last chunk that tells the usage.
     """
     first: ChatChunk | None = None
     usage: Usage | None = None
+    more: dict[str, Any] = {}
     choices: dict[int, ChatChoice] = {}
     texts: dict[int, list[str]] = {}
     tool_calls: dict[tuple[int, int], dict[str, Any]] = {}
     async for chunk in chunks:
         first = first or chunk
         usage = chunk.usage or usage
+        more |= chunk.more
         for part in chunk.choices:
             if (choice := choices.get(part.index)) is None:
                 choice = choices[part.index] = ChatChoice(index=part.index, message=AnswerMessage(content=""))
@@ -112,8 +115,13 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
                 choice.logprobs.content = (choice.logprobs.content or []) + part.logprobs.content
             if part.finish_reason is not None:
                 choice.finish_reason = part.finish_reason
+            if part.stop_reason is not None:
+                choice.stop_reason = part.stop_reason
             if part.guarantee is not None:
                 choice.guarantee = part.guarantee
+            choice.more.update(part.more)
+            if delta.more:
+                _extend(message.more, delta.more)
     if first is None or usage is None:
         raise UpstreamError("the answer broke off before its end", hint="try again")
     in_order = [choices[index] for index in sorted(choices)]
@@ -122,7 +130,19 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
         _set_incomplete_calls_apart(choice.message)
         if choice.message.tool_calls and not choice.message.content:
             choice.message.content = None
-    return ChatCompletion(id=first.id, created=first.created, model=first.model, choices=in_order, usage=usage)
+    return ChatCompletion(id=first.id, created=first.created, model=first.model, choices=in_order, usage=usage, **more)
+
+
+def _extend(fields: dict[str, Any], pieces: dict[str, Any]) -> None:
+    """As OpenAI streams a ``refusal`` (pieces of a text) and ``annotations`` (items of a list)."""
+    for name, piece in pieces.items():
+        before = fields.get(name)
+        if isinstance(before, str) and isinstance(piece, str):
+            fields[name] = before + piece
+        elif isinstance(before, list) and isinstance(piece, list):
+            fields[name] = [*before, *piece]
+        elif piece is not None or name not in fields:
+            fields[name] = piece
 
 
 def _extend_tool_call(call: dict[str, Any], fragment: dict[str, Any]) -> None:
@@ -153,6 +173,7 @@ async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
     async for chunk in chunks:
         if answer is None:
             answer = Completion(id=chunk.id, created=chunk.created, model=chunk.model, choices=[])
+        answer.more.update(chunk.more)
         if chunk.usage is not None:
             answer.usage = chunk.usage
         for part in chunk.choices:
@@ -160,6 +181,7 @@ async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
             choice.text += part.text
             choice.finish_reason = part.finish_reason or choice.finish_reason
             choice.guarantee = part.guarantee or choice.guarantee
+            choice.more.update(part.more)
             if part.logprobs is not None:
                 whole = choice.logprobs = choice.logprobs or CompletionLogprobs()
                 whole.tokens += part.logprobs.tokens

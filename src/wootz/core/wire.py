@@ -72,6 +72,11 @@ def now() -> int:
 class Answer(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
+    @property
+    def more(self) -> dict[str, Any]:
+        """What has no field here; whatever is written into it belongs to the answer."""
+        return self.__pydantic_extra__  # pyright: ignore[reportReturnType]
+
 
 OMIT_NONE: Any = Field(default=None, exclude_if=partial(operator.is_, None))
 """Left out of the JSON when None, as OpenAI does; fields that clients index (``finish_reason``) stay as null."""
@@ -381,6 +386,7 @@ class ChatChoice(Answer):
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = OMIT_NONE
     guarantee: Guarantee | None = OMIT_NONE
 
 

@@ -207,5 +207,5 @@ class OpenAICompatibleModel(LanguageModel):
 
 def _last(chunk: Chunk, usage: Usage | None) -> Chunk:
     """With nothing but the usage."""
-    said = {**(chunk.model_extra or {}), "id": chunk.id, "created": chunk.created, "model": chunk.model}
+    said = {**chunk.more, "id": chunk.id, "created": chunk.created, "model": chunk.model}
     return type(chunk)(**said, choices=[], usage=usage or Usage())
