@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -113,6 +114,8 @@ ERASED = "erased"
 class Entry(NamedTuple):
     record: RequestRecord
     body: SealedBody | None
+    tell: Callable[[Exception | None], None]
+    """Is told when it is written, or why it never will be."""
 
 
 class Ledger:
@@ -123,7 +126,7 @@ class Ledger:
         self._is_sqlite = database.dialect == "sqlite"
         self._spool = spool
         self._recovering: asyncio.Task[None] | None = None
-        self._queue: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._queue: list[Entry] = []
         self._begin: asyncio.Handle | None = None
         self._writer: asyncio.Task[None] | None = None
 
@@ -135,23 +138,24 @@ class Ledger:
         record has then been logged, whole, as one JSON line.
         """
         loop = asyncio.get_running_loop()
-        written = self._queued(Entry(record, body))
+        written: asyncio.Future[None] = loop.create_future()
+        self._queue.append(Entry(record, body, partial(_settle, written)))
         if self._begin is None or isinstance(self._begin, asyncio.TimerHandle):
             self._cancel_begin()
             self._begin = loop.call_soon(self._begin_to_write)
         await written
 
-    def write_behind(self, record: RequestRecord) -> asyncio.Future[None] | None:
-        """Write it soon, and tell when that is; for a record that is in a file which outlives this process.
+    def write_behind(self, record: RequestRecord, tell: Callable[[Exception | None], None]) -> bool:
+        """Write it soon, and ``tell`` when that is; for a record that is in a file which outlives this process.
 
-        None, and nothing is done, where too many wait already, and where a row is safer than such a file: in
+        False, and nothing is done, where too many wait already, and where a row is safer than such a file: in
         PostgreSQL, on another machine.
         """
         if not self._is_sqlite or len(self._queue) >= MOST_BEHIND:
-            return None
-        written = self._queued(Entry(record, None))
+            return False
+        self._queue.append(Entry(record, None, tell))
         self._begin_soon()
-        return written
+        return True
 
     async def flush(self) -> None:
         """Wait until all that was handed over is written, or waits in a file for its database."""
@@ -251,11 +255,6 @@ class Ledger:
 
     # --- the writer -------------------------------------------------------------------------------------------
 
-    def _queued(self, entry: Entry) -> asyncio.Future[None]:
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((entry, written))
-        return written
-
     def _begin_soon(self) -> None:
         if self._queue and self._begin is None:
             self._begin = asyncio.get_running_loop().call_later(BEHIND_SECONDS, self._begin_to_write)
@@ -278,13 +277,13 @@ class Ledger:
             return False
         group = self._queue[:FEW_ROWS]
         try:
-            is_written = self.database.insert_here(_rows_of([entry for entry, _ in group]))
+            is_written = self.database.insert_here(_rows_of(group))
         except Exception:
             return False  # The task tells one record from the other, and what to do about either.
         if is_written:
             del self._queue[: len(group)]
-            for _, written in group:
-                _succeed(written)
+            for entry in group:
+                entry.tell(None)
         return is_written
 
     async def _write_groups(self) -> None:
@@ -296,18 +295,18 @@ class Ledger:
                 continue
             group, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
             try:
-                await self._insert_with_retries([entry for entry, _ in group])
+                await self._insert_with_retries(group)
             except UnavailableError as error:
-                is_kept = self._keep([entry.record for entry, _ in group])
-                for entry, written in group:
-                    _succeed(written) if is_kept else _fail(entry.record, written, error)
+                is_kept = self._keep([entry.record for entry in group])
+                for entry in group:
+                    entry.tell(None) if is_kept else _fail(entry, error)
             except Exception:
                 # One record that the database refuses must not take the others of its group with it.
-                for entry, written in group:
-                    await self._write_alone(entry, written)
+                for entry in group:
+                    await self._write_alone(entry)
             else:
-                for _, written in group:
-                    _succeed(written)
+                for entry in group:
+                    entry.tell(None)
 
     def _keep(self, records: list[RequestRecord]) -> bool:
         if self._spool is None:
@@ -326,7 +325,7 @@ class Ledger:
             try:
                 for file, records in spool.groups():
                     for record in records:
-                        await self._insert([Entry(record, None)])
+                        await self._insert([Entry(record, None, _nobody)])
                     file.unlink(missing_ok=True)
                     log.info("ledger: %d rows that had waited are written", len(records))
                 return
@@ -336,13 +335,13 @@ class Ledger:
                 log.exception("ledger: %s stays as it is", spool.folder)
                 return
 
-    async def _write_alone(self, entry: Entry, written: asyncio.Future[None]) -> None:
+    async def _write_alone(self, entry: Entry) -> None:
         try:
             await self._insert_with_retries([entry])
         except Exception as error:
-            _fail(entry.record, written, error)
+            _fail(entry, error)
         else:
-            _succeed(written)
+            entry.tell(None)
 
     async def _insert_with_retries(self, entries: list[Entry]) -> None:
         for delay in RETRY_DELAYS:
@@ -370,12 +369,15 @@ def _row(record: RequestRecord) -> dict[str, Any]:
     }
 
 
-def _succeed(written: asyncio.Future[None]) -> None:
+def _settle(written: asyncio.Future[None], error: Exception | None) -> None:
     if not written.done():
-        written.set_result(None)
+        written.set_result(None) if error is None else written.set_exception(error)
 
 
-def _fail(record: RequestRecord, written: asyncio.Future[None], error: Exception) -> None:
-    log.error("ledger: row not written (%s): %s", error, json.dumps(record.whole()))
-    if not written.done():
-        written.set_exception(error)
+def _nobody(_error: Exception | None) -> None:
+    """Nobody waits for it."""
+
+
+def _fail(entry: Entry, error: Exception) -> None:
+    log.error("ledger: row not written (%s): %s", error, json.dumps(entry.record.whole()))
+    entry.tell(error)

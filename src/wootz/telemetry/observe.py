@@ -282,11 +282,9 @@ class Observation:
         is_safe = under_way is not None and under_way.ended(record, self.owed and self.owed(record))
         settling = self._settle(record)
         may_wait = is_safe and settling is None and self.body is None
-        written = self._telemetry.ledger.write_behind(record) if may_wait else None
-        if written is None:
-            return self._keep_on(record, settling)
-        written.add_done_callback(self._kept)
-        return None
+        if may_wait and self._telemetry.ledger.write_behind(record, self._kept):
+            return None
+        return self._keep_on(record, settling)
 
     async def _keep_on(self, record: RequestRecord, settling: Awaitable[None] | None) -> RequestRecord:
         if settling is not None:
@@ -310,8 +308,8 @@ class Observation:
             log.exception(UNSETTLED, record.request_id)
             return None
 
-    def _kept(self, written: asyncio.Future[None]) -> None:
-        if written.exception() is not None:
+    def _kept(self, error: Exception | None) -> None:
+        if error is not None:
             self._telemetry.metrics.rows_lost.inc()
         if self._telemetry.under_way is not None:
             self._telemetry.under_way.kept(self.request_id)
