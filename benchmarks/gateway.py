@@ -26,7 +26,8 @@ downloaded from outside of the package registry, so here it appends a line to a 
 the master key, which saves it the look-up.
 
 For whole answers LiteLLM asks the upstream for whole ones; Wootz asks for a stream and folds it, unless the account
-says otherwise. "wootz" is measured as it comes, "wootz-whole" with ``ask_whole = true``, as LiteLLM does it.
+says otherwise. "wootz" is measured as it comes, "wootz-whole" with ``ask_whole = true``, as LiteLLM does it. A stream
+takes the upstream longer to write than a whole answer; "added to a stream" is what a whole answer takes beyond it.
 """
 
 from __future__ import annotations
@@ -199,11 +200,15 @@ async def rate(port: int, number: int, concurrency: int, *, stream: bool) -> flo
 
 
 async def latencies(
-    ports: list[int], number: int, *, stream: bool, model: str = "fake"
+    ports: list[int], number: int, *, stream: bool, model: str = "fake", direct_streams: bool = False
 ) -> list[tuple[list[float], list[float], list[float]]]:
     """Of each port: seconds a request, seconds from a chunk's sending to its arrival, and seconds until the first one.
-    In turns."""
-    clients = [await Client().connect(port, stream=stream, model=model) for port in ports]
+    In turns. The first port is the upstream's own; with ``direct_streams`` it is asked for a stream in any case."""
+    streams = [stream or direct_streams, *(stream for _ in ports[1:])]
+    clients = [
+        await Client().connect(port, stream=streamed, model=model)
+        for port, streamed in zip(ports, streams, strict=True)
+    ]
     measured: list[tuple[list[float], list[float], list[float]]] = [([], [], []) for _ in ports]
     for _ in range(number):
         for client, (seconds, forwarding, first) in zip(clients, measured, strict=True):
@@ -349,6 +354,12 @@ def measure(name: str, upstreams: dict[str, int], options: argparse.Namespace) -
                 }
                 if stream:
                     result["streamed"] |= differences("added, first", direct[2], through[2])
+                else:
+                    asked = latencies(
+                        [upstreams["fake"], port], options.latency_requests, stream=False, direct_streams=True
+                    )
+                    direct, through = uvloop.run(asked)
+                    result["whole"] |= differences("added to a stream", direct[0], through[0])
                 paced = [upstreams["paced"], port]
                 direct, through = uvloop.run(latencies(paced, options.paced_requests, stream=stream, model="paced"))
                 result["streamed" if stream else "whole"] |= differences("added, at a pace", direct[0], through[0])
