@@ -50,6 +50,26 @@ def test_any_cut_gives_the_same_events(events: list[str], end: str, cuts: list[i
     assert read(*pieces) == events
 
 
+class LineByLine(EventReader):
+    def _plain(self, piece: bytes) -> list[str] | None:
+        return None
+
+
+@given(
+    parts=st.lists(
+        st.sampled_from(["data: a", "data:b", "data: ", ": hi", "id: 1", "\n", "\n", "\n\n", "\r\n", "\r", "ü"])
+    ),
+    cuts=st.lists(st.integers(0, 60), max_size=6),
+)
+def test_the_short_way_reads_what_the_long_one_does(parts: list[str], cuts: list[int]) -> None:
+    stream = "".join(parts).encode()
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    short, long = EventReader(), LineByLine()
+    for a, b in itertools.pairwise(edges):
+        assert short.feed(stream[a:b]) == long.feed(stream[a:b])
+    assert short.end() == long.end()
+
+
 def test_what_is_no_text_or_has_no_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="utf-8"):
         read(b"data: \xff\n\n")

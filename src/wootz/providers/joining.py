@@ -33,7 +33,9 @@ class Joiner:
     def __init__(self, *, whole: bool) -> None:
         self._passing = not whole
         self._has_text = False
-        self._joined: dict[str, Any] | None = None
+        self._event: dict[str, Any] = {}
+        self._pieces: list[str] = []
+        """Of text, that go on together as the first one's event."""
         self._form: _Form | None = None
         self._num_forms = 0
 
@@ -57,17 +59,16 @@ class Joiner:
         return self._join(event, text)
 
     def _join(self, event: dict[str, Any], text: str) -> Sequence[dict[str, Any]]:
-        if self._joined is None:
-            self._joined = _with_text(event, text) | {"num_parts": 1}
-            return ()
-        self._joined["choices"][0]["delta"]["content"] += text
-        self._joined["num_parts"] += 1
-        return self.rest() if self._joined["num_parts"] >= MOST else ()
+        self._event = self._event if self._pieces else event
+        self._pieces.append(text)
+        return self.rest() if len(self._pieces) >= MOST else ()
 
     def rest(self) -> Sequence[dict[str, Any]]:
         """What waits to be joined."""
-        joined, self._joined = self._joined, None
-        return () if joined is None else (joined,)
+        if not (pieces := self._pieces):
+            return ()
+        self._pieces = []
+        return (_with_text(self._event, "".join(pieces)) | {"num_parts": len(pieces)},)
 
 
 @dataclass(frozen=True, slots=True)

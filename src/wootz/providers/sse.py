@@ -21,6 +21,24 @@ class EventReader:
         self._data: list[str] = []
 
     def feed(self, piece: bytes) -> list[str]:
+        is_plain = not (self._data or b"\r" in piece or b"\r" in self._rest)
+        events = self._plain(piece) if is_plain else None
+        return self._lines(piece) if events is None else events
+
+    def _plain(self, piece: bytes) -> list[str] | None:
+        """Of a stream that is written as nearly all are: a line of data and an empty one. None: it is not."""
+        complete, end, rest = (self._rest + piece).rpartition(b"\n\n")
+        if len(rest) > MAX_LINE_BYTES or not end:
+            return None
+        events = []
+        for event in complete.decode().split("\n\n"):
+            if not event.startswith("data: ") or "\n" in event:
+                return None
+            events.append(event[6:])
+        self._rest = rest
+        return events
+
+    def _lines(self, piece: bytes) -> list[str]:
         *complete, rest = (self._rest + piece).splitlines(keepends=True) or [b""]
         if rest.endswith(b"\n"):  # A final CR waits: the LF that belongs to it may come with the next piece.
             complete.append(rest)
