@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -78,6 +79,8 @@ class Leaf(LanguageModel):
 class House:
     """A gateway in Europe over leaves with these regions and behaviours."""
 
+    numbers = itertools.count()
+
     def __init__(
         self,
         database: Database,
@@ -86,6 +89,7 @@ class House:
         sections: dict[str, Any],
         secret: tuple[str, ...] = (),
     ):
+        self.number = next(self.numbers)
         models = {name: {"base_url": f"http://{name}.test/v1", "region": region} for name, region in regions.items()}
         for name in secret:  # These are approved for that class of data.
             models[name]["data_class"] = "secret"
@@ -106,7 +110,7 @@ class House:
         request = ChatRequest.model_validate(
             {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0}
         )
-        chunks = self.gateway.chat(key, request, request_id=f"req-{id(self)}-{number}")
+        chunks = self.gateway.chat(key, request, request_id=f"req-{self.number}-{number}")
         return "".join([choice.delta.content or "" async for chunk in chunks for choice in chunk.choices])
 
     def asked_outside(self, allowed: set[str]) -> list[str]:
@@ -158,8 +162,8 @@ def houses(draw: st.DrawFn) -> tuple[dict[str, str | None], dict[str, str], dict
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_no_path_leaves_the_region(database: Database, house: Any, allowed: list[str], first_free: bool) -> None:
     built = House(database, *house)
-    key = await bound(built.keys, f"bound-{id(built)}", allowed)
-    free = await bound(built.keys, f"free-{id(built)}", None)
+    key = await bound(built.keys, f"bound-{built.number}", allowed)
+    free = await bound(built.keys, f"free-{built.number}", None)
     within = {f"{name} says 3" for name, region in built.regions.items() if region in allowed}
     for number, name in enumerate(["outer", "inner", "cascade", *LEAVES]):
         if first_free:  # Another key's answer may be in a cache by now.
