@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,13 +50,16 @@ def admin(server: GatewayServer) -> Iterator[httpx.Client]:
         yield client
 
 
+NUMBERS = itertools.count()
+
+
 @pytest.fixture
 def new_client(server: GatewayServer) -> Iterator[Callable[..., httpx.Client]]:
     """A client with a key of its own: another tenant."""
     clients: list[httpx.Client] = []
 
     def make(**options: Any) -> httpx.Client:
-        token = server.call(server.keys.create(f"tenant {len(clients)} {id(clients)}", **options))[1]
+        token = server.call(server.keys.create(f"tenant {next(NUMBERS)}", **options))[1]
         client = httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {token}"}, timeout=30)
         clients.append(client)
         return client
