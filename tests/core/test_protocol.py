@@ -135,3 +135,14 @@ async def test_a_model_refuses_what_it_does_not_do() -> None:
         await model.embed(EmbeddingRequest(model="mute", input="x"))
     assert await model.ready()
     await model.close()
+
+
+async def test_what_has_a_field_of_its_own_is_not_told_twice() -> None:
+    """Some endpoints send the whole message along with each of its pieces."""
+    odd = {"index": 0, "delta": {"content": "hi", "incomplete_tool_calls": ["x"]}, "finish_reason": "stop"}
+    chunk = {"id": "c1", "created": 7, "model": "m", "choices": [odd | {"message": {"content": "other"}}]}
+    answer = await collect_chat(stream([ChatChunk.model_validate(chunk), END]))
+    said = answer.model_dump_json()
+    assert said.count('"message"') == 1
+    assert answer.choices[0].message.content == "hi"
+    assert "incomplete_tool_calls" not in said

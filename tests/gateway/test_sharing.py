@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,24 @@ async def test_a_broken_endpoint_is_left_alone_by_who_never_asked_it(redis: Redi
         assert await two.ask() == "first", "it probes, and it works again"
         assert two.deployment.breaker.state == "closed"
         await until(lambda: _is(one.deployment.breaker.state == "closed"))
+
+
+async def test_it_ends_also_where_its_cancelling_is_swallowed(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharing, waits = House(redis, 100.0).sharing, asyncio.Event()
+
+    async def exchange() -> None:
+        waits.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(sharing, "exchange", exchange)
+    running = asyncio.create_task(sharing.run())
+    await waits.wait()
+    running.cancel()
+    async with asyncio.timeout(10):
+        await running
 
 
 async def test_whoever_comes_later_is_told_too_and_another_house_is_not(redis: RedisServer) -> None:

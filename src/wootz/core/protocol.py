@@ -119,9 +119,8 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
                 choice.stop_reason = part.stop_reason
             if part.guarantee is not None:
                 choice.guarantee = part.guarantee
-            choice.more.update(part.more)
-            if delta.more:
-                _extend(message.more, delta.more)
+            choice.add(part.more)
+            message.add(_joined(message.more, delta.more))
     if first is None or usage is None:
         raise UpstreamError("the answer broke off before its end", hint="try again")
     in_order = [choices[index] for index in sorted(choices)]
@@ -133,16 +132,20 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
     return ChatCompletion(id=first.id, created=first.created, model=first.model, choices=in_order, usage=usage, **more)
 
 
-def _extend(fields: dict[str, Any], pieces: dict[str, Any]) -> None:
+def _joined(before: dict[str, Any], pieces: dict[str, Any]) -> dict[str, Any]:
     """As OpenAI streams a ``refusal`` (pieces of a text) and ``annotations`` (items of a list)."""
+    joined: dict[str, Any] = {}
     for name, piece in pieces.items():
-        before = fields.get(name)
-        if isinstance(before, str) and isinstance(piece, str):
-            fields[name] = before + piece
-        elif isinstance(before, list) and isinstance(piece, list):
-            fields[name] = [*before, *piece]
-        elif piece is not None or name not in fields:
-            fields[name] = piece
+        match before.get(name), piece:
+            case (str() as text, str()):
+                joined[name] = text + piece
+            case (list() as items, list()):
+                joined[name] = [*items, *piece]
+            case (known, None):
+                joined[name] = known
+            case _:
+                joined[name] = piece
+    return joined
 
 
 def _extend_tool_call(call: dict[str, Any], fragment: dict[str, Any]) -> None:
@@ -173,7 +176,7 @@ async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
     async for chunk in chunks:
         if answer is None:
             answer = Completion(id=chunk.id, created=chunk.created, model=chunk.model, choices=[])
-        answer.more.update(chunk.more)
+        answer.add(chunk.more)
         if chunk.usage is not None:
             answer.usage = chunk.usage
         for part in chunk.choices:
@@ -181,7 +184,7 @@ async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
             choice.text += part.text
             choice.finish_reason = part.finish_reason or choice.finish_reason
             choice.guarantee = part.guarantee or choice.guarantee
-            choice.more.update(part.more)
+            choice.add(part.more)
             if part.logprobs is not None:
                 whole = choice.logprobs = choice.logprobs or CompletionLogprobs()
                 whole.tokens += part.logprobs.tokens

@@ -74,8 +74,14 @@ class Answer(BaseModel):
 
     @property
     def more(self) -> dict[str, Any]:
-        """What has no field here; whatever is written into it belongs to the answer."""
+        """What has no field here."""
         return self.__pydantic_extra__  # pyright: ignore[reportReturnType]
+
+    def add(self, more: dict[str, Any]) -> None:
+        """To `more`, what another answer has there; but what has a field here is told by the field alone."""
+        if more:
+            fields = type(self).model_fields
+            self.more.update({name: value for name, value in more.items() if name not in fields})
 
 
 OMIT_NONE: Any = Field(default=None, exclude_if=partial(operator.is_, None))

@@ -21,7 +21,7 @@ class EventReader:
         self._data: list[str] = []
 
     def feed(self, piece: bytes) -> list[str]:
-        is_plain = not (self._data or b"\r" in piece or b"\r" in self._rest)
+        is_plain = b"\n" in piece and not (self._data or b"\r" in piece or b"\r" in self._rest)
         events = self._plain(piece) if is_plain else None
         return self._lines(piece) if events is None else events
 

@@ -163,7 +163,6 @@ class Ledger:
         while self._writer is not None and not self._writer.done():
             await asyncio.shield(self._writer)
             self._begin_to_write()
-        await asyncio.sleep(0)  # Whoever is to be told of it is told by now.
 
     async def close(self) -> None:
         await self.flush()

@@ -1,9 +1,8 @@
 """A prompt's keyed hash: the ledger tells that the same was asked again, and how long it was, without the text.
 
 Keyed BLAKE2b (RFC 7693) and no plain hash, for prompts are often short and guessable: who reads the ledger could hash
-all guesses.
-The key lies beside the database, not in it (``WOOTZ_HOME/prompt-hash.key``, made at the first start), or wherever
-``telemetry.hash_key`` refers to, where several gateways are to agree. The text itself is kept only where
+all guesses. The key lies beside the database, not in it (``WOOTZ_HOME/prompt-hash.key``, made at the first start), or
+wherever ``telemetry.hash_key`` refers to, where several gateways are to agree. The text itself is kept only where
 ``telemetry.store_bodies`` is on, and each reading of it is audited.
 
 An application's prompts mostly begin with the same instructions, and what changes from one to the next comes after

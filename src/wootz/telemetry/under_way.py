@@ -189,7 +189,7 @@ def _leave(file: Path, lines: Sequence[Line]) -> None:
     try:
         if lines:
             with atomic_file(file) as stream:
-                stream.writelines(msgspec.json.encode(line) + b"\n" for line in lines)
+                stream.writelines(_ENCODE(line) + b"\n" for line in lines)
         else:
             file.unlink(missing_ok=True)
     except (OSError, WootzError) as error:

@@ -81,10 +81,11 @@ class Sharing:
         return cls(url, fingerprint(config)[:16], deployments)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
-        is_gone = False
+        """Until it is cancelled, also where whoever was waited for kept that to itself."""
+        is_gone, here = False, asyncio.current_task()
+        assert here is not None
         try:
-            while True:
+            while not here.cancelling():
                 try:
                     await self.exchange()
                     is_gone = False
