@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from serving import Server
@@ -16,7 +17,11 @@ from wootz.providers import Endpoint, OpenAICompatibleModel
 CHUNK = 'data: {"id": "1", "created": 1, "model": "m", "choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n'
 
 
-async def test_an_answer_that_ends_after_its_last_word_gives_the_connection_back() -> None:
+@pytest.mark.parametrize(("seconds", "num_connections"), [(0.01, 1), (30.0, 3)])
+async def test_an_answer_that_ends_soon_after_its_last_word_gives_the_connection_back(
+    seconds: float, num_connections: int
+) -> None:
+    """And nobody waits for it."""
     app, ports = FastAPI(), list[int]()
 
     @app.post("/v1/chat/completions")
@@ -27,7 +32,7 @@ async def test_an_answer_that_ends_after_its_last_word_gives_the_connection_back
         async def events() -> AsyncGenerator[str, None]:
             yield CHUNK
             yield "data: [DONE]\n\n"
-            await asyncio.sleep(0.01)  # The end of the body comes in a packet of its own.
+            await asyncio.sleep(seconds)  # The end of the body comes in a packet of its own.
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
@@ -37,5 +42,6 @@ async def test_an_answer_that_ends_after_its_last_word_gives_the_connection_back
             request = ChatRequest.model_validate({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
             async with aclosing(model.chat(request)) as chunks:
                 assert len([chunk async for chunk in chunks]) == 2
+            await asyncio.sleep(0.3)
         await model.close()
-    assert len(set(ports)) == 1
+    assert len(set(ports)) == num_connections

@@ -13,7 +13,8 @@ from pydantic_core import from_json
 
 from wootz.core import collect_chat
 from wootz.core.wire import ChatChunk, Usage
-from wootz.providers.joining import MOST, Joiner
+from wootz.gateway.answers import StreamedAnswer
+from wootz.providers.joining import MOST, Joiner, _Form
 
 deltas = st.fixed_dictionaries(
     {},
@@ -49,70 +50,90 @@ async def folded(events: list[dict[str, Any]]) -> dict[str, Any]:
     return (await collect_chat(chunks())).model_dump()
 
 
-def joined(events: list[dict[str, Any]], whole: bool = True) -> list[dict[str, Any]]:
-    joiner = Joiner(whole=whole)
-    return [ready for event in events for ready in joiner.add(event)] + list(joiner.rest())
+async def nothing() -> AsyncGenerator[ChatChunk, None]:
+    return
+    yield
 
 
-def joined_unread(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As a stream is read: what is the last event but for its text is not parsed."""
-    joiner, ready = Joiner(whole=True), []
-    for event in events:
-        data = json.dumps(event, ensure_ascii=bool(len(ready) % 2))
-        unread = joiner.add_unread(data)
-        ready += joiner.add(from_json(data), data) if unread is None else unread
-    return [*ready, *joiner.rest()]
+def joined(events: list[dict[str, Any]], *, whole: bool = True, together: int = 1) -> list[dict[str, Any]]:
+    """As they come so many at a time; spelled in two ways, as endpoints do."""
+    joiner = Joiner(from_json, whole=whole)
+    sent = [json.dumps(event, ensure_ascii=bool(number % 5)) for number, event in enumerate(events)]
+    batches = [sent[begin : begin + together] for begin in range(0, len(sent), together)]
+    return [ready for batch in batches for ready in joiner.add(batch)] + list(joiner.rest())
 
 
-@given(st.lists(events, max_size=40))
-async def test_events_that_are_not_parsed_say_the_same(events: list[dict[str, Any]]) -> None:
-    assert joined_unread(events) == joined(events)
+def written(events: list[dict[str, Any]]) -> list[bytes]:
+    answer = StreamedAnswer(nothing(), include_usage=False)
+    return b"".join(answer.events(ChatChunk.model_validate(event)) for event in events).split(b"\n\n")
 
 
-texts = st.text(max_size=6) | st.sampled_from(['"', "\\", "?", "i", "m", '","content":"', "é\n", "index"])
+together = st.integers(1, 12)
 
 
-@given(st.lists(texts, max_size=40))
-async def test_any_text_in_the_same_event_is_that_text(pieces: list[str]) -> None:
-    events = [
-        {"id": "i", "created": 1, "model": "m", "choices": [{"index": 0, "delta": {"content": piece}}]}
-        for piece in pieces
-    ]
-    assert (await folded(joined_unread(events))) == await folded(events)
+@given(st.lists(events, max_size=40), together)
+async def test_the_whole_answer_is_the_same(events: list[dict[str, Any]], together: int) -> None:
+    assert await folded(joined(events, together=together)) == await folded(events)
 
 
-def test_most_events_are_not_parsed() -> None:
-    joiner, parsed = Joiner(whole=True), 0
-    for number in range(50):
-        data = json.dumps({"choices": [{"index": 0, "delta": {"content": f"{number} words"}}]})
-        if joiner.add_unread(data) is None:
-            joiner.add(from_json(data), data)
-            parsed += 1
-    assert parsed == 2
+@given(st.lists(events, max_size=40), together)
+async def test_what_is_streamed_is_taken_apart_again(events: list[dict[str, Any]], together: int) -> None:
+    assert written(joined(events, whole=False, together=together)) == written(events)
+
+
+texts = st.text(max_size=6) | st.sampled_from(['"', "\\", "?", "i", "m", '","content":"', "é\n", "index", "\x7f"])
+
+
+@given(st.lists(texts, max_size=40), together)
+async def test_any_text_in_the_same_event_is_that_text(pieces: list[str], together: int) -> None:
+    events = [piece_event(piece) for piece in pieces]
+    assert await folded(joined(events, together=together)) == await folded(events)
+    assert written(joined(events, whole=False, together=together)) == written(events)
+
+
+def piece_event(text: str) -> dict[str, Any]:
+    return {"id": "i", "created": 1, "model": "m", "choices": [{"index": 0, "delta": {"content": text}}]}
+
+
+@pytest.mark.parametrize(("whole", "num_chunks"), [(True, 2), (False, 6)])
+def test_most_events_are_not_parsed(whole: bool, num_chunks: int) -> None:
+    """Together with the first, some `MOST`; or as they came."""
+    parsed = list[str]()
+    joiner = Joiner(lambda data: parsed.append(data) or from_json(data), whole=whole)
+    sent = [json.dumps(piece_event(f"{number} words")) for number in range(50)]
+    chunks = [ready for begin in range(0, 50, 10) for ready in joiner.add(sent[begin : begin + 10])]
+    assert set(parsed) == {sent[0]}
+    assert len([*chunks, *joiner.rest()]) == num_chunks
 
 
 @pytest.mark.parametrize(
-    "put", ["1", "null", '"a","content":"b"', '"a"}},{"index":1,"delta":{"content":"b"', '"\\ud800"']
+    "put", ["1", "null", '"a","content":"b"', '"a"}},{"index":1,"delta":{"content":"b"', '"\\ud800"', '"a","b"', '["a"']
 )
 def test_what_is_no_text_in_its_place_is_parsed(put: str) -> None:
-    joiner = Joiner(whole=True)
-    for text in "abc":
-        data = json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]})
-        if joiner.add_unread(data) is None:
-            joiner.add(from_json(data), data)
-    assert joiner.add_unread(data.replace('"c"', put)) is None
-
-
-@given(st.lists(events, max_size=40))
-async def test_the_whole_answer_is_the_same(events: list[dict[str, Any]]) -> None:
-    assert await folded(joined(events)) == await folded(events)
-    assert joined(events, whole=False) == events
+    parsed = list[str]()
+    joiner = Joiner(lambda data: parsed.append(data) or {}, whole=True)
+    joiner._form = _Form.of(data := json.dumps(piece_event("c")), piece_event("c"), "c")
+    other = data.replace('"c"', put)
+    list(joiner.add([data, other, data.replace('"c"', '"b"]'), data]))
+    assert other in parsed
 
 
 def test_text_goes_on_in_few_events_that_count_what_they_hold() -> None:
     opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
     piece = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
     ready = joined([opening, *[piece] * (2 * MOST + 3)])
-    assert ready[:2] == [opening, piece], "whoever waits for the first token sees it"
-    assert [event["num_parts"] for event in ready[2:]] == [MOST, MOST, 2]
+    assert ready[0] == opening
+    assert ready[1] == piece | {"pieces": ["x"]}, "whoever waits for the first token sees it"
+    assert [len(event["pieces"]) for event in ready[2:]] == [MOST, MOST, 2]
     assert piece["choices"][0]["delta"]["content"] == "x"
+
+
+async def test_a_text_that_was_changed_on_its_way_is_not_taken_apart() -> None:
+    (event,) = joined([piece_event("a"), piece_event("b"), piece_event("c")], together=3)
+    chunk = ChatChunk.model_validate(event)
+    assert chunk.num_parts == 3
+    chunk.choices[0].delta.content = "***"
+    assert StreamedAnswer(nothing(), include_usage=False).events(chunk) == (
+        b'data: {"id":"i","object":"chat.completion.chunk","created":1,"model":"m",'
+        b'"choices":[{"index":0,"delta":{"content":"***"},"logprobs":null,"finish_reason":null}]}\n\n'
+    )

@@ -372,8 +372,13 @@ class ChatChunk(Answer):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = OMIT_NONE
-    num_parts: int = Field(default=1, exclude=True)
-    """How many events of a remote endpoint were joined into this one (`providers/joining.py`)."""
+    pieces: tuple[str, ...] = Field(default=(), exclude=True)
+    """The texts of a remote endpoint's events that were joined into this one, if they were (`providers/joining.py`)."""
+
+    @property
+    def num_parts(self) -> int:
+        """How many of its model's events it is."""
+        return len(self.pieces) or 1
 
 
 class AnswerMessage(Answer):

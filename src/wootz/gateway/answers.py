@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -74,7 +75,12 @@ class StreamedAnswer(Response):
 
     def events(self, chunk: Any) -> bytes:
         """A chunk as it goes over the wire; nothing for one that the client is not told of."""
-        return _event(chunk.model_dump_json().encode()) if chunk.usage is None or self.include_usage else b""
+        if chunk.usage is not None and not self.include_usage:
+            return b""
+        written = chunk.model_dump_json().encode()
+        if isinstance(chunk, ChatChunk) and len(chunk.pieces) > 1:
+            return _apart(written, chunk)
+        return _event(written)
 
     def last_events(self) -> bytes:
         return _event(b"[DONE]")
@@ -118,6 +124,16 @@ def answer_with(
 
 def _event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
+
+
+def _apart(written: bytes, chunk: ChatChunk) -> bytes:
+    """A chunk that was several events before it came here, as these events."""
+    text = chunk.choices[0].delta.content
+    head, found, tail = written.partition(b'"content":' + to_json(text))
+    if not found or "".join(chunk.pieces) != text:  # It was given another text on its way.
+        return _event(written)
+    head, tail = b"data: " + head + b'"content":', tail + b"\n\n"
+    return b"".join([head + to_json(piece) + tail for piece in chunk.pieces])
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

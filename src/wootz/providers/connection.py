@@ -9,8 +9,9 @@ Source: https://www.rfc-editor.org/rfc/rfc9112
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -34,6 +35,8 @@ class Response:
 
     def __init__(self, connection: Connection, status: int, headers: dict[str, str]) -> None:
         self.status, self.headers = status, headers
+        self.is_read = False
+        """Set by who saw its last word: how it ends is then nobody's to wait for."""
         self._connection = connection
 
     @property
@@ -54,6 +57,44 @@ class Response:
         return b"".join(pieces)
 
 
+class Alarm:
+    """Rings when its time has come and nobody moved it meanwhile. Moving it costs nothing: a timer that fires early
+    looks, and is set anew. It is moved with every piece of an answer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> None:
+        self._loop, self._ring = loop, ring
+        self._due = self._looks_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, seconds: float) -> None:
+        self._due = self._loop.time() + seconds
+        if self._due < self._looks_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._look_at(self._due)
+
+    def stop(self) -> None:
+        """The timer is left to fire once, and to find nothing to do."""
+        self._due = math.inf
+
+    def cancel(self) -> None:
+        self._due = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look_at(self, due: float) -> None:
+        self._looks_at = due
+        self._timer = self._loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        self._looks_at, self._timer = math.inf, None
+        if self._due <= self._loop.time():
+            self._due = math.inf
+            self._ring()
+        elif self._due < math.inf:
+            self._look_at(self._due)
+
+
 class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -61,6 +102,9 @@ class Connection(asyncio.Protocol):
         self._parser = HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._silence = 0.0
+        self._alarm = Alarm(self._loop, self._too_late)
+        self._when_whole: Callable[[], None] | None = None
+        """Set when nobody reads the answer any more, and it has to end by itself."""
         self._failure: tuple[str, str] | None = None
         self._asked = False
         self._status = 0
@@ -69,7 +113,6 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._num_waiting = self._num_without_content = 0
         self._is_paused = False
-        self._expiry: asyncio.TimerHandle | None = None
 
     # --- what is asked --------------------------------------------------------------------------------------------
 
@@ -99,14 +142,18 @@ class Connection(asyncio.Protocol):
         """After an answer that was read to its end, and that was not the connection's last."""
         return self._is_whole and self._lasts and not self._is_paused and self.is_open
 
+    def finish(self, seconds: float, then: Callable[[], None]) -> None:
+        """Of an answer whose last word was read: ``then`` when it has ended, and closed when it has not after so long."""
+        self._when_whole = then
+        self._alarm.set(seconds)
+
     def rest(self, seconds: float) -> None:
         """Closed after so long, or when the endpoint says anything, unless `wake` comes first."""
         self._asked, self._pieces, self._num_waiting = False, [], 0
-        self._expiry = self._loop.call_later(seconds, self.close)
+        self._alarm.set(seconds)
 
     def wake(self) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
+        self._alarm.stop()
 
     def close(self) -> None:
         self._transport.close()
@@ -130,12 +177,18 @@ class Connection(asyncio.Protocol):
         if self._failure is not None:
             raise Failed(*self._failure)
         self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(self._silence, self._fail, "it fell silent", "upstream_timeout")
+        self._alarm.set(self._silence)
         try:
             await self._waiter
         finally:
-            timer.cancel()
+            self._alarm.stop()
             self._waiter = None
+
+    def _too_late(self) -> None:
+        if self._waiter is not None:
+            self._fail("it fell silent", "upstream_timeout")
+        else:
+            self.close()
 
     def _fail(self, how: str, code: str) -> None:
         self._failure = self._failure or (how, code)
@@ -163,6 +216,7 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._alarm.cancel()
         if exc is None and self._has_head and self._ends_with_connection():
             self._is_whole = True
         if isinstance(exc, ssl.SSLError):
@@ -196,6 +250,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._is_whole = self._has_head
+        if self._when_whole is not None:
+            then, self._when_whole = self._when_whole, None
+            self._loop.call_soon(then)
 
     def _ends_with_connection(self) -> bool:
         return "content-length" not in self._headers and "chunked" not in self._headers.get("transfer-encoding", "")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -34,7 +35,8 @@ IDLE_SECONDS = {"http": 4.0, "https": 15.0}
 can't be repeated safely, so we have to be first: uvicorn, and so most servers of one's own, wait for 5 seconds, what
 stands behind a balancer for a minute."""
 LAST_WORD_SECONDS = 0.1
-"""An endpoint that does not end its answer by then is left, and a new connection costs less than waiting."""
+"""An endpoint that does not end its answer so long after its last word is left, and the next request gets a new
+connection."""
 
 EVENTS, JSON = "text/event-stream", "application/json"
 
@@ -61,14 +63,16 @@ class Http:
             await secret.close()
 
     async def batches(
-        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None, *, last: str | None = None
     ) -> AsyncGenerator[list[str], None]:
-        """The data of the answer's server-sent events, together as they arrived together."""
+        """The data of the answer's server-sent events, together as they arrived together. ``last`` is what the last one
+        says, where there is such a word."""
         async with self.response("POST", path, body, accept=EVENTS, headers=headers) as response:
             reader = EventReader()
             try:
                 async for piece in response.pieces():
                     if batch := reader.feed(piece):
+                        response.is_read = batch[-1] == last
                         yield batch
                 if batch := reader.end():
                     yield batch
@@ -122,7 +126,7 @@ class Http:
         except Failed as failure:
             raise self.failed(failure.how, failure.code) from None
         finally:
-            self._leave(connection)
+            self._leave(connection, is_read=response.is_read)
 
     async def _ask(
         self,
@@ -172,11 +176,17 @@ class Http:
                 return connection
         return None
 
-    def _leave(self, connection: Connection) -> None:
-        if self._is_closed or not connection.may_serve_again():
-            return connection.abort()
-        connection.rest(IDLE_SECONDS[self._way.place.scheme])
-        self._resting.append(connection)
+    def _leave(self, connection: Connection, *, is_read: bool = False) -> None:
+        """Only a connection whose answer has come to its end serves again."""
+        if self._is_closed or not connection.is_open:
+            connection.abort()
+        elif connection.may_serve_again():
+            connection.rest(IDLE_SECONDS[self._way.place.scheme])
+            self._resting.append(connection)
+        elif is_read:
+            connection.finish(LAST_WORD_SECONDS, partial(self._leave, connection))
+        else:
+            connection.abort()
 
     async def _confidential(self) -> dict[str, str]:
         """The headers of every request, with the key of this moment; the record is told which version that is."""
@@ -237,14 +247,6 @@ class Http:
                     raise self.failed(what, "upstream_timeout") from None
                 yield item
                 limits = [total] if total is not None else []
-
-
-async def read_to_the_end(events: AsyncGenerator[Any, None]) -> None:
-    """What follows an answer's last word, for a moment: only a connection that was read to its end serves again."""
-    with suppress(TimeoutError, UpstreamError):
-        async with asyncio.timeout(LAST_WORD_SECONDS):
-            async for _ in events:
-                pass
 
 
 def _head(beginning: str, headers: Mapping[str, str]) -> bytes:

@@ -1,9 +1,11 @@
-"""Events of plain text joined into one, for a caller who wants the answer whole.
+"""Events of plain text joined into one, to be one chunk on their way through the house.
 
 A streamed answer comes in one event a token, and making a chunk of each costs more than all else on a request's way.
-Where nobody reads along, the text of those that follow each other is put together before. The first text goes on as it
-is, for whoever waits for a sign of life; then at most `MOST` together, so that an answer that is given up is counted to
-about that many tokens.
+So the text of those that follow each other is put together before. Where somebody reads along, only what came together
+is, so that nothing waits for what is yet to come, and only events that differ in nothing but their text: whoever writes
+the chunk out makes the same events of its pieces again. Where nobody does, that holds for the first text alone, for
+whoever waits for a sign of life; then some `MOST` go on together, so that an answer that is given up is counted to about
+that many tokens.
 
 Most events of a stream are one text, character by character, but for the piece they bring. What stands around it is
 compared, and only the piece is read as JSON: a tenth of the work.
@@ -12,7 +14,7 @@ compared, and only the piece is read as JSON: a tenth of the work.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,48 +29,55 @@ _DELTA = {"role", "content"}
 
 
 class Joiner:
-    """Takes events in their order and gives them back fewer, if the answer is wanted ``whole``. What is more than a
-    piece of text goes on as it is."""
+    """Takes events in their order, as they were sent, and gives them back fewer; ``read`` makes an event of its JSON.
+    What is more than a piece of text goes on as it is."""
 
-    def __init__(self, *, whole: bool) -> None:
-        self._passing = not whole
-        self._has_text = False
+    def __init__(self, read: Callable[[str], dict[str, Any]], *, whole: bool) -> None:
+        self._read = read
+        self._whole = whole
+        self._has_begun = False
         self._event: dict[str, Any] = {}
         self._pieces: list[str] = []
         """Of text, that go on together as the first one's event."""
         self._form: _Form | None = None
         self._num_forms = 0
 
-    def add_unread(self, data: str) -> Sequence[dict[str, Any]] | None:
-        """The same as `add` for an event that is an earlier one with another piece of text; None if it is not."""
-        if self._form is None or not (text := self._form.text_of(data)):
-            return None
-        return self._join(self._form.event, text)
+    def add(self, batch: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """What may go on when these have come, and nothing more is there for now."""
+        position, form = 0, self._form
+        while position < len(batch):
+            if form is not None and batch[position].startswith(form.head):
+                if texts := form.texts_of(batch, position):
+                    self._join(form.event, texts)
+                    position += len(texts)
+                    continue
+                form = None  # One of them is none, so that each of this batch is read.
+            data = batch[position]
+            event = self._read(data)
+            text = _text_of(event)
+            if text and self._whole:
+                self._join(event, [text])
+            else:
+                yield from self.rest()
+                yield event
+            if text and self._num_forms < MOST_FORMS:  # Now that it has gone on, and is another's to change.
+                self._num_forms += 1
+                form = self._form = _Form.of(data, self._read(data), text)
+            position += 1
+        if len(self._pieces) >= MOST or not (self._whole and self._has_begun):
+            self._has_begun = self._has_begun or bool(self._pieces)
+            yield from self.rest()
 
-    def add(self, event: dict[str, Any], data: str = "") -> Sequence[dict[str, Any]]:
-        """What may go on now. ``data`` is the event as it was read."""
-        if self._passing:
-            return (event,)
-        text = _text_of(event)
-        if not text or not self._has_text:
-            self._has_text = self._has_text or bool(text)
-            return (*self.rest(), event)
-        if data and self._num_forms < MOST_FORMS:
-            self._num_forms += 1
-            self._form = _Form.of(data, event, text)
-        return self._join(event, text)
-
-    def _join(self, event: dict[str, Any], text: str) -> Sequence[dict[str, Any]]:
+    def _join(self, event: dict[str, Any], texts: list[str]) -> None:
         self._event = self._event if self._pieces else event
-        self._pieces.append(text)
-        return self.rest() if len(self._pieces) >= MOST else ()
+        self._pieces += texts
 
     def rest(self) -> Sequence[dict[str, Any]]:
         """What waits to be joined."""
         if not (pieces := self._pieces):
             return ()
         self._pieces = []
-        return (_with_text(self._event, "".join(pieces)) | {"num_parts": len(pieces)},)
+        return (_with_text(self._event, "".join(pieces)) | {"pieces": pieces},)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +97,22 @@ class _Form:
                 return cls(event, head, tail)
         return None
 
-    def text_of(self, data: str) -> str | None:
-        if not (data.startswith(self.head) and data.endswith(self.tail)):
-            return None
+    def texts_of(self, batch: Sequence[str], position: int) -> list[str]:
+        """Of the events from there on that are of this form; nothing where one of them is not."""
+        head, tail = self.head, self.tail
+        begin, end, pieces = len(head), -len(tail), list[str]()
+        for index in range(position, len(batch)):
+            data = batch[index]
+            if not (data.startswith(head) and data.endswith(tail)):
+                break
+            pieces.append(data[begin:end])
         try:
-            text = from_json(data[len(self.head) : len(data) - len(self.tail)])
+            texts = from_json(f"[{','.join(pieces)}]")
         except ValueError:
-            return None
-        return text if isinstance(text, str) else None
+            return []
+        # A piece may have been no text, or several, or half a list; then there is another number, or something else.
+        are_texts = len(texts) == len(pieces) and all(isinstance(text, str) and text for text in texts)
+        return texts if are_texts else []
 
 
 def _with_text(event: dict[str, Any], text: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from wootz.providers.capabilities import capabilities_of, check, check_native
 from wootz.providers.counting import COUNTERS
 from wootz.providers.dialects import adapt_choice, adapt_request, dialect_of, read_usage
 from wootz.providers.endpoint import Endpoint
-from wootz.providers.http import Http, read_to_the_end
+from wootz.providers.http import Http
 from wootz.providers.joining import Joiner
 from wootz.providers.prompt_cache import prepare_for
 from wootz.providers.regions import check_region
@@ -47,6 +47,9 @@ from wootz.providers.upstream_errors import error_from_event
 
 Chunk = TypeVar("Chunk", ChatChunk, Completion)
 Whole = TypeVar("Whole", EmbeddingResponse, RerankResponse)
+
+
+DONE = "[DONE]"
 
 
 class OpenAICompatibleModel(LanguageModel):
@@ -127,25 +130,21 @@ class OpenAICompatibleModel(LanguageModel):
         body = self._body(request)
         body["stream"] = True
         body["stream_options"] = (body.get("stream_options") or {}) | {"include_usage": True}
-        joiner = Joiner(whole=not request.stream)
+        joiner = Joiner(self._read, whole=not request.stream)
         last: Chunk | None = None
         usage: Usage | None = None
         finished = done = False
-        async with aclosing(self._http.batches(path, body)) as batches:
+        async with aclosing(self._http.batches(path, body, last=DONE)) as batches:
             try:
                 async for batch in batches:
-                    for data in batch:
-                        if data == "[DONE]":
-                            done = True
-                            break
-                        if (ready := joiner.add_unread(data)) is None:
-                            ready = joiner.add(self._read(data), data)
-                        for event in ready:
-                            last, said = self._chunk(event, chunk_type)
-                            usage = said or usage
-                            finished = finished or any(choice.finish_reason for choice in last.choices)
-                            if last.choices:
-                                yield last
+                    if done := DONE in batch:
+                        del batch[batch.index(DONE) :]
+                    for event in joiner.add(batch):
+                        last, said = self._chunk(event, chunk_type)
+                        usage = said or usage
+                        finished = finished or any(choice.finish_reason for choice in last.choices)
+                        if last.choices:
+                            yield last
                     if done:
                         break
             except (UpstreamError, ValueError) as error:
@@ -158,7 +157,6 @@ class OpenAICompatibleModel(LanguageModel):
             if last is None or not (done or (finished and usage)):
                 raise UpstreamError(f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off")
             yield _last(last, usage)
-            await read_to_the_end(batches)
 
     async def _whole(self, path: str, request: SamplingFields, chunk_type: type[Chunk]) -> AsyncGenerator[Chunk, None]:
         """As a stream of one event, and the usage."""
@@ -188,7 +186,7 @@ class OpenAICompatibleModel(LanguageModel):
             raise ValueError("an event that is no JSON object")
         if event.get("error"):
             raise error_from_event(event["error"], self.endpoint)
-        event.pop("num_parts", None)
+        event.pop("pieces", None)
         return event
 
     def _chunk(self, event: dict[str, Any], chunk_type: type[Chunk]) -> tuple[Chunk, Usage | None]:

@@ -30,11 +30,10 @@ class EventReader:
         complete, end, rest = (self._rest + piece).rpartition(b"\n\n")
         if len(rest) > MAX_LINE_BYTES or not end:
             return None
-        events = []
-        for event in complete.decode().split("\n\n"):
-            if not event.startswith("data: ") or "\n" in event:
-                return None
-            events.append(event[6:])
+        text = complete.decode()
+        events = text[6:].split("\n\ndata: ")
+        if not text.startswith("data: ") or text.count("\n") != 2 * (len(events) - 1):
+            return None
         self._rest = rest
         return events
 

@@ -90,7 +90,8 @@ class Call(Generic[Chunk]):
                             await self._end(None)
                             yield chunk
                             return
-                        num_parts += has_content(chunk)
+                        if has_content(chunk):
+                            num_parts += getattr(chunk, "num_parts", 1)
                         yield chunk
             except TimeoutError as error:
                 raise UpstreamError("the answer took too long as a whole", code="total_timeout") from error
