@@ -12,10 +12,14 @@ Measured, each for whole and for streamed answers:
 - requests per core: requests at `--concurrency`, divided by the *CPU seconds* that all processes of the gateway took
   meanwhile. Two gateways on a busy machine can be compared so; requests per second of wall time stand beside it.
 - added latency: one request at a time, in turns to the upstream itself and through the gateway; the difference of the
-  medians, and of the 99th percentiles. Streams come all at once there, which no model does, so a gateway's time for
-  each chunk adds up; "at a pace" they come as models write them, a chunk each 10 ms. "first" is until a stream's first
-  chunk is there. A whole answer "at a pace" is written as long as such a stream: a gateway that asks for it as a stream
-  reads along meanwhile.
+  medians, and of the 99th percentiles. Streams come all at once there, which no model does; "at a pace" they come as
+  models write them, a chunk each 10 ms. "first" is until a stream's first chunk is there. A whole answer "at a pace" is
+  written as long as such a stream: a gateway that asks for it as a stream reads along meanwhile.
+  It is measured in rounds, and what is told is the median of the rounds. The machines this is run on are shared, and
+  others take a third of a core's speed away for seconds at a time. So before and after each round a loop is timed on
+  each core; "undisturbed" are the rounds in which the slower one was within 15 % of the best that was seen.
+  The client has its core as soon as it needs it (where the system lets it: `SCHED_FIFO`), as if it were elsewhere: with
+  an upstream, a gateway and a client on two cores, it would wait until one of them pauses.
 - forwarding: the upstream writes the time into each chunk it sends (the monotonic clock, which processes share), the
   client reads it off as it arrives; the median through the gateway less the median without it.
 - memory: resident, of all processes of the gateway, before and after.
@@ -26,8 +30,7 @@ downloaded from outside of the package registry, so here it appends a line to a 
 the master key, which saves it the look-up.
 
 For whole answers LiteLLM asks the upstream for whole ones; Wootz asks for a stream and folds it, unless the account
-says otherwise. "wootz" is measured as it comes, "wootz-whole" with ``ask_whole = true``, as LiteLLM does it. A stream
-takes the upstream longer to write than a whole answer; "added to a stream" is what a whole answer takes beyond it.
+says otherwise. "wootz" is measured as it comes, "wootz-whole" with ``ask_whole = true``, as LiteLLM does it.
 """
 
 from __future__ import annotations
@@ -36,14 +39,17 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import platform
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -62,21 +68,26 @@ KEY = "sk-wootz-benchmark"
 USAGE = {"prompt_tokens": 20, "completion_tokens": 50, "total_tokens": 70}
 HEAD = {"id": "chatcmpl-1", "created": 1, "model": "fake"}
 NO_STAMP = "0" * 20
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n"
 
 
 class Upstream(asyncio.Protocol):
-    """OpenAI's protocol as fast as Python can say it, so that its own time is nearly none of what is measured: what does
-    not change is written beforehand. A chunk per `pace` seconds, whole answers when all would be."""
+    """OpenAI's protocol as fast as Python can say it, so that its own time is little of what is measured: what does not
+    change is written beforehand. Without a `pace` (seconds) all of a stream comes at once; with one a chunk at a time,
+    and a whole answer when all would be there."""
 
     def __init__(self, num_chunks: int, pace: float) -> None:
         self.num_chunks, self.pace = num_chunks, pace
         text = "word " * num_chunks
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        self.whole = json.dumps({**HEAD, "object": "chat.completion", "choices": [choice], "usage": USAGE}).encode()
-        piece = {"index": 0, "delta": {"content": NO_STAMP + " "}, "finish_reason": None}
-        self.before, _, self.after = event({"choices": [piece]}).partition(NO_STAMP.encode())
+        whole = json.dumps({**HEAD, "object": "chat.completion", "choices": [choice], "usage": USAGE}).encode()
+        self.whole = OK % b"application/json" + b"content-length: %d\r\n\r\n%s" % (len(whole), whole)
+        self.stream_head = OK % b"text/event-stream" + b"transfer-encoding: chunked\r\n\r\n"
+        piece = {"index": 0, "delta": {"content": f"{NO_STAMP} "}, "finish_reason": None}
+        self.chunk = event({"choices": [piece]})
         self.last = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         self.last += event({"choices": [], "usage": USAGE}) + event("[DONE]") + b"0\r\n\r\n"
+        self.burst = self.stream_head + num_chunks * self.chunk + self.last
         self.buffer = b""
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -92,37 +103,32 @@ class Upstream(asyncio.Protocol):
             if len(rest) < length:
                 return
             body, self.buffer = rest[:length], rest[length:]
-            asked = json.loads(body) if body else {}
-            if asked.get("stream") or self.pace:
-                task = asyncio.ensure_future(self.stream() if asked.get("stream") else self.late())
+            is_stream = json.loads(body).get("stream") if body else False
+            if self.pace:
+                task = asyncio.ensure_future(self.at_a_pace() if is_stream else self.late())
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
             else:
-                self.answer(self.whole)
+                self.transport.write(self.burst if is_stream else self.whole)
+
+    async def at_a_pace(self) -> None:
+        """Each chunk with the time."""
+        self.transport.write(self.stream_head)
+        began = time.monotonic()
+        for number in range(self.num_chunks):
+            await self.until(began + (number + 1) * self.pace)
+            stamp = b"%0*d" % (len(NO_STAMP), time.monotonic_ns())
+            self.transport.write(self.chunk.replace(NO_STAMP.encode(), stamp))
+        self.transport.write(self.last)
 
     async def late(self) -> None:
         await self.until(time.monotonic() + self.num_chunks * self.pace)
-        self.answer(self.whole)
+        self.transport.write(self.whole)
 
     async def until(self, due: float) -> None:
         """By the clock: sleeps are late each by as much as the machine is asleep, and fifty of them add up."""
         while (left := due - time.monotonic()) > 0:  # noqa: ASYNC110 (it is the clock that is waited for)
             await asyncio.sleep(left if left > 0.002 else 0)
-
-    def answer(self, body: bytes) -> None:
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-        self.transport.write(head + body)
-
-    async def stream(self) -> None:
-        self.transport.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        )
-        began = time.monotonic()
-        for number in range(self.num_chunks):
-            if self.pace:
-                await self.until(began + (number + 1) * self.pace)
-            self.transport.write(b"%s%0*d%s" % (self.before, len(NO_STAMP), time.monotonic_ns(), self.after))
-        self.transport.write(self.last)
 
 
 def event(said: dict[str, Any] | str) -> bytes:
@@ -174,19 +180,19 @@ class Client:
             if b'"usage"' not in await self.reader.readexactly(length):
                 raise RuntimeError("an answer without its usage")
             return time.perf_counter() - started
-        done = False
-        while True:
-            size = int(await self.reader.readline(), 16)
-            part = await self.reader.readexactly(size + 2)
+        end = b""
+        while not end.endswith(b"\r\n0\r\n\r\n"):
+            part = await self.reader.read(2**16)
+            if not part:
+                raise RuntimeError("a stream without its end")
             self.first = self.first or time.perf_counter() - started
-            if size == 0:
-                if not done:
-                    raise RuntimeError("a stream without its end")
-                return time.perf_counter() - started
             if forwarding is not None:
                 now = time.monotonic_ns()
                 forwarding += [(now - int(stamp)) / 1e9 for stamp in STAMP.findall(part)]
-            done = done or b"[DONE]" in part
+            end = (end + part)[-100:]
+        if b"[DONE]" not in end:
+            raise RuntimeError("a stream without its last word")
+        return time.perf_counter() - started
 
 
 async def rate(port: int, number: int, concurrency: int, *, stream: bool) -> float:
@@ -204,21 +210,42 @@ async def rate(port: int, number: int, concurrency: int, *, stream: bool) -> flo
 
 
 async def latencies(
-    ports: list[int], number: int, *, stream: bool, model: str = "fake", direct_streams: bool = False
+    ports: list[int], number: int, *, stream: bool, model: str = "fake"
 ) -> list[tuple[list[float], list[float], list[float]]]:
     """Of each port: seconds a request, seconds from a chunk's sending to its arrival, and seconds until the first one.
-    In turns. The first port is the upstream's own; with ``direct_streams`` it is asked for a stream in any case."""
-    streams = [stream or direct_streams, *(stream for _ in ports[1:])]
-    clients = [
-        await Client().connect(port, stream=streamed, model=model)
-        for port, streamed in zip(ports, streams, strict=True)
-    ]
+    In turns. The first port is the upstream's own."""
+    clients = [await Client().connect(port, stream=stream, model=model) for port in ports]
     measured: list[tuple[list[float], list[float], list[float]]] = [([], [], []) for _ in ports]
-    for _ in range(number):
-        for client, (seconds, forwarding, first) in zip(clients, measured, strict=True):
-            seconds.append(await client.ask(forwarding))
-            first.append(client.first)
+    with ahead_of_others():
+        for _ in range(number):
+            for client, (seconds, forwarding, first) in zip(clients, measured, strict=True):
+                seconds.append(await client.ask(forwarding))
+                first.append(client.first)
     return measured
+
+
+@contextmanager
+def ahead_of_others() -> Iterator[None]:
+    """This process has a core whenever it wants one, where the system allows it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except (AttributeError, PermissionError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def slowness() -> float:
+    """Seconds that a loop takes on the slower core: of nothing but additions, a millisecond."""
+    cores, slowest = os.sched_getaffinity(0), 0.0
+    for core in cores:
+        os.sched_setaffinity(0, {core})
+        slowest = max(slowest, min(timeit.repeat("for n in range(20_000): n + n", number=1, repeat=5)))
+    os.sched_setaffinity(0, cores)
+    return slowest
 
 
 # --- the gateways --------------------------------------------------------------------------------------------------
@@ -347,30 +374,47 @@ def measure(name: str, upstreams: dict[str, int], options: argparse.Namespace) -
                 before = cpu_seconds(process)
                 wall = uvloop.run(rate(port, options.requests, options.concurrency, stream=stream))
                 cpu = cpu_seconds(process) - before
-                direct, through = uvloop.run(
-                    latencies([upstreams["fake"], port], options.latency_requests, stream=stream)
-                )
-                result["streamed" if stream else "whole"] = {
+                rows = result["streamed" if stream else "whole"] = {
                     "requests per CPU second": options.requests / cpu,
                     "requests per second": options.requests / wall,
-                    "added p50 ms": 1000 * (quantile(through[0], 0.5) - quantile(direct[0], 0.5)),
-                    "added p99 ms": 1000 * (quantile(through[0], 0.99) - quantile(direct[0], 0.99)),
                 }
-                if stream:
-                    result["streamed"] |= differences("added, first", direct[2], through[2])
-                else:
-                    asked = latencies(
-                        [upstreams["fake"], port], options.latency_requests, stream=False, direct_streams=True
-                    )
-                    direct, through = uvloop.run(asked)
-                    result["whole"] |= differences("added to a stream", direct[0], through[0])
                 paced = [upstreams["paced"], port]
                 direct, through = uvloop.run(latencies(paced, options.paced_requests, stream=stream, model="paced"))
-                result["streamed" if stream else "whole"] |= differences("added, at a pace", direct[0], through[0])
+                rows |= differences("added, at a pace", direct[0], through[0])
                 if stream:
-                    result["streamed"] |= differences("forwarding", direct[1], through[1])
+                    rows |= differences("forwarding", direct[1], through[1])
+            num_rounds = options.rounds if ours else math.ceil(options.rounds / 4)
+            result["rounds"] = [one_round([upstreams["fake"], port], options) for _ in range(num_rounds)]
             result["memory"] = {"before MB": before_all / 1e6, "after MB": rss(process) / 1e6}
     return result
+
+
+def one_round(ports: list[int], options: argparse.Namespace) -> dict[str, Any]:
+    before = slowness()
+    whole = uvloop.run(latencies(ports, options.latency_requests, stream=False))
+    streamed = uvloop.run(latencies(ports, options.latency_requests, stream=True))
+    return {
+        "slowness": max(before, slowness()),
+        "whole": differences("added", whole[0][0], whole[1][0]),
+        "streamed": differences("added until first", streamed[0][2], streamed[1][2])
+        | differences("added until last", streamed[0][0], streamed[1][0]),
+    }
+
+
+def add_up(results: dict[str, Any]) -> None:
+    """Rounds become rows, of all of them and of those that were undisturbed."""
+    best = min(one["slowness"] for result in results.values() for one in result["rounds"])
+    for result in results.values():
+        rounds = result["rounds"]
+        undisturbed = [one for one in rounds if one["slowness"] <= 1.15 * best]
+        for part in ("whole", "streamed"):
+            for row in rounds[0][part]:
+                for label, chosen in (("", rounds), (", undisturbed", undisturbed)):
+                    values = [one[part][row] for one in chosen]
+                    result[part][f"{row}{label}"] = statistics.median(values) if values else math.nan
+                values = [one[part][row] for one in rounds]
+                result[part][f"{row}, lowest"], result[part][f"{row}, highest"] = min(values), max(values)
+        result["memory"] |= {"rounds": len(rounds), "undisturbed rounds": len(undisturbed)}
 
 
 def differences(row: str, direct: list[float], through: list[float]) -> dict[str, float]:
@@ -388,7 +432,8 @@ def quantile(values: list[float], q: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--latency-requests", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=20, help="of latencies; a quarter for others")
+    parser.add_argument("--latency-requests", type=int, default=150, help="of each kind in a round")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--chunks", type=int, default=50, help="of each streamed answer")
     parser.add_argument("--systems", default="wootz,wootz-whole,litellm")
@@ -423,13 +468,14 @@ def main() -> None:
                 continue
             results[system] = measure(system, upstreams, options)
             print(system, "measured", flush=True)
-            if options.json:
-                write(options, results)
+    add_up(results)
+    if options.json:
+        write(options, results)
     print(f"{options.requests} requests, {options.concurrency} at once, {options.chunks} chunks a stream\n")
     for part in ("whole", "streamed", "memory"):
         for row in next(iter(results.values()))[part]:
             figures = [f"{system} {result[part][row]:10.2f}" for system, result in results.items()]
-            print(f"{part:9} {row:24}", *figures)
+            print(f"{part:9} {row:36}", *figures)
 
 
 def write(options: argparse.Namespace, results: dict[str, Any]) -> None:

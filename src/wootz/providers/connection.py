@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
         return self._is_whole and self._lasts and not self._is_paused and self.is_open
 
     def finish(self, seconds: float, then: Callable[[], None]) -> None:
-        """Of an answer whose last word was read: ``then`` when it has ended, and closed when it has not after so long."""
+        """Of an answer whose last word was read: ``then`` when it has ended, closed when it has not after so long."""
         self._when_whole = then
         self._alarm.set(seconds)
 

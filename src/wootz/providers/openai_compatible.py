@@ -205,5 +205,8 @@ class OpenAICompatibleModel(LanguageModel):
 
 def _last(chunk: Chunk, usage: Usage | None) -> Chunk:
     """With nothing but the usage."""
+    if not chunk.choices:
+        chunk.usage = usage or Usage()
+        return chunk
     said = {**chunk.more, "id": chunk.id, "created": chunk.created, "model": chunk.model}
     return type(chunk)(**said, choices=[], usage=usage or Usage())
