@@ -54,7 +54,9 @@ def says(*pieces: bytes) -> Handler:
 
 async def chunks_of(base_url: str, **timeouts: float) -> list[ChatChunk]:
     model = OpenAICompatibleModel(Endpoint("ours", base_url, "sk-key", timeouts=Timeouts(**timeouts)))
-    request = ChatRequest.model_validate({"model": "ours", "messages": [{"role": "user", "content": "hi"}]})
+    request = ChatRequest.model_validate(
+        {"model": "ours", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    )
     try:
         return [chunk async for chunk in model.chat(request)]
     finally:
@@ -216,7 +218,9 @@ async def test_time_that_a_slow_reader_takes_is_not_the_endpoints() -> None:
     """The first token came in time; how long the caller does other things with it is not measured as its coming."""
     async with server(says(OK, b"\r\n", EVENT, LAST)) as url:
         model = OpenAICompatibleModel(Endpoint("ours", url, timeouts=Timeouts(first_token=0.3)))
-        request = ChatRequest.model_validate({"model": "ours", "messages": [{"role": "user", "content": "hi"}]})
+        request = ChatRequest.model_validate(
+            {"model": "ours", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+        )
         chunks = model.chat(request)
         await anext(chunks)
         await asyncio.sleep(0.4)
@@ -236,7 +240,9 @@ async def test_cookies_are_not_kept() -> None:
 
     async with server(handler) as url:
         model = OpenAICompatibleModel(Endpoint("ours", url, "sk-key", headers={"x-workspace": "w1"}))
-        request = ChatRequest.model_validate({"model": "ours", "messages": [{"role": "user", "content": "hi"}]})
+        request = ChatRequest.model_validate(
+            {"model": "ours", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+        )
         for _ in range(2):
             assert [chunk async for chunk in model.chat(request)]
         await model.close()

@@ -11,11 +11,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel
-from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -39,8 +39,8 @@ class StreamedAnswer(Response):
     media_type = "text/event-stream"
 
     def __init__(self, chunks: AsyncGenerator[Chunk, None], *, include_usage: bool) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
+        """The framework would write down a body's headers here; those of a stream are known."""
+        self.status_code, self.background = 200, None
         self.chunks = chunks
         self.include_usage = include_usage
 
@@ -48,7 +48,7 @@ class StreamedAnswer(Response):
         await _unless_gone(receive, self._stream(send))
 
     async def _stream(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        start = {"type": "http.response.start", "status": 200, "headers": _headers_of(self.media_type)}
         async with aclosing(self.chunks) as chunks:
             started, turn_began = False, 0.0
             try:
@@ -129,11 +129,21 @@ def _event(data: bytes) -> bytes:
 def _apart(written: bytes, chunk: ChatChunk) -> bytes:
     """A chunk that was several events before it came here, as these events."""
     text = chunk.choices[0].delta.content
-    head, found, tail = written.partition(b'"content":' + to_json(text))
+    head, found, tail = written.partition(b'"content":' + _spelled(text))
     if not found or "".join(chunk.pieces) != text:  # It was given another text on its way.
         return _event(written)
     head, tail = b"data: " + head + b'"content":', tail + b"\n\n"
-    return b"".join([head + to_json(piece) + tail for piece in chunk.pieces])
+    return b"".join([head + _spelled(piece) + tail for piece in chunk.pieces])
+
+
+_spelled = msgspec.json.Encoder().encode
+
+
+@cache
+def _headers_of(media_type: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Of a stream that no proxy is to gather before it passes it on."""
+    content_type = f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type
+    return (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), (b"content-type", content_type.encode())
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -37,21 +37,16 @@ class Response:
         self.status, self.headers = status, headers
         self.is_read = False
         """Set by who saw its last word: how it ends is then nobody's to wait for."""
-        self._connection = connection
+        self.piece = connection.piece
 
     @property
     def content_type(self) -> str:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The body, as it arrives."""
-        while piece := await self._connection.piece():
-            yield piece
-
     async def body(self, max_bytes: int) -> bytes:
         """All of it, or its first ``max_bytes`` and what came along with them."""
         pieces, length = list[bytes](), 0
-        while length < max_bytes and (piece := await self._connection.piece()):
+        while length < max_bytes and (piece := await self.piece()):
             pieces.append(piece)
             length += len(piece)
         return b"".join(pieces)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, TypeVar
@@ -70,7 +70,7 @@ class Http:
         async with self.response("POST", path, body, accept=EVENTS, headers=headers) as response:
             reader = EventReader()
             try:
-                async for piece in response.pieces():
+                while piece := await response.piece():
                     if batch := reader.feed(piece):
                         response.is_read = batch[-1] == last
                         yield batch
@@ -97,19 +97,13 @@ class Http:
         method: str = "POST",
     ) -> bytes:
         """The whole answer, which says that it is JSON."""
-        connection, response = await self._ask(method, path, body, JSON, headers)
-        try:
+        async with self.response(method, path, body, accept=JSON, headers=headers) as response:
             whole = await response.body(MAX_BODY_BYTES + 1)
-        except Failed as failure:
-            raise self.failed(failure.how, failure.code) from None
-        finally:
-            self._leave(connection)
         if len(whole) > MAX_BODY_BYTES:
             raise self.failed(f"it answered more than {MAX_BODY_BYTES:,} bytes", "upstream_too_large")
         return whole
 
-    @asynccontextmanager
-    async def response(
+    def response(
         self,
         method: str,
         path: str,
@@ -117,16 +111,10 @@ class Http:
         *,
         accept: str,
         headers: Mapping[str, str] | None = None,
-    ) -> AsyncGenerator[Response, None]:
-        """The open answer, its status and its kind good. Leaving the block early ends the remote work. ``accept`` is as
-        the header: several kinds, and ``audio/*``, are one as good as the other."""
-        connection, response = await self._ask(method, path, body, accept, headers)
-        try:
-            yield response
-        except Failed as failure:
-            raise self.failed(failure.how, failure.code) from None
-        finally:
-            self._leave(connection, is_read=response.is_read)
+    ) -> Reading:
+        """The open answer as a context manager, its status and its kind good. Leaving the block early ends the remote
+        work. ``accept`` is as the header: several kinds, and ``audio/*``, are one as good as the other."""
+        return Reading(self, self._ask(method, path, body, accept, headers))
 
     async def _ask(
         self,
@@ -136,7 +124,6 @@ class Http:
         accept: str,
         headers: Mapping[str, str] | None,
     ) -> tuple[Connection, Response]:
-        """As `response`, for who leaves the connection."""
         content = b"" if body is None else msgspec.json.encode(body)
         said = {**await self._confidential(), **(headers or {}), "accept": accept}
         if body is not None:
@@ -160,7 +147,7 @@ class Http:
             await self._check(response, accept)
         except BaseException as error:
             if connection is not None:
-                self._leave(connection)
+                self.leave(connection)
             if isinstance(error, Failed):
                 raise self.failed(error.how, error.code) from None
             raise
@@ -176,7 +163,7 @@ class Http:
                 return connection
         return None
 
-    def _leave(self, connection: Connection, *, is_read: bool = False) -> None:
+    def leave(self, connection: Connection, *, is_read: bool = False) -> None:
         """Only a connection whose answer has come to its end serves again."""
         if self._is_closed or not connection.is_open:
             connection.abort()
@@ -184,7 +171,7 @@ class Http:
             connection.rest(IDLE_SECONDS[self._way.place.scheme])
             self._resting.append(connection)
         elif is_read:
-            connection.finish(LAST_WORD_SECONDS, partial(self._leave, connection))
+            connection.finish(LAST_WORD_SECONDS, partial(self.leave, connection))
         else:
             connection.abort()
 
@@ -247,6 +234,22 @@ class Http:
                     raise self.failed(what, "upstream_timeout") from None
                 yield item
                 limits = [total] if total is not None else []
+
+
+class Reading:
+    """What `Http.response` returns."""
+
+    def __init__(self, http: Http, asking: Coroutine[Any, Any, tuple[Connection, Response]]) -> None:
+        self._http, self._asking = http, asking
+
+    async def __aenter__(self) -> Response:
+        self._connection, self._response = await self._asking
+        return self._response
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._http.leave(self._connection, is_read=self._response.is_read)
+        if isinstance(error, Failed):
+            raise self._http.failed(error.how, error.code) from None
 
 
 def _head(beginning: str, headers: Mapping[str, str]) -> bytes:

@@ -56,14 +56,18 @@ class Joiner:
                 form = None  # One of them is none, so that each of this batch is read.
             data = batch[position]
             event = self._read(data)
-            text = _text_of(event)
-            if text and self._whole:
+            text, ends = _said(event)
+            if self._whole and text and not ends:
                 self._join(event, [text])
+            elif self._whole and ends and self._pieces:
+                self._join(self._event, [text] if text else [])
+                self._event = self._event | event
+                yield from self.rest()
             else:
                 yield from self.rest()
                 yield event
-            if text and self._num_forms < MOST_FORMS:  # Now that it has gone on, and is another's to change.
-                self._num_forms += 1
+            if text and not ends and self._num_forms < MOST_FORMS:
+                self._num_forms += 1  # Now that it has gone on, and is another's to change.
                 form = self._form = _Form.of(data, self._read(data), text)
             position += 1
         if len(self._pieces) >= MOST or not (self._whole and self._has_begun):
@@ -121,16 +125,17 @@ def _with_text(event: dict[str, Any], text: str) -> dict[str, Any]:
     return event | {"choices": [choice | {"delta": choice["delta"] | {"content": text}}]}
 
 
-def _text_of(event: dict[str, Any]) -> str:
-    """The piece of the first choice's text that the event is, if it is no more than that; else nothing."""
-    choices = event.get("choices")
+def _said(event: dict[str, Any]) -> tuple[str, bool]:
+    """The piece of the first choice's text that the event is, and whether that ends with it; nothing of an event that
+    says more."""
+    nothing, choices = ("", False), event.get("choices")
     if event.get("usage") or not isinstance(choices, list) or len(choices) != 1:
-        return ""
+        return nothing
     choice = choices[0]
     if not isinstance(choice, dict) or not choice.keys() <= _CHOICE:
-        return ""
-    if choice.get("index") != 0 or choice.get("logprobs") or choice.get("finish_reason"):
-        return ""
+        return nothing
     delta = choice.get("delta")
-    text = delta.get("content") if isinstance(delta, dict) and delta.keys() <= _DELTA else None
-    return text if isinstance(text, str) else ""
+    if choice.get("index") != 0 or choice.get("logprobs") or not isinstance(delta, dict) or not delta.keys() <= _DELTA:
+        return nothing
+    text = delta.get("content")
+    return text if isinstance(text, str) else "", bool(choice.get("finish_reason"))

@@ -44,7 +44,7 @@ async def speak(http: Http, request: MediaRequest) -> AsyncGenerator[SpeechChunk
     usage: Usage | None = None
     async with http.response("POST", "audio/speech", body | {"model": model}, accept=ACCEPT) as response:
         events = EventReader() if response.content_type == EVENTS else None
-        async for piece in response.pieces():
+        while piece := await response.piece():
             if events is None:
                 yield SpeechChunk(audio=piece)
                 continue
