@@ -41,6 +41,7 @@ class StreamedAnswer(Response):
     def __init__(self, chunks: AsyncGenerator[Chunk, None], *, include_usage: bool) -> None:
         """The framework would write down a body's headers here; those of a stream are known."""
         self.status_code, self.background = 200, None
+        self.raw_headers = list(_headers_of(self.media_type))
         self.chunks = chunks
         self.include_usage = include_usage
 
@@ -48,7 +49,7 @@ class StreamedAnswer(Response):
         await _unless_gone(receive, self._stream(send))
 
     async def _stream(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": _headers_of(self.media_type)}
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         async with aclosing(self.chunks) as chunks:
             started, turn_began = False, 0.0
             try:
