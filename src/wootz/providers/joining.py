@@ -65,10 +65,10 @@ class Joiner:
                 yield from self.rest()
             else:
                 yield from self.rest()
-                yield event
+                yield _with_text(event, text) if text else event  # Another's to change.
             if text and not ends and self._num_forms < MOST_FORMS:
-                self._num_forms += 1  # Now that it has gone on, and is another's to change.
-                form = self._form = _Form.of(data, self._read(data), text)
+                self._num_forms += 1
+                form = self._form = _Form.of(data, event, text)
             position += 1
         if len(self._pieces) >= MOST or not (self._whole and self._has_begun):
             self._has_begun = self._has_begun or bool(self._pieces)
