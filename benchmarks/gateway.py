@@ -15,9 +15,9 @@ Measured, each for whole and for streamed answers:
   medians, and of the 99th percentiles. Streams come all at once there, which no model does; "at a pace" they come as
   models write them, a chunk each 10 ms. "first" is until a stream's first chunk is there. A whole answer "at a pace" is
   written as long as such a stream: a gateway that asks for it as a stream reads along meanwhile.
-  It is measured in rounds, and what is told is the median of the rounds. The machines this is run on are shared, and
-  others take a third of a core's speed away for seconds at a time. So before and after each round a loop is timed on
-  each core; "undisturbed" are the rounds in which the slower one was within 15 % of the best that was seen.
+  It is measured in rounds, in each of them all gateways one after the other, and what is told is the median of the
+  rounds, the lowest and the highest: the machines this is run on are shared, and others take a third of a core's speed
+  away for seconds at a time.
   The client has its core as soon as it needs it (where the system lets it: `SCHED_FIFO`), as if it were elsewhere: with
   an upstream, a gateway and a client on two cores, it would wait until one of them pauses.
 - forwarding: the upstream writes the time into each chunk it sends (the monotonic clock, which processes share), the
@@ -39,7 +39,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import math
 import os
 import platform
 import re
@@ -49,9 +48,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +58,7 @@ from typing import Any
 import httpx
 import psutil
 import uvloop
+from tqdm import tqdm
 
 PEERS = Path.home() / ".cache" / "wootz-bench" / "litellm"
 KEY = "sk-wootz-benchmark"
@@ -238,16 +238,6 @@ def ahead_of_others() -> Iterator[None]:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
-def slowness() -> float:
-    """Seconds that a loop takes on the slower core: of nothing but additions, a millisecond."""
-    cores, slowest = os.sched_getaffinity(0), 0.0
-    for core in cores:
-        os.sched_setaffinity(0, {core})
-        slowest = max(slowest, min(timeit.repeat("for n in range(20_000): n + n", number=1, repeat=5)))
-    os.sched_setaffinity(0, cores)
-    return slowest
-
-
 # --- the gateways --------------------------------------------------------------------------------------------------
 
 
@@ -353,68 +343,66 @@ def wait_until_up(url: str, process: psutil.Process, folder: Path) -> None:
     raise RuntimeError(f"it does not come up:\n{(folder / 'log').read_text()[-3000:]}")
 
 
-def measure(name: str, upstreams: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
-    global KEY
-    result: dict[str, Any] = {}
+@dataclass
+class System:
+    """A gateway that is up, and what was found of it: by part, row by row, each round's where there were several."""
+
+    name: str
+    port: int
+    key: str
+    process: psutil.Process
+    found: dict[str, dict[str, list[float]]]
+
+    def note(self, part: str, rows: dict[str, float]) -> None:
+        for row, value in rows.items():
+            self.found.setdefault(part, {}).setdefault(row, []).append(value)
+
+
+@contextmanager
+def up(name: str, upstreams: dict[str, int]) -> Iterator[System]:
     with tempfile.TemporaryDirectory() as text:
-        folder, port, KEY = Path(text), free_port(), "sk-wootz-benchmark"
+        folder, port, key = Path(text), free_port(), KEY
         ours = name.startswith("wootz")
         make = partial(wootz, ask_whole=name == "wootz-whole") if ours else litellm
         command = make(folder, upstreams, port)
         if ours:
-            KEY = wootz_key(folder)
+            key = wootz_key(folder)
         env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "PYTHONPATH": str(folder)}
         with running(command, folder, **env) as process:
             health = "/readyz" if ours else "/health/liveliness"
             wait_until_up(f"http://127.0.0.1:{port}{health}", process, folder)
-            for stream in (False, True):
-                uvloop.run(rate(port, max(options.requests // 10, 20), options.concurrency, stream=stream))
-            before_all = rss(process)
-            for stream in (False, True):
-                before = cpu_seconds(process)
-                wall = uvloop.run(rate(port, options.requests, options.concurrency, stream=stream))
-                cpu = cpu_seconds(process) - before
-                rows = result["streamed" if stream else "whole"] = {
-                    "requests per CPU second": options.requests / cpu,
-                    "requests per second": options.requests / wall,
-                }
-                paced = [upstreams["paced"], port]
-                direct, through = uvloop.run(latencies(paced, options.paced_requests, stream=stream, model="paced"))
-                rows |= differences("added, at a pace", direct[0], through[0])
-                if stream:
-                    rows |= differences("forwarding", direct[1], through[1])
-            num_rounds = options.rounds if ours else math.ceil(options.rounds / 4)
-            result["rounds"] = [one_round([upstreams["fake"], port], options) for _ in range(num_rounds)]
-            result["memory"] = {"before MB": before_all / 1e6, "after MB": rss(process) / 1e6}
-    return result
+            yield System(name, port, key, process, {})
 
 
-def one_round(ports: list[int], options: argparse.Namespace) -> dict[str, Any]:
-    before = slowness()
-    whole = uvloop.run(latencies(ports, options.latency_requests, stream=False))
-    streamed = uvloop.run(latencies(ports, options.latency_requests, stream=True))
-    return {
-        "slowness": max(before, slowness()),
-        "whole": differences("added", whole[0][0], whole[1][0]),
-        "streamed": differences("added until first", streamed[0][2], streamed[1][2])
-        | differences("added until last", streamed[0][0], streamed[1][0]),
-    }
+def measure(system: System, upstreams: dict[str, int], options: argparse.Namespace) -> None:
+    """All but the rounds."""
+    global KEY
+    KEY, port, process = system.key, system.port, system.process
+    for stream in (False, True):
+        uvloop.run(rate(port, max(options.requests // 10, 20), options.concurrency, stream=stream))
+    system.note("memory", {"before MB": rss(process) / 1e6})
+    for stream, part in ((False, "whole"), (True, "streamed")):
+        before = cpu_seconds(process)
+        wall = uvloop.run(rate(port, options.requests, options.concurrency, stream=stream))
+        cpu = cpu_seconds(process) - before
+        system.note(part, {"requests per CPU second": options.requests / cpu})
+        system.note(part, {"requests per second": options.requests / wall})
+        paced = [upstreams["paced"], port]
+        direct, through = uvloop.run(latencies(paced, options.paced_requests, stream=stream, model="paced"))
+        system.note(part, differences("added, at a pace", direct[0], through[0]))
+        if stream:
+            system.note(part, differences("forwarding", direct[1], through[1]))
+    system.note("memory", {"after MB": rss(process) / 1e6})
 
 
-def add_up(results: dict[str, Any]) -> None:
-    """Rounds become rows, of all of them and of those that were undisturbed."""
-    best = min(one["slowness"] for result in results.values() for one in result["rounds"])
-    for result in results.values():
-        rounds = result["rounds"]
-        undisturbed = [one for one in rounds if one["slowness"] <= 1.15 * best]
-        for part in ("whole", "streamed"):
-            for row in rounds[0][part]:
-                for label, chosen in (("", rounds), (", undisturbed", undisturbed)):
-                    values = [one[part][row] for one in chosen]
-                    result[part][f"{row}{label}"] = statistics.median(values) if values else math.nan
-                values = [one[part][row] for one in rounds]
-                result[part][f"{row}, lowest"], result[part][f"{row}, highest"] = min(values), max(values)
-        result["memory"] |= {"rounds": len(rounds), "undisturbed rounds": len(undisturbed)}
+def one_round(system: System, upstream: int, number: int) -> None:
+    global KEY
+    KEY = system.key
+    direct, through = uvloop.run(latencies([upstream, system.port], number, stream=False))
+    system.note("whole", differences("added", direct[0], through[0]))
+    direct, through = uvloop.run(latencies([upstream, system.port], number, stream=True))
+    system.note("streamed", differences("added until the first", direct[2], through[2]))
+    system.note("streamed", differences("added until the last", direct[0], through[0]))
 
 
 def differences(row: str, direct: list[float], through: list[float]) -> dict[str, float]:
@@ -432,7 +420,7 @@ def quantile(values: list[float], q: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=20, help="of latencies; a quarter for others")
+    parser.add_argument("--rounds", type=int, default=20, help="of latencies; a quarter of them for LiteLLM")
     parser.add_argument("--latency-requests", type=int, default=150, help="of each kind in a round")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--chunks", type=int, default=50, help="of each streamed answer")
@@ -445,7 +433,6 @@ def main() -> None:
     if options.upstream:
         return uvloop.run(serve_upstream(options.upstream, options.chunks, options.pace))
     upstreams = {"fake": free_port(), "paced": free_port()}
-    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as text, contextlib.ExitStack() as stack:
         for name, port in upstreams.items():
             folder = Path(text) / name
@@ -462,26 +449,36 @@ def main() -> None:
                 pace,
             ]
             stack.enter_context(running(command, folder))
-        for system in options.systems.split(","):
-            if system == "litellm" and not (PEERS / "bin" / "litellm").exists():
+        systems: list[System] = []
+        for name in options.systems.split(","):
+            if name == "litellm" and not (PEERS / "bin" / "litellm").exists():
                 print(f"left out: litellm is not in {PEERS}")
                 continue
-            results[system] = measure(system, upstreams, options)
-            print(system, "measured", flush=True)
-    add_up(results)
+            systems.append(stack.enter_context(up(name, upstreams)))
+            measure(systems[-1], upstreams, options)
+            print(name, "measured", flush=True)
+        for number in tqdm(range(options.rounds), desc="rounds"):
+            for system in systems:
+                if system.name != "litellm" or number % 4 == 0:
+                    one_round(system, upstreams["fake"], options.latency_requests)
     if options.json:
-        write(options, results)
+        write(options, systems)
     print(f"{options.requests} requests, {options.concurrency} at once, {options.chunks} chunks a stream\n")
     for part in ("whole", "streamed", "memory"):
-        for row in next(iter(results.values()))[part]:
-            figures = [f"{system} {result[part][row]:10.2f}" for system, result in results.items()]
-            print(f"{part:9} {row:36}", *figures)
+        for row in systems[0].found[part]:
+            print(f"{part:9} {row:30}", *(f"{system.name} {told(system.found[part][row])}" for system in systems))
 
 
-def write(options: argparse.Namespace, results: dict[str, Any]) -> None:
+def told(values: list[float]) -> str:
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.median(values):8.2f}{spread:18}"
+
+
+def write(options: argparse.Namespace, systems: list[System]) -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     sizes = {name: value for name, value in vars(options).items() if isinstance(value, int)}
     about = {"sizes": sizes, "machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    results = {system.name: system.found for system in systems}
     options.json.write_text(json.dumps({"about": about, "results": results}, indent=2))
 
 
