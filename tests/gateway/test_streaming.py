@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import threading
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator
@@ -17,7 +18,7 @@ from serving import ASK, CHAT, HANG, GatewayServer, ScriptedModel
 from starlette.types import Message
 
 from wootz.core import BadRequestError, UpstreamError
-from wootz.core.wire import ChatChunk, ChunkChoice, Delta
+from wootz.core.wire import ChatChunk, ChatRequest, ChunkChoice, Delta, Usage
 from wootz.gateway import answers
 
 
@@ -158,14 +159,12 @@ def test_a_refusal_before_the_stream_has_its_own_status(http: httpx.Client, mode
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
 
 
-@pytest.mark.parametrize("clock", ["stands still", "goes on"])
-async def test_chunks_that_come_together_do_not_wait_for_the_last(clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written leaves when the loop's turn ends: it ends with the first chunk, and then again and again."""
+async def test_an_answer_that_is_all_there_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     now, turns, sent_in = 100.0, 0, list[int]()
 
     def perf_counter() -> float:
         nonlocal now
-        now += 0.0 if clock == "stands still" else answers.TURN_SECONDS / 10
+        now += answers.TURN_SECONDS / 10
         return now
 
     async def chunks() -> AsyncGenerator[ChatChunk, None]:
@@ -180,17 +179,32 @@ async def test_chunks_that_come_together_do_not_wait_for_the_last(clock: str, mo
             await asyncio.sleep(0)
 
     async def send(message: Message) -> None:
-        if message["type"] == "http.response.body" and message["body"] != b"data: [DONE]\n\n":
+        if message["type"] == "http.response.body":
             sent_in.append(turns)
 
     monkeypatch.setattr(answers.time, "perf_counter", perf_counter)
     counting = asyncio.create_task(count_turns())
     await answers.StreamedAnswer(chunks(), include_usage=False)._stream(send)
     counting.cancel()
-    together = list(Counter(sent_in).values())
-    assert sum(together) == 60
-    assert together[0] == 1
-    if clock == "stands still":
-        assert together == [1, 59]
-    else:
-        assert max(together) <= 11
+    assert len(sent_in) == 60
+    assert max(Counter(sent_in).values()) <= 11
+
+
+def test_a_chunk_leaves_before_the_next_is_made(
+    http: httpx.Client, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing lets the loop have a turn in between."""
+    read, was_read = threading.Event(), list[bool]()
+
+    async def chat(request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+        yield ChatChunk(id="1", model=request.model, choices=[ChunkChoice(delta=Delta(content="first"))])
+        was_read.append(read.wait(20))
+        yield ChatChunk(id="1", model=request.model, choices=[ChunkChoice(delta=Delta(), finish_reason="stop")])
+        yield ChatChunk(id="1", model=request.model, choices=[], usage=Usage())
+
+    monkeypatch.setattr(model, "chat", chat)
+    with http.stream("POST", CHAT, json=ASK | {"stream": True}) as response:
+        for line in response.iter_lines():
+            if "first" in line:
+                read.set()
+    assert was_read == [True]

@@ -26,9 +26,8 @@ from wootz.core.wire import ChatChunk, Completion
 Chunk = TypeVar("Chunk", ChatChunk, Completion, SpeechChunk)
 
 
-TURN_SECONDS = 0.00025
-"""Chunks that came together are written together, when the loop's turn ends; it ends with the first of them, and then
-after so long, so that none waits for all."""
+TURN_SECONDS = 0.002
+"""An answer whose chunks are all there lets others have their turn after so long."""
 WATCH_AFTER_SECONDS = 0.01
 """Work that is done sooner than this is not worth a watcher."""
 
@@ -52,7 +51,7 @@ class StreamedAnswer(Response):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         async with aclosing(self.chunks) as chunks:
             started = ended = False
-            turn_began = 0.0
+            turn_began = time.perf_counter()
             try:
                 async for chunk in chunks:
                     events = self.events(chunk)
