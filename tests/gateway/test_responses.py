@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from serving import GatewayServer, ScriptedModel
 
 from wootz.core import UnavailableError, UnsupportedError
 from wootz.core.wire import ChunkChoice, Delta
+from wootz.gateway.surfaces.response_store import ResponseStore
 
 TOOL = {"type": "function", "name": "weather", "parameters": WEATHER, "strict": True}
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"}
@@ -187,6 +189,22 @@ def test_going_on_from_a_response_by_its_id(sdk: openai.OpenAI, model: ScriptedM
         ("assistant", "Hello, wörld"),
         ("user", "Who am I?"),
     ]
+
+
+def test_a_response_is_kept_before_its_end_is_told(
+    sdk: openai.OpenAI, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = ResponseStore.save
+
+    async def save_slowly(*args: Any) -> None:
+        await asyncio.sleep(0.2)
+        await save(*args)
+
+    monkeypatch.setattr(ResponseStore, "save", save_slowly)
+    for stream in (True, False):
+        told = sdk.responses.create(model="scripted", input="hi", stream=stream)
+        id = list(told)[-1].response.id if stream else told.id
+        assert sdk.responses.retrieve(id).output_text == "Hello, wörld"
 
 
 def test_a_kept_response_is_its_keys_alone(sdk: openai.OpenAI, server: GatewayServer) -> None:

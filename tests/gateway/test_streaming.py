@@ -179,7 +179,7 @@ async def test_an_answer_that_is_all_there_leaves_others_their_turn(monkeypatch:
             await asyncio.sleep(0)
 
     async def send(message: Message) -> None:
-        if message["type"] == "http.response.body":
+        if message["type"] == "http.response.body" and message["body"] != b"data: [DONE]\n\n":
             sent_in.append(turns)
 
     monkeypatch.setattr(answers.time, "perf_counter", perf_counter)

@@ -50,27 +50,28 @@ class StreamedAnswer(Response):
     async def _stream(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         async with aclosing(self.chunks) as chunks:
-            started = ended = False
-            turn_began = time.perf_counter()
+            started, turn_began = False, time.perf_counter()
             try:
                 async for chunk in chunks:
-                    events = self.events(chunk)
-                    if chunk.usage is not None:  # The last one. What is still to be put away, nobody waits for.
-                        events, ended = events + self.last_events(), True
-                    elif not events:
+                    if not (events := self.events(chunk)):
                         continue
                     if not started:
                         await send(start)
                         started = True
-                    await send({"type": "http.response.body", "body": events, "more_body": not ended})
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
                     if (now := time.perf_counter()) - turn_began > TURN_SECONDS:
                         turn_began = now
                         await asyncio.sleep(0)
+                events = self.last_events()
             except WootzError as error:
-                if ended or not started:
+                if not started:
                     raise
-                if (events := self.error_events(error)) is not None:
-                    await send({"type": "http.response.body", "body": events})
+                events = self.error_events(error)
+            if events is None:
+                return
+            if not started:
+                await send(start)
+            await send({"type": "http.response.body", "body": events})
 
     def events(self, chunk: Any) -> bytes:
         """A chunk as it goes over the wire; nothing for one that the client is not told of."""
