@@ -116,6 +116,8 @@ def create_app(config: Config, engine_sockets: Mapping[str, Path], *, accounts: 
                 "quality metrics": lambda: front.drift.watch(telemetry.metrics, rule),
                 "killed processes": lambda: under_way.recover_for_ever(ledger, front.limits.settle_for),
             }
+            if front.keys is not None:
+                works["keys in use"] = front.keys.cache.read_ahead
             if (sharing := Sharing.of(config, models)) is not None:
                 works["shared breakers"] = sharing.run
             await stack.enter_async_context(at_work(telemetry.metrics, works))

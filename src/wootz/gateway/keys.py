@@ -364,15 +364,17 @@ class KeyStore:
         async with self.database.session() as session:
             return (await session.scalars(select(KeyRow.id).where(column == subject.id))).all()
 
-    async def _find(self, digest: str) -> Known | None:
-        matches = or_(KeyRow.hash == digest, KeyRow.previous_hash == digest)
+    async def _find(self, digests: Sequence[str]) -> dict[str, Known]:
+        matches = or_(KeyRow.hash.in_(digests), KeyRow.previous_hash.in_(digests))
         async with self.database.session() as session:
-            if (row := await session.scalar(select(KeyRow).where(matches))) is None:
-                return None
-            (key,) = await _to_keys(session, [row])
-        if row.previous_hash is not None and row.previous_hash == digest:
-            return Known(key, row.previous_hash, row.previous_expires_at)
-        return Known(key, row.hash, None)
+            rows = (await session.scalars(select(KeyRow).where(matches))).all()
+            keys = await _to_keys(session, rows) if rows else []
+        known: dict[str, Known] = {}
+        for row, key in zip(rows, keys, strict=True):
+            known[row.hash] = Known(key, row.hash, None)
+            if row.previous_hash is not None:
+                known[row.previous_hash] = Known(key, row.previous_hash, row.previous_expires_at)
+        return known
 
 
 @dataclass(frozen=True)
