@@ -13,7 +13,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -360,9 +360,9 @@ def test_a_key_is_compared_by_its_hash_only(server: GatewayServer, monkeypatch: 
     looked_up: list[str] = []
     find = server.keys.cache._find
 
-    async def spy(digest: str) -> Any:
-        looked_up.append(digest)
-        return await find(digest)
+    async def spy(digests: Sequence[str]) -> Any:
+        looked_up.extend(digests)
+        return await find(digests)
 
     monkeypatch.setattr(server.keys.cache, "_find", spy)
     server.keys.cache.clear()
