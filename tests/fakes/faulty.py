@@ -150,6 +150,11 @@ async def cut_mid_stream(endpoint: FaultyEndpoint, writer: asyncio.StreamWriter)
     await _say(writer, _head(), ROLE, HALF)
 
 
+async def cut_after_many(endpoint: FaultyEndpoint, writer: asyncio.StreamWriter) -> None:
+    """Of which many came together."""
+    await _say(writer, _head(), ROLE, 40 * HALF)
+
+
 async def end_without_usage(endpoint: FaultyEndpoint, writer: asyncio.StreamWriter) -> None:
     """The body ends properly, the answer does not."""
     await _say(writer, _head(), ROLE, HALF, END)

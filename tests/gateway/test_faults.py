@@ -196,6 +196,14 @@ def test_before_any_content(gate: Gate, name: str, stream: bool) -> None:
 
 
 @STREAMED
+def test_parts_that_came_together_are_charged_each(gate: Gate, stream: bool) -> None:
+    gate.faulty.fault = faulty.cut_after_many
+    outcome = gate.ask("alone", stream=stream)
+    assert outcome.text == ("Hel" * 40 if stream else "")
+    assert outcome.tokens == [(0, 40)]
+
+
+@STREAMED
 @pytest.mark.parametrize("name", MID_STREAM)
 def test_after_content_nobody_goes_on(gate: Gate, name: str, stream: bool) -> None:
     gate.faulty.fault, code = MID_STREAM[name]

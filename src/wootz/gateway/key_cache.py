@@ -2,7 +2,7 @@
 process revoked is refused a second later.
 
 Those in use are read again before their second is over, all together, so that no request waits for it: a key that is
-used once in two seconds would else be read each time, which takes five times as long as all else on a request's way.
+used once in two seconds would else be read each time, which takes longer than all else on a request's way.
 
 Only tokens that are known are kept, by their hash, so strangers can't fill it.
 """
@@ -21,7 +21,7 @@ SWEEP_AT = 10_000
 AHEAD_SECONDS = 0.5
 IN_USE_SECONDS = 60.0
 MOST_AHEAD = 200
-"""Where more are in use, each is read by the next who comes with it."""
+"""Those that were used last; of others each is read by the next who comes with it."""
 
 
 class Kept(Generic[Value]):
@@ -80,10 +80,10 @@ class KeyCache(Generic[Value]):
             await asyncio.sleep(AHEAD_SECONDS)
             kept, began = self._kept, self._clock()
             in_use = [digest for digest, one in kept.items() if began - one.used < IN_USE_SECONDS]
-            if not 0 < len(in_use) <= MOST_AHEAD:
-                continue
+            if len(in_use) > MOST_AHEAD:
+                in_use = sorted(in_use, key=lambda digest: kept[digest].used)[-MOST_AHEAD:]
             try:
-                found = await self._find(in_use)
+                found = await self._find(in_use) if in_use else {}
             except UnavailableError:
                 continue  # Whoever comes next is told.
             if kept is not self._kept:  # Something was changed meanwhile.

@@ -137,6 +137,10 @@ class Connection(asyncio.Protocol):
         """After an answer that was read to its end, and that was not the connection's last."""
         return self._is_whole and self._lasts and not self._is_paused and self.is_open
 
+    def may_yet_end(self) -> bool:
+        """And serve again then: its answer goes on."""
+        return self._lasts and not self._is_whole and self.is_open
+
     def finish(self, seconds: float, then: Callable[[], None]) -> None:
         """Of an answer whose last word was read: ``then`` when it has ended, closed when it has not after so long."""
         self._when_whole = then
@@ -212,6 +216,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._alarm.cancel()
+        self._when_whole = None
         if exc is None and self._has_head and self._ends_with_connection():
             self._is_whole = True
         if isinstance(exc, ssl.SSLError):

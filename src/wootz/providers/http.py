@@ -165,12 +165,10 @@ class Http:
 
     def leave(self, connection: Connection, *, is_read: bool = False) -> None:
         """Only a connection whose answer has come to its end serves again."""
-        if self._is_closed or not connection.is_open:
-            connection.abort()
-        elif connection.may_serve_again():
+        if not self._is_closed and connection.may_serve_again():
             connection.rest(IDLE_SECONDS[self._way.place.scheme])
             self._resting.append(connection)
-        elif is_read:
+        elif not self._is_closed and is_read and connection.may_yet_end():
             connection.finish(LAST_WORD_SECONDS, partial(self.leave, connection))
         else:
             connection.abort()
