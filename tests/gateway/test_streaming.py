@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator
@@ -208,3 +209,28 @@ def test_a_chunk_leaves_before_the_next_is_made(
             if "first" in line:
                 read.set()
     assert was_read == [True]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_what_a_model_does_after_its_last_chunk_is_not_waited_for(
+    http: httpx.Client, server: GatewayServer, model: ScriptedModel, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """And should it fail at it, the answer was given all the same."""
+    is_read, waited = threading.Event(), list[bool]()
+
+    async def chat(request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+        yield ChatChunk(id="1", model=request.model, choices=[ChunkChoice(delta=Delta(content="all"))])
+        yield ChatChunk(id="1", model=request.model, choices=[ChunkChoice(delta=Delta(), finish_reason="stop")])
+        yield ChatChunk(id="1", model=request.model, choices=[], usage=Usage())
+        waited.append(await asyncio.to_thread(is_read.wait, 20))
+        raise UpstreamError("it could not hang up")
+
+    monkeypatch.setattr(model, "chat", chat)
+    response = http.post(CHAT, json=ASK | {"stream": stream})
+    assert "all" in response.text
+    assert "error" not in response.text
+    time.sleep(2 * answers.WATCH_AFTER_SECONDS)
+    is_read.set()
+    assert http.get("/v1/models").status_code == 200  # On the same connection.
+    assert waited == [True]
+    assert server.call(server.ledger.get(response.headers["x-request-id"])).status == 200

@@ -95,7 +95,7 @@ def piece_event(text: str) -> dict[str, Any]:
     return {"id": "i", "created": 1, "model": "m", "choices": [{"index": 0, "delta": {"content": text}}]}
 
 
-@pytest.mark.parametrize(("whole", "num_chunks"), [(True, 2), (False, 6)])
+@pytest.mark.parametrize(("whole", "num_chunks"), [(True, 2), (False, 5)])
 def test_most_events_are_not_parsed(whole: bool, num_chunks: int) -> None:
     """Together with the first, some `MOST`; or as they came."""
     parsed = list[str]()
@@ -126,6 +126,20 @@ def test_text_goes_on_in_few_events_that_count_what_they_hold() -> None:
     assert ready[1] == piece | {"pieces": ["x"]}, "whoever waits for the first token sees it"
     assert [len(event["pieces"]) for event in ready[2:]] == [MOST, MOST, 2]
     assert piece["choices"][0]["delta"]["content"] == "x"
+
+
+@pytest.mark.parametrize("last", [{"delta": {}}, {"delta": {"content": "c"}}, {"delta": {"content": "c", "own": 1}}])
+@pytest.mark.parametrize("whole", [True, False])
+def test_how_it_ended_is_told_once_and_last(whole: bool, last: dict[str, Any]) -> None:
+    """Also where a client reads along with one who waits for the whole answer."""
+    opening = {"id": "i", "created": 1, "model": "m"}
+    said = [{"delta": {"content": text}, "finish_reason": None} for text in ("a", "b")]
+    events = [opening | {"choices": [{"index": 0, **choice}]} for choice in (*said, last | {"finish_reason": "stop"})]
+    ready = joined(events, whole=whole, together=3)
+    assert len(ready) == (2 if "own" in last["delta"] else 1)
+    chunk = ChatChunk.model_validate(ready[0])
+    assert chunk.num_parts == (3 if last["delta"] and len(ready) == 1 else 2)
+    assert written(ready) == written(events)
 
 
 async def test_a_text_that_was_changed_on_its_way_is_not_taken_apart() -> None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from wootz.console.models import view_models
 from wootz.console.sessions import Visitor
 from wootz.console.site import Site
-from wootz.core import collect_chat
+from wootz.core import fold_chat
 from wootz.core.wire import ChatRequest
 from wootz.gateway.answers import answer_with
 
@@ -28,4 +28,4 @@ def add_routes(router: APIRouter, site: Site) -> None:
         request: Request, body: ChatRequest, visitor: Visitor = Depends(site.acting("inference"))
     ) -> Response:
         chunks = site.gateway.chat(visitor.key, body, request_id=request.state.request_id, route="/console/chat")
-        return answer_with(chunks, collect_chat, stream=body.stream, include_usage=True)
+        return answer_with(chunks, fold_chat, stream=body.stream, include_usage=True)

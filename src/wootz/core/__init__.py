@@ -23,7 +23,7 @@ from wootz.core.errors import (
     WootzError,
 )
 from wootz.core.progress import SILENT, Progress, progress_bar
-from wootz.core.protocol import LanguageModel, collect_chat, collect_completion
+from wootz.core.protocol import LanguageModel, collect_chat, collect_completion, fold_chat, fold_completion
 from wootz.core.secrets import resolve_secret
 from wootz.core.sections import EngineConfig, ModelConfig, PriceConfig, SpeculationConfig
 
@@ -54,6 +54,8 @@ __all__ = [
     "WootzError",
     "collect_chat",
     "collect_completion",
+    "fold_chat",
+    "fold_completion",
     "load_config",
     "progress_bar",
     "resolve_secret",

@@ -7,8 +7,8 @@ stream into a whole answer for those who want one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 from wootz.core.errors import UnsupportedError, UpstreamError
 from wootz.core.wire import (
@@ -28,6 +28,9 @@ from wootz.core.wire import (
     RerankResponse,
     Usage,
 )
+
+Chunk = TypeVar("Chunk")
+Whole = TypeVar("Whole")
 
 
 class LanguageModel(Protocol):
@@ -81,6 +84,12 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
 
     Raises `UpstreamError` for a stream that broke off: one without a last chunk that tells the usage.
     """
+    return await _to_the_end(chunks, fold_chat)
+
+
+async def fold_chat(chunks: AsyncIterator[ChatChunk]) -> ChatCompletion:
+    """The same, as soon as the last chunk is there. What the model still puts away then is the caller's to wait for, by
+    reading on."""
     first: ChatChunk | None = None
     usage: Usage | None = None
     more: dict[str, Any] = {}
@@ -89,8 +98,9 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
     tool_calls: dict[tuple[int, int], dict[str, Any]] = {}
     async for chunk in chunks:
         first = first or chunk
-        usage = chunk.usage or usage
         more |= chunk.more
+        if (usage := chunk.usage) is not None:
+            break
         for part in chunk.choices:
             if (choice := choices.get(part.index)) is None:
                 choice = choices[part.index] = ChatChoice(index=part.index, message=AnswerMessage(content=""))
@@ -132,6 +142,14 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
     return ChatCompletion(id=first.id, created=first.created, model=first.model, choices=in_order, usage=usage, **more)
 
 
+async def _to_the_end(chunks: AsyncIterable[Chunk], fold: Callable[[AsyncIterator[Chunk]], Awaitable[Whole]]) -> Whole:
+    each = aiter(chunks)
+    answer = await fold(each)
+    async for _ in each:
+        pass
+    return answer
+
+
 def _joined(before: dict[str, Any], pieces: dict[str, Any]) -> dict[str, Any]:
     """As OpenAI streams a ``refusal`` (pieces of a text) and ``annotations`` (items of a list)."""
     joined: dict[str, Any] = {}
@@ -171,6 +189,11 @@ def _set_incomplete_calls_apart(message: AnswerMessage) -> None:
 
 async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
     """Fold a streamed text completion into one whole answer, as `collect_chat` does."""
+    return await _to_the_end(chunks, fold_completion)
+
+
+async def fold_completion(chunks: AsyncIterator[Completion]) -> Completion:
+    """As `fold_chat`."""
     answer: Completion | None = None
     choices: dict[int, CompletionChoice] = {}
     async for chunk in chunks:
@@ -179,6 +202,7 @@ async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
         answer.add(chunk.more)
         if chunk.usage is not None:
             answer.usage = chunk.usage
+            break
         for part in chunk.choices:
             choice = choices.setdefault(part.index, CompletionChoice(index=part.index, text=""))
             choice.text += part.text

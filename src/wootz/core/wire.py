@@ -373,12 +373,13 @@ class ChatChunk(Answer):
     choices: list[ChunkChoice]
     usage: Usage | None = OMIT_NONE
     pieces: tuple[str, ...] = Field(default=(), exclude=True)
-    """The texts of a remote endpoint's events that were joined into this one, if they were (`providers/joining.py`)."""
+    """The texts of a remote endpoint's events that were joined into this one, if they were (`providers/joining.py`).
+    Where it has a ``finish_reason`` the last one's event alone had; "" for one without a text."""
 
     @property
     def num_parts(self) -> int:
         """How many of its model's events it is."""
-        return len(self.pieces) or 1
+        return len(self.pieces) - (self.pieces[-1:] == ("",)) or 1
 
 
 class AnswerMessage(Answer):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -45,33 +45,43 @@ class StreamedAnswer(Response):
         self.include_usage = include_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _unless_gone(receive, self._stream(send))
+        async with aclosing(self.chunks) as chunks:
+            if await _unless_gone(receive, self._stream(send)):
+                await _to_the_end(chunks)
 
     async def _stream(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        async with aclosing(self.chunks) as chunks:
-            started, turn_began = False, time.perf_counter()
-            try:
-                async for chunk in chunks:
-                    if not (events := self.events(chunk)):
-                        continue
-                    if not started:
-                        await send(start)
-                        started = True
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
-                    if (now := time.perf_counter()) - turn_began > TURN_SECONDS:
-                        turn_began = now
-                        await asyncio.sleep(0)
-                events = self.last_events()
-            except WootzError as error:
+        started, turn_began = False, time.perf_counter()
+        try:
+            async for chunk in self.chunks:
+                events = self.events(chunk)
+                if is_last := self.is_last(chunk):
+                    events += self.last_events()
+                elif not events:
+                    continue
                 if not started:
-                    raise
-                events = self.error_events(error)
-            if events is None:
-                return
+                    await send(start)
+                    started = True
+                await send({"type": "http.response.body", "body": events, "more_body": not is_last})
+                if is_last:
+                    return
+                if (now := time.perf_counter()) - turn_began > TURN_SECONDS:
+                    turn_began = now
+                    await asyncio.sleep(0)
+            events = self.last_events()
+        except WootzError as error:
             if not started:
-                await send(start)
-            await send({"type": "http.response.body", "body": events})
+                raise
+            events = self.error_events(error)
+        if events is None:
+            return
+        if not started:
+            await send(start)
+        await send({"type": "http.response.body", "body": events})
+
+    def is_last(self, chunk: Any) -> bool:
+        """Whether the answer ends with it, and what its models do after it is nobody's to wait for."""
+        return chunk.usage is not None
 
     def events(self, chunk: Any) -> bytes:
         """A chunk as it goes over the wire; nothing for one that the client is not told of."""
@@ -95,13 +105,17 @@ class WholeAnswer(Response):
 
     media_type = "application/json"
 
-    def __init__(self, answer: Coroutine[Any, Any, BaseModel | bytes]) -> None:
-        """What the framework would write down here (headers, a body) is known when the answer is."""
+    def __init__(
+        self, answer: Coroutine[Any, Any, BaseModel | bytes], rest: AsyncGenerator[Any, None] | None = None
+    ) -> None:
+        """``rest`` is what is left of a model's chunks when the answer is there; nobody waits for it."""
+        # What the framework would write down here (headers, a body) is known then.
         self.status_code, self.background = 200, None
-        self.answer = answer
+        self.answer, self.rest = answer, rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _unless_gone(receive, self._send_whole(send))
+        if await _unless_gone(receive, self._send_whole(send)) and self.rest is not None:
+            await _to_the_end(self.rest)
 
     async def _send_whole(self, send: Send) -> None:
         answer = await self.answer
@@ -113,13 +127,13 @@ class WholeAnswer(Response):
 
 def answer_with(
     chunks: AsyncGenerator[Chunk, None],
-    collect: Callable[[AsyncGenerator[Chunk, None]], Coroutine[Any, Any, BaseModel]],
+    fold: Callable[[AsyncGenerator[Chunk, None]], Coroutine[Any, Any, BaseModel]],
     *,
     stream: bool | None,
     include_usage: bool,
 ) -> Response:
-    """The chunks as they come, or folded into one by ``collect``."""
-    return StreamedAnswer(chunks, include_usage=include_usage) if stream else WholeAnswer(collect(chunks))
+    """The chunks as they come, or folded into one by ``fold``."""
+    return StreamedAnswer(chunks, include_usage=include_usage) if stream else WholeAnswer(fold(chunks), chunks)
 
 
 def _event(data: bytes) -> bytes:
@@ -128,12 +142,19 @@ def _event(data: bytes) -> bytes:
 
 def _apart(written: bytes, chunk: ChatChunk) -> bytes:
     """A chunk that was several events before it came here, as these events."""
-    text = chunk.choices[0].delta.content
+    choice, (*before, last) = chunk.choices[0], chunk.pieces
+    text, reason = choice.delta.content, choice.finish_reason
     head, found, tail = written.partition(b'"content":' + _spelled(text))
     if not found or "".join(chunk.pieces) != text:  # It was given another text on its way.
         return _event(written)
-    head, tail = b"data: " + head + b'"content":', tail + b"\n\n"
-    return b"".join([head + _spelled(piece) + tail for piece in chunk.pieces])
+    head, tail = b"data: " + head, tail + b"\n\n"
+    goes_on = tail.replace(b'"finish_reason":"%s"' % reason.encode(), b'"finish_reason":null', 1) if reason else tail
+    events = [head + b'"content":' + _spelled(piece) + goes_on for piece in before]
+    if last:
+        events.append(head + b'"content":' + _spelled(last) + tail)
+    else:
+        events.append(head.partition(b'"delta":{')[0] + b'"delta":{' + tail)
+    return b"".join(events)
 
 
 _spelled = msgspec.json.Encoder().encode
@@ -146,8 +167,16 @@ def _headers_of(media_type: str) -> tuple[tuple[bytes, bytes], ...]:
     return (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), (b"content-type", content_type.encode())
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work; cancel it, and wait until it has let go of everything, when the client goes away first."""
+async def _to_the_end(chunks: AsyncGenerator[Any, None]) -> None:
+    """What is left to do for an answer that was told; should that fail, it was told all the same."""
+    with suppress(WootzError):
+        async for _ in chunks:
+            pass
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
+    """Do the work; cancel it, and wait until it has let go of everything, when the client goes away first. Whether it
+    is done."""
     here, is_gone = asyncio.current_task(), False
     assert here is not None
     watching: asyncio.Task[None] | None = None
@@ -166,9 +195,11 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> Non
     beginning = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, begin_to_watch)
     try:
         await work
+        return True
     except asyncio.CancelledError:
         if not is_gone or here.uncancel():  # Somebody else cancels us, as well.
             raise
+        return False
     finally:
         beginning.cancel()
         if watching is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.middleware import Middleware
 
-from wootz.core import Config, collect_chat, collect_completion
+from wootz.core import Config, fold_chat, fold_completion
 from wootz.core.wire import (
     ChatCompletion,
     ChatRequest,
@@ -92,13 +92,13 @@ def _inference(gateway: Gateway) -> APIRouter:
     async def chat(request: Request, body: ChatRequest) -> Response:
         set_out(request, body)
         chunks = gateway.chat(request.state.key, body, request_id=request.state.request_id)
-        return answer_with(chunks, collect_chat, stream=body.stream, include_usage=_wants_usage(body))
+        return answer_with(chunks, fold_chat, stream=body.stream, include_usage=_wants_usage(body))
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM | ANSWER_ERRORS)
     async def complete(request: Request, body: CompletionRequest) -> Response:
         set_out(request, body)
         chunks = gateway.complete(request.state.key, body, request_id=request.state.request_id)
-        return answer_with(chunks, collect_completion, stream=body.stream, include_usage=_wants_usage(body))
+        return answer_with(chunks, fold_completion, stream=body.stream, include_usage=_wants_usage(body))
 
     @router.post("/v1/embeddings", response_model=EmbeddingResponse, responses=ANSWER_ERRORS)
     async def embed(request: Request, body: EmbeddingRequest) -> Response:

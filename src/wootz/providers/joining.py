@@ -2,8 +2,9 @@
 
 A streamed answer comes in one event a token, and making a chunk of each costs more than all else on a request's way.
 So the text of those that follow each other is put together before. Where somebody reads along, only what came together
-is, so that nothing waits for what is yet to come, and only events that differ in nothing but their text: whoever writes
-the chunk out makes the same events of its pieces again. Where nobody does, that holds for the first text alone, for
+is, so that nothing waits for what is yet to come, and only events that differ in nothing but their text, and the last
+in how it ended: whoever writes the chunk out makes the same events of its pieces again. Where nobody does, that holds
+for the first text alone, for
 whoever waits for a sign of life; then some `MOST` go on together, so that an answer that is given up is counted to
 about that many tokens.
 
@@ -50,22 +51,22 @@ class Joiner:
         while position < len(batch):
             if form is not None and batch[position].startswith(form.head):
                 if texts := form.texts_of(batch, position):
-                    self._join(form.event, texts)
+                    yield from self._join(form.event, texts)
                     position += len(texts)
                     continue
                 form = None  # One of them is none, so that each of this batch is read.
             data = batch[position]
             event = self._read(data)
             text, ends = _said(event)
-            if self._whole and text and not ends:
-                self._join(event, [text])
-            elif self._whole and ends and self._pieces:
-                self._join(self._event, [text] if text else [])
+            if text and not ends:
+                yield from self._join(event, [text])
+            elif ends and self._pieces and (self._whole or _is_end_of(event, self._event)):
+                self._pieces.append(text)
                 self._event = self._event | event
                 yield from self.rest()
             else:
                 yield from self.rest()
-                yield _with_text(event, text) if text else event  # Another's to change.
+                yield event
             if text and not ends and self._num_forms < MOST_FORMS:
                 self._num_forms += 1
                 form = self._form = _Form.of(data, event, text)
@@ -74,9 +75,12 @@ class Joiner:
             self._has_begun = self._has_begun or bool(self._pieces)
             yield from self.rest()
 
-    def _join(self, event: dict[str, Any], texts: list[str]) -> None:
+    def _join(self, event: dict[str, Any], texts: list[str]) -> Sequence[dict[str, Any]]:
+        """With what it can't be joined with goes on before."""
+        before = () if self._whole or event is self._event else self.rest()
         self._event = self._event if self._pieces else event
         self._pieces += texts
+        return before
 
     def rest(self) -> Sequence[dict[str, Any]]:
         """What waits to be joined."""
@@ -118,6 +122,15 @@ class _Form:
             return []
         # A piece may have been several texts, or half a list: then there is another number, or something else.
         return texts if len(texts) == len(pieces) and "" not in texts else []
+
+
+def _is_end_of(event: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether it says as that one does, but that it ends, with another text or with nothing."""
+    (choice,), (other,) = event["choices"], before["choices"]
+    delta, said = choice["delta"], other["delta"]
+    if delta and (not delta.get("content") or delta | {"content": said["content"]} != said):
+        return False
+    return event | {"choices": [choice | {"delta": said, "finish_reason": None}]} == before
 
 
 def _with_text(event: dict[str, Any], text: str) -> dict[str, Any]:

@@ -74,6 +74,10 @@ class ToldAnswer(StreamedAnswer):
     def events(self, chunk: ChatChunk) -> bytes:
         return self._frames(self.telling.chunk(chunk))
 
+    def is_last(self, chunk: ChatChunk) -> bool:
+        """A surface may put the answer away when its chunks are over, which comes before its end is told."""
+        return False
+
     def last_events(self) -> bytes:
         return self._frames(self.telling.end())
 
