@@ -95,7 +95,7 @@ def piece_event(text: str) -> dict[str, Any]:
     return {"id": "i", "created": 1, "model": "m", "choices": [{"index": 0, "delta": {"content": text}}]}
 
 
-@pytest.mark.parametrize(("whole", "num_chunks"), [(True, 2), (False, 5)])
+@pytest.mark.parametrize(("whole", "num_chunks"), [(True, 2), (False, 6)])
 def test_most_events_are_not_parsed(whole: bool, num_chunks: int) -> None:
     """Together with the first, some `MOST`; or as they came."""
     parsed = list[str]()
@@ -133,12 +133,13 @@ def test_text_goes_on_in_few_events_that_count_what_they_hold() -> None:
 def test_how_it_ended_is_told_once_and_last(whole: bool, last: dict[str, Any]) -> None:
     """Also where a client reads along with one who waits for the whole answer."""
     opening = {"id": "i", "created": 1, "model": "m"}
-    said = [{"delta": {"content": text}, "finish_reason": None} for text in ("a", "b")]
+    said = [{"delta": {"content": text}, "finish_reason": None} for text in ("a", "b", "b")]
     events = [opening | {"choices": [{"index": 0, **choice}]} for choice in (*said, last | {"finish_reason": "stop"})]
-    ready = joined(events, whole=whole, together=3)
-    assert len(ready) == (2 if "own" in last["delta"] else 1)
-    chunk = ChatChunk.model_validate(ready[0])
-    assert chunk.num_parts == (3 if last["delta"] and len(ready) == 1 else 2)
+    ready = joined(events, whole=whole, together=4)
+    is_joined = "own" not in last["delta"]
+    assert len(ready) == 1 + (not whole) + (not is_joined), "the first text goes ahead where somebody reads along"
+    parts = [ChatChunk.model_validate(event).num_parts for event in ready]
+    assert sum(parts) == (4 if last["delta"] else 3)
     assert written(ready) == written(events)
 
 

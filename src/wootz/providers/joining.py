@@ -60,6 +60,9 @@ class Joiner:
             text, ends = _said(event)
             if text and not ends:
                 yield from self._join(event, [text])
+                if not (self._whole or self._has_begun):  # The others need not be looked at for it.
+                    self._has_begun = True
+                    yield from self.rest()
             elif ends and self._pieces and (self._whole or _is_end_of(event, self._event)):
                 self._pieces.append(text)
                 self._event = self._event | event
