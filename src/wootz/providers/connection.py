@@ -94,6 +94,9 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append
+        """A stream comes in a piece an event, so what the parser calls for each is no function of ours."""
         self._parser = HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._silence = 0.0
@@ -105,7 +108,6 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._headers: dict[str, str] = {}
         self._has_head = self._is_whole = self._lasts = False
-        self._pieces: list[bytes] = []
         self._num_waiting = self._num_without_content = 0
         self._is_paused = False
 
@@ -127,11 +129,12 @@ class Connection(asyncio.Protocol):
             if self._is_whole:
                 return b""
             await self._more()
-        pieces, self._pieces, self._num_waiting = self._pieces, [], 0
+        whole = b"".join(self._pieces)
+        self._forget_pieces()
         if self._is_paused and not self._transport.is_closing():
             self._is_paused = False
             self._transport.resume_reading()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return whole
 
     def may_serve_again(self) -> bool:
         """After an answer that was read to its end, and that was not the connection's last."""
@@ -148,7 +151,8 @@ class Connection(asyncio.Protocol):
 
     def rest(self, seconds: float) -> None:
         """Closed after so long, or when the endpoint says anything, unless `wake` comes first."""
-        self._asked, self._pieces, self._num_waiting = False, [], 0
+        self._asked = False
+        self._forget_pieces()
         self._alarm.set(seconds)
 
     def wake(self) -> None:
@@ -205,13 +209,18 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._asked:
             return self.close()  # Whatever it is, it answers nothing.
-        self._num_without_content += len(data)
+        num_pieces = len(self._pieces)
         try:
             self._parser.feed_data(data)
+            self._num_without_content = 0 if len(self._pieces) > num_pieces else self._num_without_content + len(data)
             if self._num_without_content > MAX_HEAD_BYTES:
                 raise HttpParserError("a head without end")
         except (HttpParserError, HttpParserUpgrade):
             self._fail("what it answered is not HTTP", "upstream_malformed")
+        self._num_waiting += len(data)
+        if self._num_waiting > MAX_WAITING_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -240,19 +249,15 @@ class Connection(asyncio.Protocol):
         self._lasts = self._parser.should_keep_alive()
         self._has_head = self._status // 100 != 1  # Those say that the answer is yet to come.
 
-    def on_body(self, body: bytes) -> None:
-        self._num_without_content = 0
-        self._pieces.append(body)
-        self._num_waiting += len(body)
-        if self._num_waiting > MAX_WAITING_BYTES and not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()
-
     def on_message_complete(self) -> None:
         self._is_whole = self._has_head
         if self._when_whole is not None:
             then, self._when_whole = self._when_whole, None
             self._loop.call_soon(then)
+
+    def _forget_pieces(self) -> None:
+        self._pieces.clear()
+        self._num_waiting = 0
 
     def _ends_with_connection(self) -> bool:
         return "content-length" not in self._headers and "chunked" not in self._headers.get("transfer-encoding", "")

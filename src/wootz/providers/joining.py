@@ -112,13 +112,15 @@ class _Form:
 
     def texts_of(self, batch: Sequence[str], position: int) -> list[str]:
         """Of the events from there on that are of this form; nothing where one of them is not."""
-        head, tail = self.head, self.tail
-        begin, end, pieces = len(head), -len(tail), list[str]()
-        for index in range(position, len(batch)):
-            data = batch[index]
-            if not (data.startswith(head) and data.endswith(tail)):
-                break
-            pieces.append(data[begin:end])
+        head, tail, end = self.head, self.tail, len(batch)
+        while not (batch[end - 1].startswith(head) and batch[end - 1].endswith(tail)):
+            end -= 1  # The last ones tell how it ended.
+            if end == position:
+                return []
+        events = batch[position:end]
+        pieces = [data[len(head) : -len(tail)] for data in events]
+        if head + (tail + "\n" + head).join(pieces) + tail != "\n".join(events):
+            return []
         try:
             texts = _TEXTS.decode(f"[{','.join(pieces)}]")
         except ValueError:
