@@ -62,29 +62,19 @@ class Http:
         for secret in self.endpoint.secrets:
             await secret.close()
 
-    async def batches(
+    def batches(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None, *, last: str | None = None
-    ) -> AsyncGenerator[list[str], None]:
-        """The data of the answer's server-sent events, together as they arrived together. ``last`` is what the last one
-        says, where there is such a word."""
-        async with self.response("POST", path, body, accept=EVENTS, headers=headers) as response:
-            reader = EventReader()
-            try:
-                while piece := await response.piece():
-                    if batch := reader.feed(piece):
-                        response.is_read = batch[-1] == last
-                        yield batch
-                if batch := reader.end():
-                    yield batch
-            except ValueError:
-                raise self.failed("what it answered is not JSON events", "upstream_malformed") from None
+    ) -> Batches:
+        """The data of the answer's server-sent events, as a context manager. ``last`` is what the last one says, where
+        there is such a word."""
+        return Batches(self, self._ask("POST", path, body, EVENTS, headers), last)
 
     async def events(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[str, None]:
         """The same one by one."""
-        async with aclosing(self.batches(path, body, headers)) as batches:
-            async for batch in batches:
+        async with self.batches(path, body, headers) as batches:
+            while batch := await batches.next():
                 for data in batch:
                     yield data
 
@@ -234,20 +224,54 @@ class Http:
                 limits = [total] if total is not None else []
 
 
-class Reading:
-    """What `Http.response` returns."""
+class _Open:
+    """An answer while it is read."""
 
     def __init__(self, http: Http, asking: Coroutine[Any, Any, tuple[Connection, Response]]) -> None:
         self._http, self._asking = http, asking
-
-    async def __aenter__(self) -> Response:
-        self._connection, self._response = await self._asking
-        return self._response
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         self._http.leave(self._connection, is_read=self._response.is_read)
         if isinstance(error, Failed):
             raise self._http.failed(error.how, error.code) from None
+
+    async def _open(self) -> Response:
+        self._connection, self._response = await self._asking
+        return self._response
+
+
+class Reading(_Open):
+    """What `Http.response` returns."""
+
+    async def __aenter__(self) -> Response:
+        return await self._open()
+
+
+class Batches(_Open):
+    """What `Http.batches` returns: an answer's events, together as they arrived together. No generator, for what each
+    of those costs the loop."""
+
+    def __init__(self, http: Http, asking: Coroutine[Any, Any, tuple[Connection, Response]], last: str | None) -> None:
+        super().__init__(http, asking)
+        self._last, self._reader = last, EventReader()
+
+    async def __aenter__(self) -> Batches:
+        await self._open()
+        return self
+
+    async def next(self) -> list[str]:
+        """None of them at the end. Raises `UpstreamError`."""
+        response, reader = self._response, self._reader
+        try:
+            while piece := await response.piece():
+                if batch := reader.feed(piece):
+                    response.is_read = batch[-1] == self._last
+                    return batch
+            return reader.end()
+        except Failed as failure:
+            raise self._http.failed(failure.how, failure.code) from None
+        except ValueError:
+            raise self._http.failed("what it answered is not JSON events", "upstream_malformed") from None
 
 
 def _head(beginning: str, headers: Mapping[str, str]) -> bytes:

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from pydantic_core import from_json
 
 MOST = 32
 MOST_FORMS = 4
 """An endpoint whose every event is another (padding against eavesdroppers) is not tried for ever."""
 
 _TEXTS = msgspec.json.Decoder(list[str])
+_spelled = msgspec.json.Encoder().encode
 _CHOICE = {"index", "delta", "finish_reason", "logprobs"}
 _DELTA = {"role", "content"}
 
@@ -104,10 +104,12 @@ class _Form:
     @classmethod
     def of(cls, data: str, event: dict[str, Any], text: str) -> _Form | None:
         """None where the piece is not to be found for certain: another one in its place must make the same event."""
-        for spelled in (json.dumps(text), json.dumps(text, ensure_ascii=False)):
-            head, _, tail = data.partition(spelled)
-            if data.count(spelled) == 1 and from_json(f'{head}"?"{tail}') == _with_text(event, "?"):
-                return cls(event, head, tail)
+        for spelled in (_spelled(text).decode(), json.dumps(text)):
+            for key in ('"content":', '"content": '):
+                head, found, tail = data.partition(key + spelled)
+                # Where nothing is escaped, these are the only places that could be called so.
+                if found and '"content"' not in head and '"content"' not in tail and "\\" not in head + tail:
+                    return cls(event, head + key, tail)
         return None
 
     def texts_of(self, batch: Sequence[str], position: int) -> list[str]:

@@ -14,7 +14,6 @@ recorded with zero tokens: we cannot count for it.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 from jiter import from_json
@@ -134,9 +133,9 @@ class OpenAICompatibleModel(LanguageModel):
         last: Chunk | None = None
         usage: Usage | None = None
         finished = done = False
-        async with aclosing(self._http.batches(path, body, last=DONE)) as batches:
+        async with self._http.batches(path, body, last=DONE) as batches:
             try:
-                async for batch in batches:
+                while batch := await batches.next():
                     if done := DONE in batch:
                         del batch[batch.index(DONE) :]
                     for event in joiner.add(batch):
