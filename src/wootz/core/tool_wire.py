@@ -151,17 +151,15 @@ class StructuredFields(ModelRequest):
     @property
     def structures(self) -> list[str]:
         """The names of the fields that ask for a structure: none, or one."""
-        wanted = {
-            "response_format": self.response_format
-            if self.response_format and self.response_format.type != "text"
-            else None,
-            "structured_outputs": self.structured_outputs,
-            "guided_json": self.guided_json,
-            "guided_regex": self.guided_regex,
-            "guided_choice": self.guided_choice,
-            "guided_grammar": self.guided_grammar,
-        }
-        return [name for name, value in wanted.items() if value is not None]
+        if self.model_fields_set.isdisjoint(_STRUCTURES):  # As of nearly all.
+            return []
+        given = [name for name in _STRUCTURES if getattr(self, name) is not None]
+        if self.response_format and self.response_format.type == "text":
+            given.remove("response_format")
+        return given
+
+
+_STRUCTURES = tuple(StructuredFields.__annotations__)
 
 
 # --- conversations ------------------------------------------------------------------------------------------------

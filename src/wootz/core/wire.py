@@ -212,13 +212,9 @@ class ChatRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
-    def _logprobs_fit_together(self) -> ChatRequest:
+    def _logprobs_and_tools_fit_together(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError('"top_logprobs" needs "logprobs": true')
-        return self
-
-    @model_validator(mode="after")
-    def _tools_fit_together(self) -> ChatRequest:
         if self.tools is not None or self.tool_choice is not None:
             check_tools(self.tools or (), self.tool_choice)
         check_tool_history(self.messages)

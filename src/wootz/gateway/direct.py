@@ -65,7 +65,7 @@ async def read_body(request: Request, body_type: type[Body]) -> Body:
     try:
         if _is_json(header_of(request.scope, b"content-type") or ""):
             content = loads(content)
-        return body_type.model_validate(content, from_attributes=True)
+        return body_type.model_validate(content)
     except json.JSONDecodeError as error:
         wrong = {
             "type": "json_invalid",
