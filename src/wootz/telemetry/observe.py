@@ -101,8 +101,6 @@ class Telemetry:
     ) -> Observation:
         """Begin. ``provider`` is None when no model of that name is configured (see `model_label`); ``journey`` is the
         request's, ``metadata`` what the client says the request is for, ``body`` what is kept where bodies are."""
-        hashes = self.hash_prompt(body) if self.hash_prompt and body is not None else (None, None, None)
-        prompt_hash, prompt_chars, template_hash = hashes
         begun = RequestRecord(
             request_id=request_id,
             started_at=datetime.now(UTC),
@@ -113,9 +111,6 @@ class Telemetry:
             stream=stream,
             status=0,
             user=user,
-            prompt_hash=prompt_hash,
-            prompt_chars=prompt_chars,
-            template_hash=template_hash,
         )
         is_task = isinstance(body, MediaRequest) and not body.stream
         again = is_task or (journey is not None and journey.lane == "batch")
@@ -123,7 +118,7 @@ class Telemetry:
             self.under_way.begin(begun)
         keep = self.keep_bodies
         kept = BodyCollector(body, keep.max_bytes, keep.days) if keep is not None and body is not None else None
-        return Observation(self, begun, journey or Journey(), metadata, kept)
+        return Observation(self, begun, journey or Journey(), metadata, body, kept)
 
     async def tripped(self, guard: str, journey: Journey, *, injection: bool = False) -> None:
         """For guards: one changed or refused a request or an answer; ``injection``, as an attempt to instruct the
@@ -185,6 +180,7 @@ class Observation:
         begun: RequestRecord,
         journey: Journey,
         metadata: Any,
+        prompt: BaseModel | None,
         body: BodyCollector | None,
     ) -> None:
         self.finish_reason: str | None = None
@@ -205,6 +201,10 @@ class Observation:
         """What is to be told of the record before it is kept: the limits, of what was used. None: they know already."""
         self.owed: Callable[[RequestRecord], Owed] | None = None
         """The same as data, for who settles it when this process is killed before it did."""
+        self._unhashed = prompt if telemetry.hash_prompt is not None else None
+        self._hashes: Hashes | None = None
+        if self._unhashed is not None:  # While the model is at work.
+            asyncio.get_running_loop().call_soon(self._hash)
         self._label = model_label(begun)
         telemetry.metrics.in_flight.counts[self._label] += 1
         self._started = time.perf_counter()
@@ -328,6 +328,10 @@ class Observation:
         self._telemetry.metrics.bodies_lost.inc()
         return None
 
+    def _hash(self) -> None:
+        if self._unhashed is not None and self._telemetry.hash_prompt is not None:
+            self._hashes, self._unhashed = self._telemetry.hash_prompt(self._unhashed), None
+
     def _record(self, status: int, error: WootzError | None, client_disconnected: bool) -> RequestRecord:
         if error is not None:
             status = error.status
@@ -335,6 +339,8 @@ class Observation:
             status = CLIENT_CLOSED_REQUEST
         num_later_tokens = self._num_tokens - self._num_first_tokens
         journey, usage = self._journey, self._usage
+        self._hash()
+        prompt_hash, prompt_chars, template_hash = self._hashes or (None, None, None)
         return msgspec.structs.replace(
             self._begun,
             status=status,
@@ -354,6 +360,9 @@ class Observation:
             duration=time.perf_counter() - self._started,
             client_disconnected=client_disconnected,
             user=journey.user or self._begun.user,
+            prompt_hash=prompt_hash,
+            prompt_chars=prompt_chars,
+            template_hash=template_hash,
             team_id=journey.team or None,
             tags=tags_of(journey, self._metadata),
             lane=journey.lane,
