@@ -129,8 +129,10 @@ async def fold_chat(chunks: AsyncIterator[ChatChunk]) -> ChatCompletion:
                 choice.stop_reason = part.stop_reason
             if part.guarantee is not None:
                 choice.guarantee = part.guarantee
-            choice.add(part.more)
-            message.add(_joined(message.more, delta.more))
+            if part.more:
+                choice.add(part.more)
+            if delta.more:
+                message.add(_joined(message.more, delta.more))
     if first is None or usage is None:
         raise UpstreamError("the answer broke off before its end", hint="try again")
     in_order = [choices[index] for index in sorted(choices)]

@@ -313,7 +313,8 @@ class Gateway:
                 journey.conversation = journey.tags[TAG] = conversation
             journey.tags.update(key.tags)
             residency.check_here(key.standing, self.config.server.region)  # The console and batches come straight here.
-            journey.bounds = Bounds(key.standing.regions, self._barred(key))
+            if self._has_restrictions or key.standing.regions is not None:
+                journey.bounds = Bounds(key.standing.regions, self._barred(key))
             if isinstance(request, SamplingFields) and (request.priority or 0) < 0 and not key.is_admin:
                 raise PermissionError_('"priority" below 0 needs a key with the scope "admin"', param="priority")
         model = self.migrations.choose(request, self.model(key, request.model))

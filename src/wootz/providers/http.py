@@ -50,7 +50,9 @@ class Http:
         self.endpoint = endpoint
         self._way = Way(endpoint.base_url)
         self.host = self._way.place.host
-        self._headers = {"accept-encoding": "identity", "user-agent": "wootz", **endpoint.headers}
+        self._headers = {"accept-encoding": "identity", "user-agent": "wootz"}
+        self._headers |= {name: one for name, one in endpoint.headers.items() if isinstance(one, str)}
+        self._live = {name: one for name, one in endpoint.headers.items() if isinstance(one, LiveKey)}
         self._key_header, self._scheme = key_header, scheme
         self._resting = deque[Connection]()
         self._is_closed = False
@@ -115,7 +117,10 @@ class Http:
         headers: Mapping[str, str] | None,
     ) -> tuple[Connection, Response]:
         content = b"" if body is None else msgspec.json.encode(body)
-        said = {**await self._confidential(), **(headers or {}), "accept": accept}
+        said = await self._confidential()
+        if headers:
+            said |= headers
+        said["accept"] = accept
         if body is not None:
             said["content-type"] = JSON
         if method != "GET":
@@ -165,9 +170,9 @@ class Http:
 
     async def _confidential(self) -> dict[str, str]:
         """The headers of every request, with the key of this moment; the record is told which version that is."""
-        said = {
-            name: (await one.use()).value if isinstance(one, LiveKey) else one for name, one in self._headers.items()
-        }
+        said = self._headers.copy()
+        for name, one in self._live.items():
+            said[name] = (await one.use()).value
         if isinstance(self.endpoint.api_key, LiveKey):
             secret = await self.endpoint.api_key.use()
             said[self._key_header] = self._scheme + secret.value

@@ -95,11 +95,13 @@ class Limiter:
         for meter in meters:
             if meter.amount > meter.limit:
                 raise _never(meter, usage)
+        counts_money = any(meter.is_money for meter in meters)
         # A batch line that a killed server had begun is asked again under the same id, and counted once.
         id = f"hold-{observation.request_id}" if request.journey.lane == "batch" else new_id("hold")
 
         def used(record: RequestRecord) -> list[tuple[Meter, int]]:
-            tokens, picodollars = record.prompt_tokens + record.completion_tokens, to_picodollars(record.cost)
+            tokens = record.prompt_tokens + record.completion_tokens
+            picodollars = to_picodollars(record.cost) if counts_money else 0
             return [(meter, meter.used(tokens, picodollars)) for meter in meters]
 
         def settle(record: RequestRecord) -> Awaitable[None] | None:

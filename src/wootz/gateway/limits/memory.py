@@ -142,9 +142,7 @@ class Window:
 
     def forget(self, now: float) -> None:
         """What has left the window."""
-        for second in list(self._seconds):
-            if second + WINDOW_SECONDS > now:
-                break
+        while self._seconds and (second := next(iter(self._seconds))) + WINDOW_SECONDS <= now:
             self.total -= self._seconds.pop(second)
 
     def retry_after(self, now: float, most: int) -> float | None:
