@@ -26,6 +26,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wootz import __version__, console, gateway
+from wootz.app import large_pages
 from wootz.app.alerting import watching
 from wootz.app.bounded_http import BoundedHttp
 from wootz.app.draining import KEEP_ALIVE_SECONDS, Server
@@ -221,6 +222,7 @@ def _leave_what_lasts_alone() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
+    large_pages.gather()
 
 
 async def _until_ready(gateway: Gateway) -> None:
