@@ -169,19 +169,25 @@ class _Message(Protocol):
     @property
     def role(self) -> str: ...
     @property
+    def content(self) -> Any: ...
+    @property
     def tool_call_id(self) -> str | None: ...
     @property
     def tool_calls(self) -> Sequence[Any] | None: ...
 
 
-def check_tool_history(messages: Sequence[_Message]) -> None:
-    """Raise ValueError, the field's path first, unless every call is well formed and answered once, right after it."""
+def check_history(messages: Sequence[_Message]) -> None:
+    """Raise ValueError, the field's path first, unless every message says something, and every call is well formed and
+    answered once, right after it."""
     open: dict[str, str] = {}
     for number, message in enumerate(messages):
+        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+            raise ValueError(f'"messages[{number}]" needs "content", as it is of role "{message.role}"')
         if message.role == "tool":
             _check_result(message, f"messages[{number}]", open)
             continue
-        _check_answered(open)
+        if open:
+            _check_answered(open)
         if message.tool_calls is None:
             continue
         where = f"messages[{number}]"

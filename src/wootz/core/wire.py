@@ -14,11 +14,11 @@ from __future__ import annotations
 import operator
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
 
 from wootz.core.cache_control import CacheControl
 from wootz.core.tool_wire import (
@@ -27,7 +27,7 @@ from wootz.core.tool_wire import (
     StructuredFields,
     ToolChoice,
     ToolDefinition,
-    check_tool_history,
+    check_history,
     check_tools,
 )
 
@@ -122,12 +122,6 @@ class ChatMessage(Request):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 
-    @model_validator(mode="after")
-    def _has_content(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError(f'a message with role "{self.role}" needs "content"')
-        return self
-
     @property
     def text(self) -> str:
         """The message's text, its text parts joined."""
@@ -217,7 +211,7 @@ class ChatRequest(SamplingFields):
             raise ValueError('"top_logprobs" needs "logprobs": true')
         if self.tools is not None or self.tool_choice is not None:
             check_tools(self.tools or (), self.tool_choice)
-        check_tool_history(self.messages)
+        check_history(self.messages)
         return self
 
 
@@ -368,14 +362,14 @@ class ChatChunk(Answer):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = OMIT_NONE
-    pieces: tuple[str, ...] = Field(default=(), exclude=True)
+    pieces: SkipValidation[Sequence[str]] = Field(default=(), exclude=True)
     """The texts of a remote endpoint's events that were joined into this one, if they were (`providers/joining.py`).
     Where it has a ``finish_reason`` the last one's event alone had; "" for one without a text."""
 
     @property
     def num_parts(self) -> int:
         """How many of its model's events it is."""
-        return len(self.pieces) - (self.pieces[-1:] == ("",)) or 1
+        return len(self.pieces) - (not self.pieces[-1]) if self.pieces else 1
 
 
 class AnswerMessage(Answer):

@@ -196,7 +196,7 @@ class Observation:
         self._units = Decimal(0)
         self._num_tokens = self._num_first_tokens = 0
         self._first = self._last = 0.0
-        self._ended: asyncio.Future[RequestRecord] | None = None
+        self._left: RequestRecord | asyncio.Future[RequestRecord] | None = None
         self.settle: Callable[[RequestRecord], Awaitable[None] | None] | None = None
         """What is to be told of the record before it is kept: the limits, of what was used. None: they know already."""
         self.owed: Callable[[RequestRecord], Owed] | None = None
@@ -265,16 +265,13 @@ class Observation:
         An ``error`` gives status and code. A caller cancelled in here has still left the record. When the database is
         out of reach the answer is not held up for long: see `Ledger.write`; the record is then in the log.
         """
-        if self._ended is None:
+        if self._left is None:
             record = self._record(status, error, client_disconnected)
             self._telemetry.metrics.in_flight.counts[self._label] -= 1
             self._telemetry.count(record)
-            if (rest := self._keep(record)) is None:
-                self._ended = asyncio.get_running_loop().create_future()
-                self._ended.set_result(record)
-            else:
-                self._ended = asyncio.ensure_future(rest)
-        return self._ended.result() if self._ended.done() else await asyncio.shield(self._ended)
+            rest = self._keep(record)
+            self._left = record if rest is None else asyncio.ensure_future(rest)
+        return self._left if isinstance(self._left, RequestRecord) else await asyncio.shield(self._left)
 
     def _keep(self, record: RequestRecord) -> Coroutine[Any, Any, RequestRecord] | None:
         """Begin to keep it; what is left of that, if there is something to wait for."""
