@@ -19,10 +19,10 @@ def large():
     return sum(map(int, re.findall(r"AnonHugePages: +(\\d+)", Path("/proc/self/smaps").read_text())))
 
 kept = [str(number) * 20 for number in range(200_000)]
-before, digest = large(), hashlib.sha256("".join(kept).encode()).hexdigest()
+digest = hashlib.sha256("".join(kept).encode()).hexdigest()
 number = large_pages.gather()
 assert hashlib.sha256("".join(kept).encode()).hexdigest() == digest
-print(number, (large() - before) // 2048)
+print(number, large() // 2048)
 """
 
 
@@ -32,5 +32,5 @@ def test_what_is_there_is_gathered() -> None:
     if tuple(map(int, re.findall(r"\d+", Path("/proc/sys/kernel/osrelease").read_text())[:2])) < (6, 1):
         pytest.skip("a kernel that gathers only by itself")
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    number, more = map(int, run.stdout.split())
-    assert number >= more > 5
+    number, found = map(int, run.stdout.split())
+    assert found >= number > 5

@@ -99,8 +99,6 @@ async def fold_chat(chunks: AsyncIterator[ChatChunk]) -> ChatCompletion:
     async for chunk in chunks:
         first = first or chunk
         more |= chunk.more
-        if (usage := chunk.usage) is not None:
-            break
         for part in chunk.choices:
             if (choice := choices.get(part.index)) is None:
                 choice = choices[part.index] = ChatChoice(index=part.index, message=AnswerMessage(content=""))
@@ -133,6 +131,8 @@ async def fold_chat(chunks: AsyncIterator[ChatChunk]) -> ChatCompletion:
                 choice.add(part.more)
             if delta.more:
                 message.add(_joined(message.more, delta.more))
+        if (usage := chunk.usage) is not None:
+            break
     if first is None or usage is None:
         raise UpstreamError("the answer broke off before its end", hint="try again")
     in_order = [choices[index] for index in sorted(choices)]
@@ -202,9 +202,6 @@ async def fold_completion(chunks: AsyncIterator[Completion]) -> Completion:
         if answer is None:
             answer = Completion(id=chunk.id, created=chunk.created, model=chunk.model, choices=[])
         answer.add(chunk.more)
-        if chunk.usage is not None:
-            answer.usage = chunk.usage
-            break
         for part in chunk.choices:
             choice = choices.setdefault(part.index, CompletionChoice(index=part.index, text=""))
             choice.text += part.text
@@ -217,6 +214,9 @@ async def fold_completion(chunks: AsyncIterator[Completion]) -> Completion:
                 whole.token_logprobs += part.logprobs.token_logprobs
                 whole.top_logprobs += part.logprobs.top_logprobs
                 whole.text_offset += part.logprobs.text_offset
+        if chunk.usage is not None:
+            answer.usage = chunk.usage
+            break
     if answer is None or answer.usage is None:
         raise UpstreamError("the answer broke off before its end", hint="try again")
     answer.choices = [choices[index] for index in sorted(choices)]
