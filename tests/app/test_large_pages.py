@@ -18,10 +18,10 @@ from wootz.app import large_pages
 def large():
     return sum(map(int, re.findall(r"AnonHugePages: +(\\d+)", Path("/proc/self/smaps").read_text())))
 
-kept = [str(number) * 20 for number in range(200_000)]
-digest = hashlib.sha256("".join(kept).encode()).hexdigest()
+kept = bytes(range(256)) * 2**17
+digest = hashlib.sha256(kept).digest()
 number = large_pages.gather()
-assert hashlib.sha256("".join(kept).encode()).hexdigest() == digest
+assert hashlib.sha256(kept).digest() == digest
 print(number, large() // 2048)
 """
 
@@ -33,4 +33,4 @@ def test_what_is_there_is_gathered() -> None:
         pytest.skip("a kernel that gathers only by itself")
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     number, found = map(int, run.stdout.split())
-    assert found >= number > 5
+    assert found >= number >= 15
