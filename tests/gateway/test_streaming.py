@@ -18,7 +18,7 @@ import pytest
 from serving import ASK, CHAT, HANG, GatewayServer, ScriptedModel
 from starlette.types import Message
 
-from wootz.core import BadRequestError, UpstreamError
+from wootz.core import BadRequestError, UpstreamError, fold_chat
 from wootz.core.wire import ChatChunk, ChatRequest, ChunkChoice, Delta, Usage
 from wootz.gateway import answers
 
@@ -234,3 +234,27 @@ def test_what_a_model_does_after_its_last_chunk_is_not_waited_for(
     assert http.get("/v1/models").status_code == 200  # On the same connection.
     assert waited == [True]
     assert server.call(server.ledger.get(response.headers["x-request-id"])).status == 200
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+async def test_nothing_of_a_model_is_left_open_where_its_answer_cannot_be_sent(stream: bool) -> None:
+    closed = list[bool]()
+
+    async def chunks() -> AsyncGenerator[ChatChunk, None]:
+        try:
+            yield ChatChunk(id="1", model="m", choices=[ChunkChoice(delta=Delta(content="a"), finish_reason="stop")])
+            yield ChatChunk(id="1", model="m", choices=[], usage=Usage())
+        finally:
+            closed.append(True)
+
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        raise OSError("it went away")
+
+    answer = answers.answer_with(chunks(), fold_chat, stream=stream, include_usage=True)
+    with pytest.raises(OSError, match="it went away"):
+        await answer({"type": "http"}, never, send)
+    assert closed == [True]

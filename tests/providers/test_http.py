@@ -99,6 +99,19 @@ async def test_what_is_no_answer(answer: bytes, code: str) -> None:
         assert (await failure_of(url)).code == code
 
 
+async def test_an_event_that_is_none_after_text_that_is_none() -> None:
+    """Each is one event's fault; what is told is the endpoint's, whichever is looked at first."""
+
+    async def handler(_head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"\r\n" + EVENT)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(EVENT.replace(b'"x"', b"null") + b"data: nonsense\n\n")
+
+    async with server(handler) as url:
+        assert (await failure_of(url)).code == "upstream_malformed"
+
+
 async def test_a_redirect_is_not_followed() -> None:
     asked: list[bytes] = []
 

@@ -130,10 +130,12 @@ def test_text_goes_on_in_few_events_that_count_what_they_hold() -> None:
 
 @pytest.mark.parametrize("last", [{"delta": {}}, {"delta": {"content": "c"}}, {"delta": {"content": "c", "own": 1}}])
 @pytest.mark.parametrize("whole", [True, False])
-def test_how_it_ended_is_told_once_and_last(whole: bool, last: dict[str, Any]) -> None:
+@pytest.mark.parametrize("role", [{}, {"role": "assistant"}], ids=["no role", "a role in each"])
+def test_how_it_ended_is_told_once_and_last(whole: bool, last: dict[str, Any], role: dict[str, str]) -> None:
     """Also where a client reads along with one who waits for the whole answer."""
     opening = {"id": "i", "created": 1, "model": "m"}
-    said = [{"delta": {"content": text}, "finish_reason": None} for text in ("a", "b", "b")]
+    said = [{"delta": role | {"content": text}, "finish_reason": None} for text in ("a", "b", "b")]
+    last = {"delta": last["delta"] and role | last["delta"]}
     events = [opening | {"choices": [{"index": 0, **choice}]} for choice in (*said, last | {"finish_reason": "stop"})]
     ready = joined(events, whole=whole, together=4)
     is_joined = "own" not in last["delta"]

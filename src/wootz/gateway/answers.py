@@ -114,8 +114,12 @@ class WholeAnswer(Response):
         self.answer, self.rest = answer, rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if await _unless_gone(receive, self._send_whole(send)) and self.rest is not None:
-            await _to_the_end(self.rest)
+        if self.rest is None:
+            await _unless_gone(receive, self._send_whole(send))
+            return
+        async with aclosing(self.rest) as rest:
+            if await _unless_gone(receive, self._send_whole(send)):
+                await _to_the_end(rest)
 
     async def _send_whole(self, send: Send) -> None:
         answer = await self.answer

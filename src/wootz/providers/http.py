@@ -116,16 +116,21 @@ class Http:
         accept: str,
         headers: Mapping[str, str] | None,
     ) -> tuple[Connection, Response]:
-        content = b"" if body is None else msgspec.json.encode(body)
         said = await self._confidential()
         if headers:
             said |= headers
         said["accept"] = accept
-        if body is not None:
-            said["content-type"] = JSON
-        if method != "GET":
-            said["content-length"] = str(len(content))
-        request = _head(self._way.beginning(method, path), said) + content
+        try:
+            content = b"" if body is None else msgspec.json.encode(body)
+            if body is not None:
+                said["content-type"] = JSON
+            if method != "GET":
+                said["content-length"] = str(len(content))
+            request = _head(self._way.beginning(method, path), said) + content
+        except ValueError:
+            raise self.failed(
+                "it can't be asked in HTTP (a key of more than one line?)", "upstream_malformed"
+            ) from None
         timeouts, connection = self.endpoint.timeouts, None
         try:
             rested = connection = self._rested()

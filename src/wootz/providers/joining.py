@@ -65,7 +65,7 @@ class Joiner:
                     yield from self.rest()
             elif ends and self._pieces and (self._whole or _is_end_of(event, self._event)):
                 self._pieces.append(text)
-                self._event = self._event | event
+                self._event = _ended(self._event, event)
                 yield from self.rest()
             else:
                 yield from self.rest()
@@ -138,6 +138,12 @@ def _is_end_of(event: dict[str, Any], before: dict[str, Any]) -> bool:
     if delta and (not delta.get("content") or delta | {"content": said["content"]} != said):
         return False
     return event | {"choices": [choice | {"delta": said, "finish_reason": None}]} == before
+
+
+def _ended(before: dict[str, Any], event: dict[str, Any]) -> dict[str, Any]:
+    """That one, and how it ended."""
+    (choice,), (said,) = event["choices"], before["choices"]
+    return before | event | {"choices": [said | choice | {"delta": said["delta"] | choice["delta"]}]}
 
 
 def _with_text(event: dict[str, Any], text: str) -> dict[str, Any]:

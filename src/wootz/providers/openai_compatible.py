@@ -14,6 +14,7 @@ recorded with zero tokens: we cannot count for it.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from jiter import from_json
@@ -146,13 +147,13 @@ class OpenAICompatibleModel(LanguageModel):
                             yield last
                     if done:
                         break
+                for event in joiner.rest():
+                    last, _ = self._chunk(event, chunk_type)
+                    yield last
             except (UpstreamError, ValueError) as error:
-                for event in joiner.rest():  # It was written, and will be paid for.
-                    yield self._chunk(event, chunk_type)[0]
+                for chunk in self._written(joiner, chunk_type):
+                    yield chunk
                 raise error if isinstance(error, UpstreamError) else self._malformed() from None
-            for event in joiner.rest():
-                last, _ = self._chunk(event, chunk_type)
-                yield last
             if last is None or not (done or (finished and usage)):
                 raise UpstreamError(f'model "{self.name}": the endpoint cut its answer short', code="upstream_cut_off")
             yield _last(last, usage)
@@ -196,6 +197,12 @@ class OpenAICompatibleModel(LanguageModel):
                 adapt_choice(choice)
         said: Any = event.pop("usage", None)
         return chunk_type.model_validate(event), read_usage(said) if isinstance(said, dict) else None
+
+    def _written(self, joiner: Joiner, chunk_type: type[Chunk]) -> list[Chunk]:
+        """What was before an endpoint failed: it will be paid for."""
+        with suppress(ValueError):
+            return [self._chunk(event, chunk_type)[0] for event in joiner.rest()]
+        return []
 
     def _malformed(self) -> UpstreamError:
         message = f'model "{self.name}": what the endpoint answered is not OpenAI\'s protocol'
