@@ -84,7 +84,7 @@ async def collect_chat(chunks: AsyncIterable[ChatChunk]) -> ChatCompletion:
 
     Raises `UpstreamError` for a stream that broke off: one without a last chunk that tells the usage.
     """
-    return await _to_the_end(chunks, fold_chat)
+    return await _collect(chunks, fold_chat)
 
 
 async def fold_chat(chunks: AsyncIterator[ChatChunk]) -> ChatCompletion:
@@ -144,7 +144,7 @@ async def fold_chat(chunks: AsyncIterator[ChatChunk]) -> ChatCompletion:
     return ChatCompletion(id=first.id, created=first.created, model=first.model, choices=in_order, usage=usage, **more)
 
 
-async def _to_the_end(chunks: AsyncIterable[Chunk], fold: Callable[[AsyncIterator[Chunk]], Awaitable[Whole]]) -> Whole:
+async def _collect(chunks: AsyncIterable[Chunk], fold: Callable[[AsyncIterator[Chunk]], Awaitable[Whole]]) -> Whole:
     each = aiter(chunks)
     answer = await fold(each)
     async for _ in each:
@@ -191,7 +191,7 @@ def _set_incomplete_calls_apart(message: AnswerMessage) -> None:
 
 async def collect_completion(chunks: AsyncIterable[Completion]) -> Completion:
     """Fold a streamed text completion into one whole answer, as `collect_chat` does."""
-    return await _to_the_end(chunks, fold_completion)
+    return await _collect(chunks, fold_completion)
 
 
 async def fold_completion(chunks: AsyncIterator[Completion]) -> Completion:

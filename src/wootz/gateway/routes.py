@@ -91,8 +91,7 @@ def _inference(gateway: Gateway) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM | ANSWER_ERRORS)
     async def chat(request: Request, body: ChatRequest) -> Response:
         set_out(request, body)
-        state = request.scope["state"]
-        chunks = gateway.chat(state["key"], body, request_id=state["request_id"])
+        chunks = gateway.chat(request.state.key, body, request_id=request.state.request_id)
         return answer_with(chunks, fold_chat, stream=body.stream, include_usage=_wants_usage(body))
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAM | ANSWER_ERRORS)
